@@ -1,0 +1,36 @@
+# Every target sets up its own environment in .venv; nothing else has to be installed than Python 3.11 to 3.13.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+STAMP := $(VENV)/complete
+export PYTHONUNBUFFERED := 1
+
+.PHONY: degradation test test-slow lint setup
+
+# The main job: {plain, resnet} × {20, 56 layers} on the embedded digits. Any depth: make degradation ARGS="--config.sweep.depths='(20,56,110)' --workdir=runs/deeper"
+degradation: setup
+	$(PYTHON) -m experiments.degradation $(ARGS)
+
+test: setup
+	$(PYTHON) -m pytest $(ARGS)
+
+test-slow: setup
+	$(PYTHON) -m pytest -m slow $(ARGS)
+
+lint: setup
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+setup: $(STAMP)
+
+$(STAMP): requirements.txt pyproject.toml
+	@for python in python3 python3.13 python3.12 python3.11; do \
+		if $$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then \
+			echo "Setting up $(VENV) with $$($$python --version)"; \
+			$$python -m venv --clear $(VENV) && \
+			$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.txt && \
+			$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --editable . && \
+			touch $@ && exit 0; \
+			exit 1; \
+		fi; \
+	done; \
+	echo "plain56 needs Python 3.11, 3.12 or 3.13 with venv; found: $$(python3 --version 2>&1)" >&2; exit 1

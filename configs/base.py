@@ -1,0 +1,61 @@
+"""Every key with its default: the CIFAR recipe of He et al. 2015, section 4.2. Recipes import this and override a few lines.
+
+All durations are in steps (one step is one update).
+"""
+
+from ml_collections import ConfigDict
+
+# 50 and 152 layers exist in the ImageNet form too (6·8 + 2 and 6·25 + 2); the suffix asks for the CIFAR form.
+SHARED_DEPTHS = ("plain50", "plain152", "resnet50", "resnet152")
+
+
+def cifar_form(name):
+    """The name that asks for the CIFAR form: "resnet56" stays, "resnet152" becomes "resnet152_cifar"."""
+    return f"{name}_cifar" if name in SHARED_DEPTHS else name
+
+
+def get_config():
+    config = ConfigDict()
+    config.seed = 0  # of initialisation, order of examples and augmentation
+
+    config.model = ConfigDict()
+    config.model.name = "resnet20"
+    config.model.shortcut = "A"  # A: identity with zero padding; B: projection where the shape changes; C: projection everywhere
+    config.model.widths = (16, 32, 64)  # filters of the three stages
+    config.model.dtype = "float32"  # of activations: float32 | bfloat16
+
+    config.batch_norm = ConfigDict()
+    config.batch_norm.momentum = 0.9  # running = momentum · running + (1 − momentum) · batch
+    config.batch_norm.epsilon = 1e-5
+
+    config.data = ConfigDict()
+    config.data.name = "cifar10"  # "digits", or a TFDS name
+    config.data.dir = ""  # the TFDS folder; empty: TFDS_DATA_DIR, or TFDS's default
+    config.data.mean = (0.4914, 0.4822, 0.4465)  # by channel, of values in [0, 1]
+    config.data.std = (0.2470, 0.2435, 0.2616)
+    config.data.augment = ConfigDict()
+    config.data.augment.pad = 4  # zeros on every side, then a random crop of the original size
+    config.data.augment.flip = True  # mirror every second image on average
+
+    config.train = ConfigDict()
+    config.train.steps = 64_000
+    config.train.batch_size = 128  # over all devices
+    config.train.label_smoothing = 0.0
+    config.train.stop_after = 0  # end early without rescaling the schedule; 0: never
+    config.train.steps_per_call = 100  # steps in one compiled call
+    config.train.log_every = 100
+    config.train.evaluate_every = 1_000
+    config.train.checkpoint_every = 1_000
+
+    config.optimizer = ConfigDict()  # SGD
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.momentum = 0.9
+    config.optimizer.weight_decay = 1e-4  # added to the gradient: weight_decay · kernel (L2, before momentum)
+    config.optimizer.decay_all = False  # decay biases and batch norm's parameters too, as Caffe did
+    config.optimizer.schedule = ConfigDict()
+    config.optimizer.schedule.name = "step"  # step | cosine (to zero at train.steps)
+    config.optimizer.schedule.boundaries = (32_000, 48_000)  # step: from each of these steps on, divided by 10
+    config.optimizer.schedule.warmup_steps = 0
+    # step: held during warm-up, as for ResNet-110; cosine: rises linearly from here to learning_rate.
+    config.optimizer.schedule.warmup_learning_rate = 0.0
+    return config

@@ -1,0 +1,61 @@
+"""The degradation result: deeper plain networks train worse, deeper residual networks do not.
+
+He et al. 2015, Fig. 1 and Fig. 6: "the training error of the deeper plain network is higher", "not caused by overfitting", while
+the deeper residual network's is not. Runs the sweep, draws the figure from its run directories and checks the claim:
+
+    python -m experiments.degradation [--workdir=runs/degradation] [--config.sweep.depths='(20,32,44,56)']
+
+The rule, on final training errors averaged over seeds, for the shallowest and the deepest network of each family: the plain
+one rises by at least 20 percentage points, the residual one by at most 2.
+"""
+
+import json
+import sys
+
+import launch
+from plain56.figures import degradation
+
+SWEEP = "configs/sweeps/degradation.py"
+WORKDIR = "runs/degradation"
+PLAIN_RISE_AT_LEAST, RESIDUAL_RISE_AT_MOST = 0.20, 0.02
+
+
+def check_claim(rows):
+    """Judges the rows of a sweep's summary by the rule above.
+
+    Returns:
+        `(held, sentence)`.
+    """
+    unfinished = [f"{row['model']} with seed {row['seed']} is {row['state']}" for row in rows if row["state"] != "finished"]
+    if unfinished:
+        return False, f"The claim cannot be judged: {', '.join(unfinished)}."
+    depths = sorted({row["depth"] for row in rows})
+    shallow, deep = depths[0], depths[-1]
+    if shallow == deep:
+        return False, f"The claim cannot be judged: the sweep has only one depth, {shallow}."
+
+    def error(residual, depth):
+        errors = [row["train_error"] for row in rows if row["residual"] == residual and row["depth"] == depth]
+        return sum(errors) / len(errors)
+
+    rises = {residual: error(residual, deep) - error(residual, shallow) for residual in (False, True)}
+    held = rises[False] >= PLAIN_RISE_AT_LEAST and rises[True] <= RESIDUAL_RISE_AT_MOST
+    return held, (
+        f"The claim {'held' if held else 'did not hold'}: from {shallow} to {deep} layers the training error changed by "
+        f"{100 * rises[False]:+.1f} points in plain networks (claimed: at least {100 * PLAIN_RISE_AT_LEAST:+.0f}) and by "
+        f"{100 * rises[True]:+.1f} points in residual networks (claimed: at most {100 * RESIDUAL_RISE_AT_MOST:+.0f})."
+    )
+
+
+def reproduce(options, arguments):
+    """Sweep, figure, claim; returns the exit status: 1 where the claim did not hold."""
+    rows = launch.run_sweep(options)
+    figure = degradation.draw(options.workdir)
+    held, sentence = check_claim(rows)
+    print(f"figure: {figure}\n{sentence}")
+    print(json.dumps({"held": held, "claim": sentence, "figure": str(figure)}))
+    return 0 if held else launch.FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(launch.run(reproduce, [f"--config={SWEEP}", f"--workdir={WORKDIR}", *sys.argv[1:]]))

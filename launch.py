@@ -1,0 +1,243 @@
+"""plain56: plain against residual networks at any depth, in JAX.
+
+    python launch.py train    --config=configs/digits.py:resnet56 --workdir=runs/resnet56
+    python launch.py evaluate --workdir=runs/resnet56
+    python launch.py sweep    --config=configs/sweeps/degradation.py --workdir=runs/degradation
+    python launch.py report   --workdir=runs/degradation
+    python launch.py describe resnet56 [--image_size=32] [--num_classes=10]
+
+Any key of the config is overridden by a flag: --config.train.steps=1000. Tables go to stdout, whose last line is one JSON
+object; progress goes to stderr. Exit status: 0 done; 1 ran but failed; 2 a mistake in the command; 75 interrupted, launch again.
+"""
+
+import contextlib
+import difflib
+import importlib.util
+import json
+import re
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from plain56.errors import UserError
+from plain56.runs import flatten
+
+# Everything else is imported where it is needed: JAX alone takes seconds that --help and mistakes need not wait for.
+
+FAILED, MISTAKE, INTERRUPTED = 1, 2, 75
+
+
+def train(options, arguments):
+    from plain56 import training
+
+    config, workdir = _required(options, "config"), _required(options, "workdir")
+    with _progress() as show:
+        status = training.train(config, workdir, lambda step: show(config.model.name, step / config.train.steps))
+    if status.reason:
+        print(f"{status.state}: {status.reason}", file=sys.stderr)
+    _print_result(status._asdict())
+    return FAILED if status.state == "diverged" else 0
+
+
+def evaluate(options, arguments):
+    from plain56 import training
+
+    result = training.evaluate_run(_required(options, "workdir"))
+    _print_table("test split", [result | {key: _percent(result[key]) for key in ("top1_error", "top5_error")}])
+    _print_result(result)
+
+
+def sweep(options, arguments):
+    rows = run_sweep(options)
+    _print_result({"workdir": options.workdir, "runs": rows})
+    return FAILED if any(row["state"] == "failed" for row in rows) else 0
+
+
+def run_sweep(options):
+    """Runs the sweep of --config in --workdir with a progress display, prints its summary as a table and returns the rows."""
+    from plain56 import sweeps
+
+    config, workdir = _required(options, "config"), _required(options, "workdir")
+    elements = sweeps.expand(config, _sweep_function(options))
+    with _progress() as show:
+        rows = sweeps.run_sweep(
+            elements, workdir, lambda name, number, share: show(f"{name} ({number + 1} of {len(elements)})", share)
+        )
+    _print_summary(rows)
+    return rows
+
+
+def report(options, arguments):
+    from plain56 import sweeps
+    from plain56.figures import degradation
+
+    rows = sweeps.summarise(_required(options, "workdir"))
+    figure = degradation.draw(options.workdir)
+    _print_summary(rows)
+    print(f"figure: {figure}")
+    _print_result({"figure": str(figure), "runs": rows})
+
+
+def describe(options, arguments):
+    from plain56.analysis import complexity
+    from plain56.models import create_model
+
+    if len(arguments) != 1:
+        raise UserError("describe takes the name of one network, for example: launch.py describe resnet56.")
+    image_shape = (options.image_size, options.image_size, 3)
+    rows = [stage._asdict() for stage in complexity.stages(create_model(arguments[0], options.num_classes), image_shape)]
+    totals = {key: sum(row[key] for row in rows) for key in ("parameters", "multiply_adds")}
+    shown = [
+        {
+            "stage": row["name"],
+            "output": "×".join(map(str, row["output_shape"])),
+            **{key: f"{row[key]:,}" for key in totals},
+        }
+        for row in [*rows, {"name": "total", "output_shape": (), **totals}]
+    ]
+    _print_table(f"{arguments[0]}: {options.num_classes} classes, {'×'.join(map(str, image_shape))} images", shown)
+    _print_result({"model": arguments[0], **totals, "stages": rows})
+
+
+MODES = {mode.__name__: mode for mode in (train, evaluate, sweep, report, describe)}
+
+
+def _print_summary(rows):
+    """Prints the rows of a sweep's summary as a table, errors in percent."""
+    shown = [row | {key: _percent(row[key]) for key in ("train_error", "test_error")} for row in rows]
+    for row in shown:
+        row["train_loss"] = "–" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
+        row["parameters"] = f"{row['parameters']:,}"
+    _print_table("sweep", shown)
+
+
+def _percent(fraction):
+    return "–" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def _print_table(title, rows):
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*rows[0], title=title)
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    # A pipe has no width; cutting columns there would lose numbers.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _print_result(result):
+    print(json.dumps(result))
+
+
+@contextlib.contextmanager
+def _progress():
+    """Shows progress on stderr, with the time left on a terminal; gives `show(description, share of the work)`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        shown = set()
+
+        def show(description, share):
+            line = f"{description}: {10 * int(10 * share)} % of all work done"
+            if line not in shown:
+                shown.add(line)
+                print(line, file=sys.stderr, flush=True)
+
+        yield show
+        return
+    left = (TextColumn("left"), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), *left)
+    with Progress(*columns, console=console, speed_estimate_period=600) as progress:
+        task = progress.add_task("starting", total=1.0)
+        yield lambda description, share: progress.update(task, description=description, completed=share)
+
+
+def _required(options, name):
+    if options[name].value is None:
+        raise UserError(f"--{name} is missing.")
+    return options[name].value
+
+
+def _sweep_function(options):
+    """The function `sweep` beside the config's `get_config`."""
+    path = config_flags.get_config_filename(options["config"]).split(":")[0]
+    spec = importlib.util.spec_from_file_location("sweep_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "sweep"):
+        raise UserError(f"{path} is not a sweep: it has no function sweep(config); configs/sweeps/degradation.py has one.")
+    return module.sweep
+
+
+def _define_flags(argv):
+    options = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "config file with its argument, FILE.py[:ARGUMENT]", options, lock_config=True, sys_argv=argv
+    )
+    flags.DEFINE_string("workdir", None, "directory of the run or sweep", options)
+    flags.DEFINE_integer("image_size", 32, "describe: height and width of the images", 1, flag_values=options)
+    flags.DEFINE_integer("num_classes", 10, "describe: number of classes", 2, flag_values=options)
+    return options
+
+
+def _parse(argv):
+    """Parses flags, and returns them and the positional arguments.
+
+    Raises:
+        UserError: an unknown flag or config key, a value of the wrong type, or a config file that does not load.
+    """
+    override = re.compile(r"--?config\.([^=]*)")
+    overridden = [match[1] for match in map(override.match, argv) if match]
+    try:
+        # First without the overrides, so that an unknown key can be told from a wrong value.
+        rest = ["launch.py", *(argument for argument in argv if not override.match(argument))]
+        options = _define_flags(rest)
+        options(rest)
+        keys = flatten(options.config.to_dict()) if options.config else {}
+        for key in overridden:
+            if not keys:
+                raise UserError(f"--config is missing, and --config.{key} overrides a key of it.")
+            if key not in keys:
+                nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0)[0]
+                raise UserError(f"There is no key {key!r} in the config; the nearest is {nearest!r}.")
+        argv = ["launch.py", *argv]
+        options = _define_flags(argv)
+        return options, options(argv)[1:]
+    except UserError:
+        raise
+    except (flags.Error, OSError, ImportError, AttributeError, LookupError, TypeError, ValueError, SyntaxError) as error:
+        # The last line: before it the library puts the traceback of the config file.
+        reason = str(error).strip().splitlines()[-1].strip().removeprefix("flag ")
+        raise UserError(f"The command cannot be read: {reason.rstrip('.')}.") from error
+
+
+def run(mode, argv):
+    """Runs one mode with its flags and arguments, and returns the exit status."""
+    try:
+        return mode(*_parse(argv)) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return MISTAKE
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def main(argv):
+    """Runs the mode that the command line names, and returns the exit status."""
+    if {"--help", "-h", "help"} & set(argv):
+        print(__doc__ + _define_flags([]).get_help())
+        return 0
+    if not argv or argv[0] not in MODES:
+        given = f"There is no mode {argv[0]!r}" if argv else "No mode was given"
+        print(f"error: {given}; allowed are {', '.join(MODES)} (see --help).", file=sys.stderr)
+        return MISTAKE
+    return run(MODES[argv[0]], argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""plain56: why residual networks exist, in JAX and Flax."""

@@ -1,0 +1,68 @@
+"""Is a config sound? Every rule on single values, each with its sentence."""
+
+import math
+
+from plain56.errors import UserError
+from plain56.models import create_model
+
+POSITIVE = (lambda value: 0 < value < math.inf, "positive numbers")
+NOT_NEGATIVE = (lambda value: 0 <= value < math.inf, "numbers from 0 on")
+FRACTION = (lambda value: 0 <= value < 1, "numbers from 0 up to, but not including, 1")
+BY_CHANNEL = (lambda values: all(0 <= value <= 1 for value in values), "numbers in [0, 1], one per channel")
+
+RULES = {
+    "data.name": (lambda value: value != "", "'digits' and names of TFDS sets"),
+    "seed": (lambda value: 0 <= value < 2**32, "integers from 0 to 4294967295"),
+    "batch_norm.momentum": FRACTION,
+    "batch_norm.epsilon": POSITIVE,
+    "data.mean": BY_CHANNEL,
+    "data.std": (lambda values: all(0 < value < math.inf for value in values), "positive numbers, one per channel"),
+    "data.augment.pad": NOT_NEGATIVE,
+    "train.steps": POSITIVE,
+    "train.batch_size": POSITIVE,
+    "train.label_smoothing": FRACTION,
+    "train.stop_after": NOT_NEGATIVE,
+    "train.steps_per_call": POSITIVE,
+    "train.log_every": POSITIVE,
+    "train.evaluate_every": POSITIVE,
+    "train.checkpoint_every": POSITIVE,
+    "optimizer.learning_rate": POSITIVE,
+    "optimizer.momentum": FRACTION,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "optimizer.schedule.name": (lambda value: value in ("step", "cosine"), "step, cosine"),
+    "optimizer.schedule.boundaries": (
+        lambda values: all(isinstance(b, int) and a < b for a, b in zip((0, *values), values, strict=False)),
+        "rising positive integers",
+    ),
+    "optimizer.schedule.warmup_steps": NOT_NEGATIVE,
+    "optimizer.schedule.warmup_learning_rate": NOT_NEGATIVE,
+}
+
+
+def build_model(config, num_classes):
+    """The network that a config describes."""
+    return create_model(config.model.name, num_classes, **{k: v for k, v in config.model.items() if k != "name"}, **config.batch_norm)
+
+
+def check(config):
+    """Checks a resolved config, as far as that goes without data and devices.
+
+    Raises:
+        UserError: with the key, its value and what is allowed.
+    """
+    build_model(config, num_classes=2)
+    for key, (holds, allowed) in RULES.items():
+        value = config
+        for part in key.split("."):
+            value = value[part]
+        try:
+            sound = holds(value)
+        except TypeError:
+            sound = False
+        if not sound:
+            raise UserError(f"{key} is {value!r}; allowed are {allowed}.")
+    schedule = config.optimizer.schedule
+    if schedule.name == "cosine" and schedule.warmup_steps >= config.train.steps:
+        raise UserError(
+            f"optimizer.schedule.warmup_steps is {schedule.warmup_steps}; allowed is less than train.steps, {config.train.steps}."
+        )

@@ -1,0 +1,93 @@
+"""Image classification sets in memory: the embedded digits, and sets prepared by TensorFlow Datasets (TFDS)."""
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+from plain56.errors import UserError
+
+DEFAULT_DATA_DIR = "~/tensorflow_datasets"
+
+
+class Split(NamedTuple):
+    """Images uint8 [N, H, W, C] and labels int32 [N]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Dataset(NamedTuple):
+    """A train and a test split with the names of their classes."""
+
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+
+
+def load_dataset(name, data_dir=""):
+    """Loads a data set whole.
+
+    Args:
+        name: "digits", or the TFDS name of a set that lies prepared in the data folder ("cifar10", "mnist:3.0.1", …).
+        data_dir: the TFDS folder; empty means the environment's TFDS_DATA_DIR, or TFDS's own default.
+
+    Raises:
+        UserError: the set is not there.
+    """
+    if name == "digits":
+        return load_digits()
+    return load_tfds(name, data_dir or os.environ.get("TFDS_DATA_DIR") or DEFAULT_DATA_DIR)
+
+
+def load_digits():
+    """scikit-learn's 1,797 handwritten digits, 8×8 pixels, grey: 1,347 to train on and 450 to test on.
+
+    Source: UCI "Optical recognition of handwritten digits", the test part, as shipped with scikit-learn. The split is fixed:
+    within each class, in the source's order, every fourth example is a test example, beginning with the second one of all;
+    so both splits have the classes in the proportions of the whole. Values 0…16 become 0…255.
+    """
+    # Imported here: it takes a second that runs on other sets need not wait.
+    from sklearn.datasets import load_digits as source
+
+    digits = source()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = digits.target.astype(np.int32)
+    by_class = np.argsort(labels, kind="stable")
+    is_test = np.zeros(len(labels), bool)
+    is_test[by_class[1::4]] = True
+    train, test = (Split(images[chosen], labels[chosen]) for chosen in (~is_test, is_test))
+    return Dataset(train, test, tuple(str(digit) for digit in range(10)))
+
+
+def load_tfds(name, data_dir):
+    """A TFDS set with "image" and "label" that lies prepared in `data_dir`; reading it needs no TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    folder = os.path.abspath(os.path.expanduser(data_dir))
+    try:
+        builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=folder)
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        raise UserError(
+            f"The data set {name!r} does not lie prepared in {folder} (data.dir, or TFDS_DATA_DIR); allowed are 'digits', which "
+            "needs nothing, and any TFDS set that was prepared there, which needs TensorFlow once: install the extra 'prepare' "
+            f"and run `tfds build {name} --data_dir={folder}`."
+        ) from error
+    missing = {"train", "test"} - set(builder.info.splits) or {"image", "label"} - set(builder.info.features or ())
+    if missing:
+        raise UserError(
+            f"The data set {name!r} in {folder} has no {' and no '.join(map(repr, sorted(missing)))}; needed are the splits "
+            "'train' and 'test' with an 'image' and a 'label' in each example."
+        )
+    shape = builder.info.features["image"].shape
+    if None in shape:
+        raise UserError(f"The images of {name!r} have the shape {shape}; needed are images that all have one size.")
+    splits = (_read_split(builder.as_data_source(split), shape) for split in ("train", "test"))
+    return Dataset(*splits, tuple(builder.info.features["label"].names))
+
+
+def _read_split(source, shape):
+    split = Split(np.empty((len(source), *shape), np.uint8), np.empty(len(source), np.int32))
+    for i, example in enumerate(source):
+        split.images[i], split.labels[i] = example["image"], example["label"]
+    return split

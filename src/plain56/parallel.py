@@ -1,0 +1,32 @@
+"""Data parallelism over all local devices: where arrays lie. The step itself knows nothing of it."""
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from plain56.errors import UserError
+
+DATA_AXIS = "data"
+
+
+def data_mesh():
+    """A mesh of all devices with the one axis "data"."""
+    return Mesh(np.array(jax.devices()), (DATA_AXIS,))
+
+
+def check_batch_size(batch_size, mesh):
+    """Raises UserError unless every device gets equally many examples of a batch."""
+    if batch_size % mesh.size:
+        raise UserError(
+            f"train.batch_size is {batch_size}, which does not divide among {mesh.size} devices; allowed are multiples of {mesh.size}."
+        )
+
+
+def replicated(mesh):
+    """The placement of what every device holds whole: parameters, statistics, the resident data set."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split_batch(batch, mesh):
+    """Inside a jitted function: shares a batch out among the devices along its first axis."""
+    return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(DATA_AXIS)))

@@ -1,0 +1,5 @@
+"""Training and evaluation of one run."""
+
+from plain56.training.loop import evaluate_run, prepare, train
+
+__all__ = ["evaluate_run", "prepare", "train"]

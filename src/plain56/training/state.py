@@ -1,0 +1,45 @@
+"""What training carries from step to step, and the optimiser that changes it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct, traverse_util
+
+
+class TrainState(struct.PyTreeNode):
+    """Parameters, batch statistics and optimiser state after `step` updates (int32)."""
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    optimizer_state: Any
+
+
+def make_optimizer(options, schedule):
+    """SGD with momentum, v ← momentum · v + (gradient + weight_decay · w), w ← w − learning rate · v.
+
+    Weight decay is L2 inside the gradient, before momentum. It acts on kernels; with `decay_all` on every parameter, as in
+    Caffe. Kernels are told by name: stacked blocks give biases and batch-norm scales a second axis.
+    """
+    mask = None if options.decay_all else _is_kernel
+    return optax.chain(
+        optax.add_decayed_weights(options.weight_decay, mask),
+        optax.sgd(schedule, momentum=options.momentum),
+    )
+
+
+def _is_kernel(params):
+    return traverse_util.path_aware_map(lambda path, _: path[-1] == "kernel", params)
+
+
+def create_train_state(model, optimizer, seed, image_shape):
+    """Initial state, a pure function of the seed.
+
+    Args:
+        image_shape: `(H, W, C)`.
+    """
+    variables = model.init(jax.random.key(seed), jnp.zeros((1, *image_shape)))
+    params = variables["params"]
+    return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer.init(params))

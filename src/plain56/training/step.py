@@ -1,0 +1,102 @@
+"""The mathematics of one update, and many updates in one compiled call."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from plain56.data import example_indices, train_batch
+from plain56.training.state import TrainState
+
+
+class Totals(struct.PyTreeNode):
+    """Sums over examples: the loss, the wrong first and first five guesses, and their number. Divided once, on the host."""
+
+    loss: jax.Array
+    top1_errors: jax.Array
+    top5_errors: jax.Array
+    examples: jax.Array
+
+    @classmethod
+    def zero(cls):
+        integer = jnp.zeros((), jnp.int32)
+        return cls(jnp.zeros(()), integer, integer, integer)
+
+    def means(self):
+        """Mean loss and errors as fractions in [0, 1], as Python numbers."""
+        loss, top1_errors, top5_errors, examples = (value.item() for value in jax.device_get(jax.tree.leaves(self)))
+        return {"loss": loss / examples, "top1_error": top1_errors / examples, "top5_error": top5_errors / examples}
+
+
+def example_losses(logits, labels, label_smoothing=0.0):
+    """Cross entropy of each example [B], against (1 − smoothing) on the label plus smoothing spread over all classes."""
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), label_smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def count(losses, logits, labels, mask):
+    """The totals of one batch; masked slots do not count. An undefined or tied logit never counts as a right guess by luck."""
+    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    later = jnp.arange(logits.shape[-1])[None] > labels[:, None]
+    # Counting the classes that are surely behind, so that a NaN puts the label last and equal logits are ranked by class.
+    behind = jnp.sum((logits < own) | ((logits == own) & later), axis=-1)
+    rank = logits.shape[-1] - 1 - behind
+    return Totals(
+        jnp.sum(jnp.where(mask, losses, 0)).astype(jnp.float32),
+        jnp.sum(mask & (rank >= 1), dtype=jnp.int32),
+        jnp.sum(mask & (rank >= 5), dtype=jnp.int32),
+        jnp.sum(mask, dtype=jnp.int32),
+    )
+
+
+def train_step(state, batch, *, model, optimizer, label_smoothing=0.0):
+    """One update: `(state, batch) -> (state, totals)`. The totals describe the state before the update, in training mode.
+
+    The same function for one device and for many: over a batch that is shared out, sums and batch statistics are global.
+    """
+
+    def loss_fn(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        output, changes = model.apply(variables, batch.images, train=True, mutable=["batch_stats"])
+        losses = example_losses(output.logits, batch.labels, label_smoothing)
+        loss = jnp.sum(jnp.where(batch.mask, losses, 0)) / jnp.sum(batch.mask)
+        return loss, (changes["batch_stats"], count(losses, output.logits, batch.labels, batch.mask))
+
+    gradients, (batch_stats, totals) = jax.grad(loss_fn, has_aux=True)(state.params)
+    updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, batch_stats, optimizer_state), totals
+
+
+def _all_finite(tree):
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def train_steps(
+    state, totals, split, first_step, first_epoch, first_position, *, length, step_fn, seed, batch_size, data, place_batch
+):
+    """`length` updates in one `lax.scan`, with the batches made on the devices.
+
+    When an update would leave anything non-finite, the state stays as it was before that update, for good: `state.step` is
+    then behind the number of steps asked for, and names the step.
+
+    Args:
+        totals: added to.
+        split: the resident train split.
+        first_step: the state's step, unless an earlier call stopped short.
+        first_epoch, first_position: see `example_indices`.
+        step_fn: `(state, batch) -> (state, totals)`.
+        place_batch: `batch -> batch`, puts it on the mesh.
+    """
+    indices = example_indices(seed, first_epoch, first_position, length, batch_size, split.labels.shape[0])
+
+    def body(carry, row):
+        state, totals, running = carry
+        new_state, new_totals = step_fn(state, place_batch(train_batch(split, row, seed, state.step, data)))
+        running &= _all_finite((new_totals.loss, new_state.params, new_state.batch_stats))
+        new = new_state, jax.tree.map(jnp.add, totals, new_totals)
+        state, totals = jax.tree.map(lambda old, new: jnp.where(running, new, old), (state, totals), new)
+        return (state, totals, running), None
+
+    (state, totals, _), _ = jax.lax.scan(body, (state, totals, state.step == first_step), indices)
+    return state, totals
