@@ -1,6 +1,6 @@
 """scikit-learn's embedded 8×8 digits: the degradation result in minutes on two cores. Trains on all 1,348 training images.
 
-    python launch.py train --config=configs/digits.py:resnet20 --workdir=runs/resnet20
+python launch.py train --config=configs/digits.py:resnet20 --workdir=runs/resnet20
 """
 
 from configs import base
@@ -18,7 +18,7 @@ def get_config(name="resnet20"):
     config.train.steps = 400
     config.train.steps_per_call = 20
     config.train.log_every = 20
-    config.train.evaluate_every = 100
+    config.train.evaluate_every = 20
     config.train.checkpoint_every = 100
     config.optimizer.learning_rate = 0.03
     config.optimizer.schedule.name = "cosine"

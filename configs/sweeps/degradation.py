@@ -1,7 +1,9 @@
 """{plain, resnet} × depths × seeds: does training error grow with depth, and do the additions repair it? (Fig. 1 and 6)
 
-    python launch.py sweep --config=configs/sweeps/degradation.py --workdir=runs/degradation
-    python launch.py sweep --config=configs/sweeps/degradation.py:cifar10 --config.sweep.depths='(20,32,44,56,110)' --workdir=runs/cifar10
+python launch.py sweep --config=configs/sweeps/degradation.py --workdir=runs/degradation
+python launch.py sweep --config=configs/sweeps/degradation.py:cifar10 --workdir=runs/cifar10
+
+Other depths and seeds: --config.sweep.depths='(20,32,44,56,110)' --config.sweep.seeds='(0,1,2)'.
 """
 
 from ml_collections import ConfigDict

@@ -41,7 +41,8 @@ RULES = {
 
 def build_model(config, num_classes):
     """The network that a config describes."""
-    return create_model(config.model.name, num_classes, **{k: v for k, v in config.model.items() if k != "name"}, **config.batch_norm)
+    options = {key: value for key, value in config.model.items() if key != "name"}
+    return create_model(config.model.name, num_classes, **options, **config.batch_norm)
 
 
 def check(config):

@@ -18,7 +18,8 @@ def check_batch_size(batch_size, mesh):
     """Raises UserError unless every device gets equally many examples of a batch."""
     if batch_size % mesh.size:
         raise UserError(
-            f"train.batch_size is {batch_size}, which does not divide among {mesh.size} devices; allowed are multiples of {mesh.size}."
+            f"train.batch_size is {batch_size}, which does not divide among the {mesh.size} devices; allowed are multiples of "
+            f"{mesh.size}."
         )
 
 

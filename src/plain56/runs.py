@@ -1,16 +1,15 @@
 """The run directory: the only thing that training, sweeps and figures share, and this module its only reader and writer.
 
-    config.json       the resolved config
-    metrics.jsonl     one JSON object per record, in order of steps; errors are fractions in [0, 1]
-    status.json       state, step, reason, parameters, seconds
-    environment.json  versions, devices, commit of each start
-    checkpoints/      written by `plain56.training.checkpoints`
+config.json       the resolved config
+metrics.jsonl     one JSON object per record, in order of steps; errors are fractions in [0, 1]
+status.json       state, step, reason, parameters, seconds
+environment.json  versions, devices, commit of the newest start
+checkpoints/      written by `plain56.training.checkpoints`
 """
 
 import csv
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +77,7 @@ class Run(NamedTuple):
         return [record for record in records if split in (None, record["split"])]
 
     def append(self, record):
-        with open(self.path / "metrics.jsonl", "a") as file:
+        with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
 
     def drop_records_after(self, step):
@@ -100,7 +99,9 @@ def open_run(path, config):
     if run.config():
         check_identity(run, config)
     elif run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
-        raise UserError(f"{run.path} is there already and is not a run directory; allowed are a new folder and a run to continue.")
+        raise UserError(
+            f"{run.path} is there already and is not a run directory; allowed are a new folder and a run to continue."
+        )
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         _write(run.path / "config.json", json.dumps(config, indent=2))
@@ -188,4 +189,4 @@ def _write(path, text):
     """Replaces a file at once, so that a reader or a crash never meets half of it."""
     part = path.with_name(path.name + ".part")
     part.write_text(text)
-    os.replace(part, path)
+    part.replace(path)

@@ -11,7 +11,7 @@ from plain56.analysis.complexity import count_multiply_adds
 from plain56.config import build_model, check
 from plain56.errors import UserError
 from plain56.models import parse_name
-from plain56.training import train
+from plain56.training import load, train
 
 
 class Element(NamedTuple):
@@ -43,8 +43,9 @@ def expand(config, sweep):
     names = [element.name for element in elements]
     if not names:
         raise UserError("The sweep is empty: it needs at least one depth and one seed.")
-    if len(set(names)) < len(names):
-        raise UserError(f"The sweep names a run twice: {', '.join(sorted(name for name in set(names) if names.count(name) > 1))}.")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"The sweep names a run twice: {', '.join(twice)}.")
     return elements
 
 
@@ -68,10 +69,13 @@ def run_sweep(elements, workdir, on_progress=lambda name, number, share: None):
     Raises:
         UserError: a mistake that concerns the sweep as a whole, before anything is run.
     """
+    work = []
     for element in elements:
         runs.check_identity(runs.Run(Path(workdir) / element.name), element.config.to_dict())
-    # Time goes with the multiply-adds; the size of the image scales all runs alike.
-    work = [count_multiply_adds(build_model(e.config, 10), (32, 32, 3)) * e.config.train.steps for e in elements]
+        dataset = load(element.config)
+        model = build_model(element.config, len(dataset.class_names))
+        # Time goes with the multiply-adds.
+        work.append(count_multiply_adds(model, dataset.train.images.shape[1:]) * element.config.train.steps)
     runs.write_sweep(workdir, {element.name: element.overrides for element in elements})
     for number, element in enumerate(elements):
         before = sum(work[:number])

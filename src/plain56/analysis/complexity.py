@@ -30,18 +30,20 @@ def stages(model, image_shape):
     traced = jax.make_jaxpr(lambda variables, images: model.apply(variables, images).logits)(variables, images)
     costs, shapes = {}, {}
     _walk(traced.jaxpr, 1, "", costs, shapes)
+    parameters = {}
+    for part, values in variables["params"].items():
+        parameters[_stage(part)] = parameters.get(_stage(part), 0) + sum(leaf.size for leaf in jax.tree.leaves(values))
     rows = {}
     for part, cost in costs.items():
-        # The first block of a stage has parameters of its own; people count it as part of the stage.
-        name = part.removesuffix("_first").removesuffix("_conv")
-        parameters = sum(leaf.size for key in _belonging(name, variables["params"]) for leaf in jax.tree.leaves(variables["params"][key]))
-        earlier = rows.get(name, Stage(name, (), 0, 0))
-        rows[name] = Stage(name, shapes[part][1:], parameters, earlier.multiply_adds + cost)
+        name = _stage(part)
+        earlier = rows[name].multiply_adds if name in rows else 0
+        rows[name] = Stage(name, shapes[part][1:], parameters[name], earlier + cost)
     return list(rows.values())
 
 
-def _belonging(name, params):
-    return [key for key in params if key == name or key.startswith(f"{name}_")]
+def _stage(part):
+    """The stage that a top-level module belongs to: "stage2_first" is a block of stage2, "stem_conv" a layer of the stem."""
+    return part.partition("_")[0]
 
 
 def count_parameters(model, image_shape):
@@ -55,7 +57,7 @@ def count_multiply_adds(model, image_shape):
 
 
 def _walk(jaxpr, repeats, outer, costs, shapes):
-    """Adds the multiply-adds of every equation to the top-level module that it was traced in; a scan's body counts `length` times."""
+    """Adds up multiply-adds by the top-level module they were traced in; a scan's body counts as often as it runs."""
     for equation in jaxpr.eqns:
         path = "/".join(filter(None, (outer, str(equation.source_info.name_stack))))
         inner_repeats = repeats * equation.params.get("length", 1) if equation.primitive.name == "scan" else repeats

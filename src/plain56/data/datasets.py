@@ -1,6 +1,8 @@
 """Image classification sets in memory: the embedded digits, and sets prepared by TensorFlow Datasets (TFDS)."""
 
+import functools
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +27,9 @@ class Dataset(NamedTuple):
     class_names: tuple[str, ...]
 
 
+@functools.lru_cache(maxsize=1)
 def load_dataset(name, data_dir=""):
-    """Loads a data set whole.
+    """Loads a data set whole; the newest one is kept, so the runs of a sweep read it once.
 
     Args:
         name: "digits", or the TFDS name of a set that lies prepared in the data folder ("cifar10", "mnist:3.0.1", …).
@@ -41,11 +44,11 @@ def load_dataset(name, data_dir=""):
 
 
 def load_digits():
-    """scikit-learn's 1,797 handwritten digits, 8×8 pixels, grey: 1,347 to train on and 450 to test on.
+    """scikit-learn's 1,797 handwritten digits, 8×8 pixels, grey: 1,348 to train on and 449 to test on.
 
-    Source: UCI "Optical recognition of handwritten digits", the test part, as shipped with scikit-learn. The split is fixed:
-    within each class, in the source's order, every fourth example is a test example, beginning with the second one of all;
-    so both splits have the classes in the proportions of the whole. Values 0…16 become 0…255.
+    Source: UCI "Optical recognition of handwritten digits", the test part, as shipped with scikit-learn. The split is fixed
+    and stratified: of the examples sorted by class, in the source's order within one, the second and every fourth from there
+    is a test example. Values 0…16 become 0…255.
     """
     # Imported here: it takes a second that runs on other sets need not wait.
     from sklearn.datasets import load_digits as source
@@ -64,9 +67,9 @@ def load_tfds(name, data_dir):
     """A TFDS set with "image" and "label" that lies prepared in `data_dir`; reading it needs no TensorFlow."""
     import tensorflow_datasets as tfds
 
-    folder = os.path.abspath(os.path.expanduser(data_dir))
+    folder = Path(data_dir).expanduser().absolute()
     try:
-        builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=folder)
+        builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=str(folder))
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         raise UserError(
             f"The data set {name!r} does not lie prepared in {folder} (data.dir, or TFDS_DATA_DIR); allowed are 'digits', which "

@@ -5,13 +5,16 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from plain56 import runs
 from plain56.errors import UserError
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; the lightest one is left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-FAMILIES = {False: "plain", True: "ResNet"}
+FAMILIES = {False: "plain", True: "residual"}
+SPLITS = {"train": "training", "test": "test"}
+LINES = {"train": {"linestyle": "--", "linewidth": 1}, "test": {"linestyle": "-", "linewidth": 2}}  # as in Fig. 6
 # Fonts stay text in the SVG, and its ids do not change from one drawing to the next.
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "plain56", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
@@ -38,16 +41,16 @@ def draw(workdir):
     depths = sorted({depth for _, depth in groups})
     colours = {depth: COLOURS[i % len(COLOURS)] for i, depth in enumerate(depths)}
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10, 3.4), layout="constrained")
+        figure = Figure(figsize=(10, 3.7), layout="constrained")
         axes = figure.subplots(1, 3, gridspec_kw={"width_ratios": (1, 1, 0.8)})
         for (residual, depth), members in sorted(groups.items()):
-            _draw_curves(axes[int(residual)], members, f"{FAMILIES[residual]}-{depth}", colours[depth])
+            _draw_curves(axes[int(residual)], members, colours[depth])
         for residual, axis in zip(FAMILIES, axes, strict=False):
             axis.set(title=f"{FAMILIES[residual]} networks", xlabel="step", ylabel="error (%)", ylim=(0, 100), xlim=(0, None))
-            axis.plot([], [], color="0.4", linestyle="--", linewidth=1, label="training error")
-            axis.plot([], [], color="0.4", linewidth=2, label="test error")
-            axis.legend(frameon=False, loc="upper right")
         _draw_final(axes[2], groups, depths)
+        handles = [Line2D([], [], color=colours[depth], linewidth=2, label=f"{depth} layers") for depth in depths]
+        handles += [Line2D([], [], color="0.4", label=f"{SPLITS[split]} error", **LINES[split]) for split in SPLITS]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
         for suffix in (".png", ".svg"):
             part = Path(workdir) / f"degradation.part{suffix}"
             figure.savefig(part, dpi=160, metadata={"Date": None} if suffix == ".svg" else None)
@@ -55,10 +58,10 @@ def draw(workdir):
     return Path(workdir) / "degradation.png"
 
 
-def _draw_curves(axis, members, label, colour):
-    for split, style in (("train", {"linestyle": "--", "linewidth": 1}), ("test", {"linewidth": 2, "label": label})):
+def _draw_curves(axis, members, colour):
+    for split in SPLITS:
         steps, errors = _curves(members, split)
-        axis.plot(steps, errors.mean(axis=0), color=colour, **style)
+        axis.plot(steps, errors.mean(axis=0), color=colour, **LINES[split])
         if len(members) > 1:
             axis.fill_between(steps, errors.min(axis=0), errors.max(axis=0), color=colour, alpha=0.15, linewidth=0)
 
@@ -71,17 +74,16 @@ def _curves(members, split):
 
 
 def _draw_final(axis, groups, depths):
-    positions = {depth: i for i, depth in enumerate(depths)}
-    for residual, colour in zip(FAMILIES, ("0.45", "#0072B2"), strict=True):
+    for residual, marker, colour in ((False, "s", "0.55"), (True, "o", "0")):
         present = [depth for depth in depths if (residual, depth) in groups]
-        for split, style in (("train", {"linestyle": "--", "linewidth": 1}), ("test", {"linewidth": 2})):
+        for split in SPLITS:
             finals = [[100 * run.metrics(split)[-1]["top1_error"] for run in groups[residual, depth]] for depth in present]
             means = np.array([np.mean(values) for values in finals])
             spread = [means - [min(values) for values in finals], [max(values) for values in finals] - means]
-            label = f"{FAMILIES[residual]}, {'training' if split == 'train' else 'test'}"
-            where = [positions[depth] for depth in present]
-            axis.errorbar(where, means, spread, color=colour, marker="o", markersize=4, capsize=2, label=label, **style)
+            style = {"color": colour, "marker": marker, "markersize": 4, "capsize": 2, **LINES[split]}
+            label = f"{FAMILIES[residual]}, {SPLITS[split]}"
+            axis.errorbar([depths.index(depth) for depth in present], means, spread, label=label, **style)
     axis.set(title="final error", xlabel="layers", ylabel="error (%)", ylim=(0, 100))
     axis.set_xticks(range(len(depths)), [str(depth) for depth in depths])
     axis.margins(x=0.15)
-    axis.legend(frameon=False, loc="upper left")
+    axis.legend(frameon=False, loc="best")

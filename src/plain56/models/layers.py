@@ -72,7 +72,7 @@ def batch_norm(numerics, train, name=None):
 
 
 def scan_blocks(block, length, **fields):
-    """`length` equal blocks under one `nn.scan`: parameters and statistics are stacked on a leading axis, one body is compiled."""
+    """`length` equal blocks under one `nn.scan`: one body is compiled, parameters and statistics get a leading `block` axis."""
     return nn.scan(
         block,
         variable_axes={"params": 0, "batch_stats": 0},

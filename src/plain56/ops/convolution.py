@@ -22,9 +22,7 @@ DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
 def _native(x, w, strides, padding, input_dilation=(1, 1)):
-    return lax.conv_general_dilated(
-        x, w, strides, padding, lhs_dilation=input_dilation, dimension_numbers=DIMENSION_NUMBERS
-    )
+    return lax.conv_general_dilated(x, w, strides, padding, lhs_dilation=input_dilation, dimension_numbers=DIMENSION_NUMBERS)
 
 
 def _native_gradients(strides, padding, x, w, g):
@@ -33,7 +31,7 @@ def _native_gradients(strides, padding, x, w, g):
 
 def _input_gradient(strides, padding, x, w, g):
     kh, kw, c, d = w.shape
-    # A gather, not a reverse: XLA folds a reverse or a transpose into the convolution, which then leaves its fast path inside loops.
+    # A gather, not a reverse: XLA folds a reverse or a transpose into the convolution, which then is slow inside loops.
     flipped = w.reshape(kh * kw, c, d)[np.arange(kh * kw)[::-1]].transpose(0, 2, 1).reshape(kh, kw, d, c)
     # What the output needs to have x's size again: (h − 1)·s + 1 + lo' + hi' − k + 1 = H with lo' = k − 1 − lo.
     back = [

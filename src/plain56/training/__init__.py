@@ -1,5 +1,5 @@
 """Training and evaluation of one run."""
 
-from plain56.training.loop import evaluate_run, prepare, train
+from plain56.training.loop import evaluate_run, load, prepare, train
 
-__all__ = ["evaluate_run", "prepare", "train"]
+__all__ = ["evaluate_run", "load", "prepare", "train"]

@@ -5,10 +5,12 @@ import importlib.metadata
 import platform
 import subprocess
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from ml_collections import ConfigDict
 
 from plain56 import parallel, runs
 from plain56.config import build_model, check
@@ -32,36 +34,44 @@ class Experiment(NamedTuple):
     evaluate: Any  # (params, batch_stats, split) -> totals
 
 
-def prepare(config):
-    """Loads the data, builds the network and wraps its functions for the mesh of all devices.
+def load(config):
+    """Loads a config's data set, and checks that config, data and devices fit.
 
     Raises:
         UserError: whatever in the config does not fit the data, the devices or itself.
     """
     check(config)
-    mesh = parallel.data_mesh()
-    batch_size = config.train.batch_size
-    parallel.check_batch_size(batch_size, mesh)
+    parallel.check_batch_size(config.train.batch_size, parallel.data_mesh())
     dataset = load_dataset(config.data.name, config.data.dir)
-    image_shape = dataset.train.images.shape[1:]
+    channels = dataset.train.images.shape[-1]
     for key in ("mean", "std"):
-        if len(config.data[key]) != image_shape[-1]:
+        if len(config.data[key]) != channels:
             raise UserError(
-                f"data.{key} has {len(config.data[key])} numbers; needed is one for each of the {image_shape[-1]} channels of "
+                f"data.{key} has {len(config.data[key])} numbers; needed is one for each of the {channels} channels of "
                 f"{config.data.name!r}."
             )
+    return dataset
+
+
+def prepare(config):
+    """Loads the data, builds the network and wraps its functions for the mesh of all devices.
+
+    Raises:
+        UserError: as `load`, or images too small for the network.
+    """
+    dataset = load(config)
+    image_shape = dataset.train.images.shape[1:]
+    mesh = parallel.data_mesh()
     model = build_model(config, len(dataset.class_names))
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     everywhere = parallel.replicated(mesh)
     shared = {
-        "batch_size": batch_size,
+        "batch_size": config.train.batch_size,
         "data": config.data,
         "place_batch": functools.partial(parallel.split_batch, mesh=mesh),
     }
-    step_fn = functools.partial(
-        train_step, model=model, optimizer=optimizer, label_smoothing=config.train.label_smoothing
-    )
+    step_fn = functools.partial(train_step, model=model, optimizer=optimizer, label_smoothing=config.train.label_smoothing)
     return Experiment(
         train=jax.device_put(dataset.train, everywhere),
         test=jax.device_put(dataset.test, everywhere),
@@ -102,7 +112,8 @@ def train(config, workdir, on_step=lambda step: None):
     run = runs.open_run(workdir, config.to_dict())
     run.write_environment(_environment())
     try:
-        return _train(config, experiment, run, on_step)
+        with closing(checkpoints.open_checkpoints(run.checkpoints)) as manager:
+            return _train(config, experiment, run, manager, on_step)
     except UserError:
         raise
     except BaseException as error:
@@ -111,10 +122,9 @@ def train(config, workdir, on_step=lambda step: None):
         raise
 
 
-def _train(config, experiment, run, on_step):
+def _train(config, experiment, run, manager, on_step):
     options = config.train
     last = min(options.steps, options.stop_after or options.steps)
-    manager = checkpoints.open_checkpoints(run.checkpoints)
     # The running totals are part of what is saved, so the intervals of log and checkpoint need not fit each other.
     state, totals = checkpoints.restore(manager, experiment.initial)
     step = int(state.step)
@@ -123,53 +133,49 @@ def _train(config, experiment, run, on_step):
     status = runs.Status("running", step, "", parameters, run.status().seconds)
     run.write_status(status)
     start = time.perf_counter() - status.seconds
-    logged_step, logged_time = step, time.perf_counter()
+    rate_step, rate_time = step, time.perf_counter()
     on_step(step)
 
     while step < last:
         due = _steps_until_due(step, last, options)
         first_epoch, first_position = divmod(step * options.batch_size, experiment.train.labels.shape[0])
-        state, totals = experiment.train_steps(
-            state, totals, experiment.train, step, first_epoch, first_position, length=due
-        )
+        state, totals = experiment.train_steps(state, totals, experiment.train, step, first_epoch, first_position, length=due)
         step += due
         on_step(step)
+        intervals = (options.log_every, options.evaluate_every, options.checkpoint_every)
+        logging, evaluating, saving = (step == last or step % interval == 0 for interval in intervals)
+        if not (logging or evaluating or saving):
+            continue  # nothing waits for the devices here
 
-        # The order matters: what a checkpoint of step k follows is logged up to k, so a resume drops exactly the later records.
-        ending = step == last
-        if ending or step % options.log_every == 0:
-            reached = int(state.step)
-            now = time.perf_counter()
-            status = status._replace(step=reached, seconds=round(now - start, 3))
-            if totals.examples > 0:
-                rate = (reached - logged_step) * options.batch_size / (now - logged_time)
-                record = {**totals.means(), "learning_rate": float(experiment.schedule(reached - 1))}
-                _log(run, config, experiment, status, "train", {**record, "images_per_second": round(rate, 1)})
+        # The order matters: a checkpoint comes after all records of its step, so a resume drops exactly the later ones.
+        reached = int(state.step)
+        diverged = reached < step
+        status = status._replace(step=reached, seconds=round(time.perf_counter() - start, 3))
+        if (logging or diverged) and totals.examples > 0:
+            rate = (reached - rate_step) * options.batch_size / (time.perf_counter() - rate_time)
+            values = {**totals.means(), "learning_rate": float(experiment.schedule(reached - 1)), "images_per_second": rate}
+            _log(run, config, experiment, status, "train", values)
             totals = jax.tree.map(lambda total: total * 0, totals)
-            run.write_status(status)
-            if reached < step:
-                status = status._replace(
-                    state="diverged", reason=f"the update at step {reached} gave a loss or parameters that are not finite"
-                )
-                checkpoints.save(manager, reached, (state, totals))
-                break
-            logged_step = step
-        if ending or step % options.evaluate_every == 0:
+        if diverged:
+            reason = f"the update at step {reached} gave a loss, parameters or statistics that are not finite"
+            status = status._replace(state="diverged", reason=reason)
+            checkpoints.save(manager, reached, (state, totals))
+            break
+        if evaluating:
             tested = experiment.evaluate(state.params, state.batch_stats, experiment.test)
             assert tested.examples == experiment.test.labels.shape[0]
-            _log(run, config, experiment, status._replace(step=step), "test", tested.means())
-        if ending or step % options.checkpoint_every == 0:
+            _log(run, config, experiment, status, "test", tested.means())
+        if saving:
             checkpoints.save(manager, step, (state, totals))
+        run.write_status(status)
         # Evaluating and saving are not part of the training rate.
-        logged_time = time.perf_counter() if logged_step == step else logged_time
+        rate_step, rate_time = step, time.perf_counter()
 
     if status.state == "running":
-        finished = step == options.steps
-        reason = "" if finished else f"stopped by train.stop_after = {options.stop_after}"
-        status = status._replace(state="finished" if finished else "preempted", step=step, reason=reason)
-    status = status._replace(seconds=round(time.perf_counter() - start, 3))
+        status = status._replace(state="finished")
+        if step < options.steps:
+            status = status._replace(state="preempted", reason=f"stopped by train.stop_after = {options.stop_after}")
     run.write_status(status)
-    manager.close()
     return status
 
 
@@ -190,16 +196,12 @@ def evaluate_run(workdir):
     Raises:
         UserError: no run there, or no checkpoint.
     """
-    from ml_collections import ConfigDict
-
     run = runs.read_run(workdir)
-    if not run.checkpoints.is_dir():
-        raise UserError(f"The run {run.path} has no checkpoint yet.")
     experiment = prepare(ConfigDict(run.config()))
-    manager = checkpoints.open_checkpoints(run.checkpoints)
-    if manager.latest_step() is None:
-        raise UserError(f"The run {run.path} has no checkpoint yet.")
-    state, _ = checkpoints.restore(manager, experiment.initial)
+    with closing(checkpoints.open_checkpoints(run.checkpoints)) as manager:
+        if manager.latest_step() is None:
+            raise UserError(f"The run {run.path} has no checkpoint yet.")
+        state, _ = checkpoints.restore(manager, experiment.initial)
     tested = experiment.evaluate(state.params, state.batch_stats, experiment.test)
     return {"step": int(state.step), "split": "test", "examples": int(tested.examples), **tested.means()}
 

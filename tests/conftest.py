@@ -1,0 +1,28 @@
+"""Two simulated devices, and arrays of different rank never meet by accident."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+
+import jax
+import pytest
+
+from configs import digits
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def tiny_config():
+    """The digits recipe, shrunk: eight layers of a few filters, twelve steps."""
+    config = digits.get_config("resnet8")
+    config.model.widths = (4, 4, 8)
+    config.train.batch_size = 32
+    config.train.steps = 12
+    config.train.steps_per_call = 4
+    config.train.log_every = 4
+    config.train.evaluate_every = 12
+    config.train.checkpoint_every = 4
+    config.optimizer.schedule.warmup_steps = 2
+    return config
