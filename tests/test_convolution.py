@@ -32,7 +32,7 @@ def arrays(size, strides, padding, image, dtype):
 
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_on_both_paths_equal_lax_autodiff(case):
-    size, strides, padding, image = case
+    _, strides, padding, _ = case
     x, w, g = arrays(*case, jnp.float32)
 
     def reference(x, w):

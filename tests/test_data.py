@@ -1,3 +1,4 @@
+import itertools
 import sys
 
 import jax
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from plain56.data import Split, evaluation_batch, example_indices, load_dataset, train_batch
+from plain56.data import Split, batch_indices, epoch_order, evaluation_batch, load_dataset, train_batch
 from plain56.data.augment import augment, normalise
 from plain56.errors import UserError
 
@@ -26,28 +27,39 @@ def test_digits_are_split_for_good_and_by_class():
     assert dataset.train.images.dtype == np.uint8
 
 
+def indices_of(seed, steps, batch_size, examples, first=0, epoch=0):
+    """The indices of consecutive batches, with the position counted from `epoch` on."""
+    step = jax.jit(lambda order, position: batch_indices(order, seed, epoch, position, batch_size))
+    order = epoch_order(seed, epoch, batch_size, examples)
+    batches = []
+    for k in range(first, first + steps):
+        batch, order = step(order, jnp.int32(k * batch_size))
+        batches.append(np.asarray(batch))
+    return np.stack(batches)
+
+
 @pytest.mark.parametrize(("batch_size", "examples"), [(7, 40), (32, 40), (100, 40), (8, 8)])
 def test_each_epoch_visits_every_example_once(batch_size, examples):
-    steps = 3 * examples // batch_size + 1
-    indices = np.asarray(example_indices(5, 0, 0, steps, batch_size, examples)).ravel()
-    epochs = [indices[i * examples : (i + 1) * examples] for i in range(3)]
+    visited = indices_of(5, 3 * examples // batch_size + 1, batch_size, examples).ravel()
+    epochs = [visited[i * examples : (i + 1) * examples] for i in range(3)]
     for epoch in epochs:
         np.testing.assert_array_equal(np.sort(epoch), np.arange(examples))
-    assert any((a != b).any() for a, b in zip(epochs, epochs[1:], strict=False))
+    assert any((a != b).any() for a, b in itertools.pairwise(epochs))
 
 
 def test_order_does_not_depend_on_where_a_call_begins():
-    whole = example_indices(1, 0, 0, 12, 7, 40)
-    pieces = [example_indices(1, *divmod(first * 7, 40), count, 7, 40) for first, count in ((0, 5), (5, 1), (6, 6))]
+    whole = indices_of(1, 12, 7, 40)
+    pieces = [indices_of(1, count, 7, 40, first) for first, count in ((0, 5), (5, 1), (6, 6))]
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
-    assert (np.asarray(example_indices(2, 0, 0, 12, 7, 40)) != np.asarray(whole)).any()
+    np.testing.assert_array_equal(indices_of(1, 1, 40, 40, epoch=1), indices_of(1, 1, 40, 40, first=1))
+    assert (indices_of(2, 12, 7, 40) != whole).any()
 
 
 def test_positions_beyond_32_bits():
     # Step 10^8 with batch 1,024: the position is 10^11.
     epoch, position = divmod(10**8 * 1024, 1000)
-    indices = example_indices(0, epoch, position, 125, 8, 1000)
-    np.testing.assert_array_equal(np.sort(np.asarray(indices).ravel()), np.arange(1000))
+    assert position == 0
+    np.testing.assert_array_equal(np.sort(indices_of(0, 125, 8, 1000, epoch=epoch).ravel()), np.arange(1000))
 
 
 def test_shifted_images_are_crops_of_the_padded_ones():

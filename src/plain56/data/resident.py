@@ -24,22 +24,36 @@ def stream_key(seed, stream, index):
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), index)
 
 
-def example_order(seed, epochs, num_examples):
-    """The permutation of all examples for each of `epochs` int32 [E]: int32 [E, N]."""
-    return jax.vmap(lambda epoch: jax.random.permutation(stream_key(seed, ORDER_STREAM, epoch), num_examples))(epochs)
+class Order(NamedTuple):
+    """The permutations int32 [E, N] of epoch `epoch` and the next ones: of as many as one batch can touch."""
+
+    epoch: jax.Array
+    permutations: jax.Array
 
 
-def example_indices(seed, first_epoch, first_position, steps, batch_size, num_examples):
-    """Which examples `steps` consecutive batches hold: int32 [steps, B].
+def epoch_order(seed, epoch, batch_size, num_examples):
+    """The order of examples from the start of an epoch on."""
+    epochs = epoch + jnp.arange(-(-batch_size // num_examples) + 1, dtype=jnp.int32)
+    keys = jax.vmap(lambda epoch: stream_key(seed, ORDER_STREAM, epoch))(epochs)
+    return Order(epochs[0], jax.vmap(lambda key: jax.random.permutation(key, num_examples))(keys))
+
+
+def batch_indices(order, seed, epoch, position, batch_size):
+    """Which examples a batch holds: int32 [B], and the order to hand in for the next batch.
 
     Slot i of step k takes `permutation(seed, p // N)[p % N]` with `p = k·B + i`: every epoch visits every example once, no
-    remainder is dropped, and the batch does not depend on the number of devices. The first step's `p` arrives split in
-    `first_epoch, first_position = divmod(k·B, N)`, because it outgrows 32 bits in long runs.
+    remainder is dropped, and the batch does not depend on the number of devices.
+
+    Args:
+        order: of the last batch; made anew only when an epoch begins, since sorting costs more than a small step.
+        epoch, position: p of slot 0 as a number of whole epochs and the rest (which may exceed an epoch): p itself outgrows
+            32 bits in long runs.
     """
-    position = first_position + jnp.arange(steps * batch_size, dtype=jnp.int32)
-    most_epochs = -(-steps * batch_size // num_examples) + 1
-    order = example_order(seed, first_epoch + jnp.arange(most_epochs, dtype=jnp.int32), num_examples)
-    return order[position // num_examples, position % num_examples].reshape(steps, batch_size)
+    num_examples = order.permutations.shape[1]
+    epoch, position = epoch + position // num_examples, position % num_examples
+    order = jax.lax.cond(epoch == order.epoch, lambda: order, lambda: epoch_order(seed, epoch, batch_size, num_examples))
+    slots = position + jnp.arange(batch_size, dtype=jnp.int32)
+    return order.permutations[slots // num_examples, slots % num_examples], order
 
 
 def train_batch(split, indices, seed, step, data):
@@ -47,7 +61,7 @@ def train_batch(split, indices, seed, step, data):
 
     Args:
         split: `Split` on the devices.
-        indices: int32 [B], a row of `example_indices`.
+        indices: int32 [B], of `batch_indices`.
         step: updates completed before this one, int32.
         data: the config's `data` section (normalisation and augmentation).
     """

@@ -30,7 +30,7 @@ class Experiment(NamedTuple):
     test: Split
     initial: Any  # (state, totals) before the first step
     schedule: Any
-    train_steps: Any  # (state, totals, split, first_step, first_epoch, first_position, length=…) -> (state, totals)
+    train_steps: Any  # (state, totals, split, first_step, first_epoch, first_position, steps) -> (state, totals)
     evaluate: Any  # (params, batch_stats, split) -> totals
 
 
@@ -81,7 +81,6 @@ def prepare(config):
         schedule=schedule,
         train_steps=jax.jit(
             functools.partial(train_steps, step_fn=step_fn, seed=config.seed, **shared),
-            static_argnames="length",
             donate_argnums=(0, 1),
             out_shardings=everywhere,
         ),
@@ -139,7 +138,7 @@ def _train(config, experiment, run, manager, on_step):
     while step < last:
         due = _steps_until_due(step, last, options)
         first_epoch, first_position = divmod(step * options.batch_size, experiment.train.labels.shape[0])
-        state, totals = experiment.train_steps(state, totals, experiment.train, step, first_epoch, first_position, length=due)
+        state, totals = experiment.train_steps(state, totals, experiment.train, step, first_epoch, first_position, due)
         step += due
         on_step(step)
         intervals = (options.log_every, options.evaluate_every, options.checkpoint_every)

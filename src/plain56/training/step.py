@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from plain56.data import example_indices, train_batch
+from plain56.data import batch_indices, epoch_order, train_batch
 from plain56.training.state import TrainState
 
 
@@ -73,9 +73,12 @@ def _all_finite(tree):
 
 
 def train_steps(
-    state, totals, split, first_step, first_epoch, first_position, *, length, step_fn, seed, batch_size, data, place_batch
+    state, totals, split, first_step, first_epoch, first_position, steps, *, step_fn, seed, batch_size, data, place_batch
 ):
-    """`length` updates in one `lax.scan`, with the batches made on the devices.
+    """Many updates in one compiled loop, with the batches made on the devices.
+
+    The number of updates is no constant of the program: one compilation serves every call, and a run gives the same bits
+    however it is cut into calls.
 
     When an update would leave anything non-finite, the state stays as it was before that update, for good: `state.step` is
     then behind the number of steps asked for, and names the step.
@@ -84,19 +87,20 @@ def train_steps(
         totals: added to.
         split: the resident train split.
         first_step: the state's step, unless an earlier call stopped short.
-        first_epoch, first_position: see `example_indices`.
+        first_epoch, first_position: where the first batch begins, see `batch_indices`.
+        steps: the number of updates, int32.
         step_fn: `(state, batch) -> (state, totals)`.
         place_batch: `batch -> batch`, puts it on the mesh.
     """
-    indices = example_indices(seed, first_epoch, first_position, length, batch_size, split.labels.shape[0])
 
-    def body(carry, row):
-        state, totals, running = carry
-        new_state, new_totals = step_fn(state, place_batch(train_batch(split, row, seed, state.step, data)))
+    def body(i, carry):
+        state, totals, running, order = carry
+        indices, order = batch_indices(order, seed, first_epoch, first_position + i * batch_size, batch_size)
+        new_state, new_totals = step_fn(state, place_batch(train_batch(split, indices, seed, state.step, data)))
         running &= _all_finite((new_totals.loss, new_state.params, new_state.batch_stats))
         new = new_state, jax.tree.map(jnp.add, totals, new_totals)
         state, totals = jax.tree.map(lambda old, new: jnp.where(running, new, old), (state, totals), new)
-        return (state, totals, running), None
+        return state, totals, running, order
 
-    (state, totals, _), _ = jax.lax.scan(body, (state, totals, state.step == first_step), indices)
-    return state, totals
+    order = epoch_order(seed, first_epoch, batch_size, split.labels.shape[0])
+    return jax.lax.fori_loop(0, steps, body, (state, totals, state.step == first_step, order))[:2]

@@ -1,0 +1,129 @@
+"""Whole runs of the shipped digits recipe, shrunk to seconds, on two simulated devices."""
+
+import shutil
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from configs import digits
+from plain56 import runs
+from plain56.errors import UserError
+from plain56.training import evaluate_run, prepare, train
+from plain56.training import loop as training_loop
+
+
+def final_parameters(config, workdir):
+    manager = training_loop.checkpoints.open_checkpoints(workdir / "checkpoints")
+    state, _ = training_loop.checkpoints.restore(manager, prepare(config).initial)
+    return state
+
+
+def without_times(records):
+    return [{key: value for key, value in record.items() if key not in ("seconds", "images_per_second")} for record in records]
+
+
+def test_shipped_recipe_learns(tmp_path):
+    config = digits.get_config("resnet8")
+    config.train.steps = 60
+    config.optimizer.schedule.warmup_steps = 6
+    status = train(config, tmp_path / "run")
+    run = runs.read_run(tmp_path / "run")
+    assert status == run.status()
+    assert (status.state, status.step, status.parameters) == ("finished", 60, 75_002)
+    trained, tested = run.metrics("train"), run.metrics("test")
+    assert [record["step"] for record in trained] == [record["step"] for record in tested] == [20, 40, 60]
+    assert trained[0]["loss"] > 1.5
+    assert trained[-1]["loss"] < 0.5
+    assert tested[-1]["top1_error"] < 0.15
+    assert trained[-1]["epoch"] == pytest.approx(60 * 128 / 1348, abs=1e-4)
+    assert evaluate_run(tmp_path / "run") == {
+        "step": 60,
+        "split": "test",
+        "examples": 449,
+        **{key: tested[-1][key] for key in ("loss", "top1_error", "top5_error")},
+    }
+
+
+def test_continued_run_equals_an_uninterrupted_one(tmp_path, tiny_config):
+    train(tiny_config, tmp_path / "whole")
+    tiny_config.train.stop_after = 5
+    status = train(tiny_config, tmp_path / "parts")
+    assert (status.state, status.step) == ("preempted", 5)
+    # As if it had been killed after logging more than it had saved.
+    run = runs.read_run(tmp_path / "parts")
+    run.append({"step": 6, "split": "train", "loss": 0.0})
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "spl')
+    tiny_config.train.stop_after = 0
+    tiny_config.train.steps_per_call = 3  # the size of a call is no part of the result
+    assert train(tiny_config, tmp_path / "parts").state == "finished"
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_parameters(tiny_config, tmp_path / "parts"),
+        final_parameters(tiny_config, tmp_path / "whole"),
+    )
+    whole, parts = (runs.read_run(tmp_path / name).metrics() for name in ("whole", "parts"))
+    # Stopping early logs one partial interval and one test; all else comes once, and is the same.
+    assert [(r["step"], r["split"]) for r in parts if r["step"] != 5] == [(r["step"], r["split"]) for r in whole]
+    assert without_times(parts)[-2:] == without_times(whole)[-2:]
+
+
+def test_step_is_traced_once(tmp_path, tiny_config, monkeypatch):
+    chex.clear_trace_counter()
+    monkeypatch.setattr(training_loop, "train_step", chex.assert_max_traces(training_loop.train_step, n=1))
+    assert train(tiny_config, tmp_path / "run").state == "finished"
+
+
+def test_finished_run_is_not_run_again(tmp_path, tiny_config):
+    first = train(tiny_config, tmp_path / "run")
+    records = runs.read_run(tmp_path / "run").metrics()
+    assert train(tiny_config, tmp_path / "run", lambda step: pytest.fail("it trained again")) == first
+    assert runs.read_run(tmp_path / "run").metrics() == records
+
+
+def test_diverged_run_keeps_its_history(tmp_path, tiny_config):
+    tiny_config.optimizer.learning_rate = 1e30
+    tiny_config.optimizer.schedule.warmup_learning_rate = 1e-3
+    status = train(tiny_config, tmp_path / "run")
+    assert status.state == "diverged"
+    assert f"step {status.step}" in status.reason
+    run = runs.read_run(tmp_path / "run")
+    assert run.status() == status
+    assert run.metrics("train")[-1]["step"] == status.step
+    assert np.isfinite(run.metrics("train")[-1]["loss"])
+    state = final_parameters(tiny_config, tmp_path / "run")
+    assert int(state.step) == status.step
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+    # Launched again, it does not run again.
+    assert train(tiny_config, tmp_path / "run") == status
+
+
+def test_another_run_in_the_directory_is_refused(tmp_path, tiny_config):
+    tiny_config.train.stop_after = 4
+    train(tiny_config, tmp_path / "run")
+    tiny_config.optimizer.momentum = 0.5
+    with pytest.raises(UserError, match=r"different run: optimizer.momentum \(0.9 there, 0.5 now\)"):
+        train(tiny_config, tmp_path / "run")
+
+
+def test_damaged_checkpoint_is_named(tmp_path, tiny_config):
+    train(tiny_config, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "12" / "default" / "d", ignore_errors=True)
+    for file in (tmp_path / "run" / "checkpoints" / "12").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(UserError, match="checkpoint of step 12"):
+        evaluate_run(tmp_path / "run")
+
+
+def test_failed_run_says_why(tmp_path, tiny_config, monkeypatch):
+    def broken(*arguments):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(training_loop.checkpoints, "save", broken)
+    with pytest.raises(OSError, match="No space"):
+        train(tiny_config, tmp_path / "run")
+    status = runs.read_run(tmp_path / "run").status()
+    assert (status.state, status.reason) == ("failed", "OSError: No space left on device")

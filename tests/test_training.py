@@ -1,0 +1,149 @@
+"""One update, one evaluation, one schedule: against arithmetic by hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from configs import cifar10, digits
+from plain56.data import Split
+from plain56.training import prepare
+from plain56.training.evaluate import evaluate
+from plain56.training.schedules import make_schedule
+from plain56.training.state import TrainState, make_optimizer
+from plain56.training.step import Totals, count, example_losses, train_steps
+
+
+def options(**changes):
+    return ConfigDict({"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.01, "decay_all": False, **changes})
+
+
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_two_updates_equal_hand_arithmetic(decay_all):
+    # Stacked blocks: the kernel has five axes, the scale two; only the name tells them apart.
+    params = {"stage": {"kernel": jnp.full((2, 3, 3, 1, 1), 2.0), "scale": jnp.full((2, 1), 3.0)}, "head": {"bias": jnp.ones(1)}}
+    gradients = jax.tree.map(lambda leaf: jnp.full_like(leaf, 0.5), params)
+    optimizer = make_optimizer(options(decay_all=decay_all), lambda step: jnp.where(step == 0, 0.1, 0.01))
+    state = optimizer.init(params)
+    updated = params
+    for _ in range(2):
+        updates, state = optimizer.update(gradients, state, updated)
+        updated = optax.apply_updates(updated, updates)
+
+    def by_hand(w, decay):
+        v = 0.5 + decay * w
+        w = w - 0.1 * v
+        v = 0.9 * v + 0.5 + decay * w  # L2 inside the gradient, before momentum; the rate is not part of v
+        return w - 0.01 * v
+
+    np.testing.assert_allclose(updated["stage"]["kernel"], by_hand(2.0, 0.01), rtol=1e-6)
+    np.testing.assert_allclose(updated["stage"]["scale"], by_hand(3.0, 0.01 if decay_all else 0), rtol=1e-6)
+    np.testing.assert_allclose(updated["head"]["bias"], by_hand(1.0, 0.01 if decay_all else 0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "rate"),
+    [
+        # Section 4.2: 0.1, divided by 10 at 32k and 48k; 110 layers warm up at 0.01 for 400 iterations.
+        ("resnet20", 0, 0.1),
+        ("resnet20", 31_999, 0.1),
+        ("resnet20", 32_000, 0.01),
+        ("resnet20", 47_999, 0.01),
+        ("resnet20", 48_000, 0.001),
+        ("resnet20", 63_999, 0.001),
+        ("resnet110", 0, 0.01),
+        ("resnet110", 399, 0.01),
+        ("resnet110", 400, 0.1),
+        ("resnet110", 32_000, 0.01),
+    ],
+)
+def test_step_schedule_at_both_sides_of_its_boundaries(name, step, rate):
+    config = cifar10.get_config(name)
+    assert float(make_schedule(config.optimizer, config.train.steps)(step)) == pytest.approx(rate)
+
+
+def test_cosine_schedule():
+    config = digits.get_config("resnet20")
+    schedule = make_schedule(config.optimizer, config.train.steps)
+    expected = {0: 0, 20: 0.015, 39: 0.03 * 39 / 40, 40: 0.03, 220: 0.015, 400: 0}
+    for step, rate in expected.items():
+        assert float(schedule(step)) == pytest.approx(rate, abs=1e-8)
+
+
+def test_label_smoothing():
+    logits = jnp.log(jnp.array([[0.7, 0.2, 0.1]]))
+    np.testing.assert_allclose(example_losses(logits, jnp.array([0])), [-np.log(0.7)], rtol=1e-6)
+    targets = [0.7 + 0.1, 0.1, 0.1]  # 1 − 0.3 on the label, and 0.3 spread over all three
+    expected = -np.dot(targets, np.log([0.7, 0.2, 0.1]))
+    np.testing.assert_allclose(example_losses(logits, jnp.array([0]), 0.3), [expected], rtol=1e-6)
+
+
+def test_errors_count_ties_and_undefined_logits_as_wrong():
+    logits = np.zeros((5, 10), np.float32)
+    logits[0] = np.arange(10)  # label 9: first
+    logits[1] = np.arange(10)  # label 5: fifth, so among the first five
+    logits[2] = np.arange(10)  # label 4: sixth
+    logits[3] = np.nan
+    logits[4] = 0  # all tied: the guess is class 0
+    labels = jnp.array([9, 5, 4, 0, 1])
+    losses = jnp.ones(5)
+    totals = count(losses, jnp.asarray(logits), labels, jnp.ones(5, bool))
+    assert (int(totals.top1_errors), int(totals.top5_errors), int(totals.examples)) == (4, 2, 5)
+    masked = count(losses.at[3].set(jnp.nan), jnp.asarray(logits), labels, jnp.array([True, True, False, False, False]))
+    assert masked.means() == {"loss": 1.0, "top1_error": 0.5, "top5_error": 0.0}
+
+
+class Constant:
+    """A network whose logits say how bright the first pixel is."""
+
+    def apply(self, variables, images, train):
+        return ConfigDict({"logits": jax.nn.one_hot(jnp.round(images[:, 0, 0, 0] * 255).astype(int), 3)})
+
+
+@pytest.mark.parametrize("examples", [1, 7, 8, 9, 16])
+def test_evaluation_counts_every_example(examples):
+    labels = np.arange(examples) % 3
+    images = np.zeros((examples, 2, 2, 1), np.uint8)
+    images[:, 0, 0, 0] = labels
+    images[-1, 0, 0, 0] = (labels[-1] + 1) % 3  # the last one is wrong
+    split = Split(jnp.asarray(images), jnp.asarray(labels, jnp.int32))
+    data = ConfigDict({"mean": (0.0,), "std": (1.0,)})
+    totals = evaluate({}, {}, split, model=Constant(), batch_size=8, data=data, place_batch=lambda batch: batch)
+    assert (int(totals.examples), int(totals.top1_errors)) == (examples, 1)
+
+
+def test_evaluation_equals_a_direct_one(tiny_config):
+    experiment = prepare(tiny_config)
+    state, _ = experiment.initial
+    tested = experiment.evaluate(state.params, state.batch_stats, experiment.test)
+    assert int(tested.examples) == 449
+    from plain56.config import build_model
+
+    images = (experiment.test.images.astype(jnp.float32) / 255 - 0.3057) / 0.3762
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    logits = jax.jit(build_model(tiny_config, 10).apply)(variables, images).logits
+    assert int(tested.top1_errors) == int((logits.argmax(-1) != experiment.test.labels).sum())
+    means = tested.means()
+    log_probabilities = jax.nn.log_softmax(logits)[jnp.arange(449), experiment.test.labels]
+    assert means["loss"] == pytest.approx(-float(log_probabilities.mean()), rel=1e-5)
+
+
+def test_non_finite_update_keeps_the_last_finite_state():
+    split = Split(jnp.zeros((8, 1, 1, 1), jnp.uint8), jnp.zeros(8, jnp.int32))
+    data = ConfigDict({"mean": (0.0,), "std": (1.0,), "augment": {"pad": 0, "flip": False}})
+
+    def step_fn(state, batch):
+        bad = state.step == 3
+        params = jnp.where(bad, jnp.nan, state.params + 1)
+        return TrainState(state.step + 1, params, state.batch_stats, ()), Totals.zero().replace(examples=jnp.int32(4))
+
+    run = functools.partial(train_steps, step_fn=step_fn, seed=0, batch_size=4, data=data, place_batch=lambda b: b)
+    state = TrainState(jnp.int32(0), jnp.zeros(()), jnp.zeros(()), ())
+    for first_step in (0, 5):  # a later call leaves it alone, too
+        state, totals = run(state, Totals.zero(), split, first_step, 0, 0, 5)
+        assert (int(state.step), float(state.params)) == (3, 3.0)
+    assert int(totals.examples) == 0
