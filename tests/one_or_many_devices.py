@@ -1,0 +1,27 @@
+"""Run by test_parallel in a process of its own: some steps of a small network on however many devices there are."""
+
+import sys
+
+import jax
+import numpy as np
+
+from configs import digits
+from plain56.training import prepare
+
+
+def trained(name, steps, dtype):
+    config = digits.get_config(name)
+    config.model.dtype = dtype
+    config.train.batch_size = 64
+    experiment = prepare(config)
+    state, totals = experiment.initial
+    state, totals = experiment.train_steps(state, totals, experiment.train, 0, 0, 0, steps)
+    tested = experiment.evaluate(state.params, state.batch_stats, experiment.test)
+    return [*jax.tree.leaves(state), totals.top1_errors, totals.examples, tested.top1_errors, tested.examples]
+
+
+if __name__ == "__main__":
+    results = trained("resnet20", 1, "float32")
+    with jax.enable_x64(True):
+        results += trained("resnet8", 20, "float64")
+    np.savez(sys.argv[1], *[np.asarray(result) for result in results])

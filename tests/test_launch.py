@@ -1,0 +1,118 @@
+"""The command line as a user meets it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import launch
+
+ROOT = Path(__file__).parent.parent
+DIGITS = "--config=configs/digits.py"
+SWEEP = "--config=configs/sweeps/degradation.py"
+WIDE = "--config.model.widths=(16,8,64)"
+
+MISTAKES = [
+    ([], "No mode was given; allowed are train, evaluate, sweep, report, describe"),
+    (["tarin"], "There is no mode 'tarin'"),
+    (["train"], "--config is missing"),
+    (["train", DIGITS], "--workdir is missing"),
+    (["train", "--config=configs/nosuch.py"], "No such file or directory: 'configs/nosuch.py'"),
+    (["train", "--config=LICENSE"], "The command cannot be read"),
+    (["train", "--config.seed=1"], "--config is missing"),
+    (["train", DIGITS, "--config.train.stepz=1"], "no key 'train.stepz' in the config; the nearest is 'train.steps'"),
+    (["train", DIGITS, "--config.foo=1"], "There is no key 'foo'"),
+    (["train", DIGITS, "--config.train.steps=many"], "invalid literal for int() with base 10: 'many'"),
+    (["train", DIGITS, "--config.data.augment.flip=maybe"], "maybe"),
+    (["train", DIGITS, "--nosuch=1"], "Unknown command line flag 'nosuch'"),
+    (["train", f"{DIGITS}:resnet57", "--workdir=W"], "nearest is 'resnet56'"),
+    (["train", f"{DIGITS}:resnet152_", "--workdir=W"], "no network 'resnet152_'"),
+    (["train", DIGITS, "--config.train.batch_size=-3", "--workdir=W"], "train.batch_size is -3; allowed are positive"),
+    (["train", DIGITS, "--config.train.batch_size=33", "--workdir=W"], "does not divide among the 2 devices"),
+    (["train", DIGITS, "--config.optimizer.learning_rate=nan", "--workdir=W"], "learning_rate is nan"),
+    (["train", DIGITS, "--config.data.mean=abc", "--workdir=W"], "data.mean is ('abc',)"),
+    (["train", DIGITS, "--config.data.std=(0.3,0.3)", "--workdir=W"], "needed is one for each of the 1 channels"),
+    (["train", DIGITS, "--config.train.steps=40", "--workdir=W"], "allowed is less than train.steps, 40"),
+    (["train", DIGITS, "--config.optimizer.schedule.boundaries=(3,2)", "--workdir=W"], "rising positive integers"),
+    (["train", DIGITS, "--config.data.name=mnist", "--config.data.dir=W", "--workdir=W"], "install the extra 'prepare'"),
+    (["train", DIGITS, WIDE, "--workdir=W"], "the widths may not decrease"),
+    (["train", DIGITS, "--workdir=configs"], "configs is there already and is not a run directory"),
+    (["evaluate", "--workdir=W"], "is not a run directory"),
+    (["report", "--workdir=W"], "is not a sweep directory"),
+    (["sweep", DIGITS, "--workdir=W"], "configs/digits.py is not a sweep"),
+    (["sweep", f"{SWEEP}:mnist", "--workdir=W"], "There is no recipe 'mnist' for this sweep; allowed are digits, cifar10"),
+    (["sweep", SWEEP, "--config.sweep.depths=(20,57)", "--workdir=W"], "nearest is 'plain56'"),
+    (["sweep", SWEEP, "--config.sweep.depths=()", "--workdir=W"], "The sweep is empty"),
+    (["sweep", SWEEP, "--config.sweep.seeds=(1,1)", "--workdir=W"], "names a run twice: plain20-seed1"),
+    (["sweep", f"{SWEEP}:cifar10", "--config.data.dir=W", "--workdir=W"], "'cifar10' does not lie prepared"),
+    (["describe"], "the name of one network"),
+    (["describe", "resnet50"], "nearest is 'resnet50_cifar'"),
+    (["describe", "resnet56", "--image_size=2"], "2×2 pixels"),
+    (["describe", "resnet56", "--image_size=-2"], "image_size=-2"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_mistakes_cost_one_sentence(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    workdir = tmp_path / "run"
+    assert launch.main([argument.replace("=W", f"={workdir}") for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def launched(*arguments, **options):
+    return subprocess.run([sys.executable, "launch.py", *arguments], cwd=ROOT, capture_output=True, text=True, **options)
+
+
+def test_status_reaches_the_shell():
+    result = launched("train", "--config=configs/digits.py:resnet57", "--workdir=runs/never")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "Traceback" not in result.stderr
+    assert not (ROOT / "runs" / "never").exists()
+
+
+def test_help_is_quick_because_it_imports_no_jax():
+    code = "import launch, sys; status = launch.main(['--help']); sys.exit(status or 10 * ('jax' in sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "launch.py train" in result.stdout
+    assert "--workdir" in result.stdout
+
+
+def test_describe_prints_the_stages_and_one_json_line():
+    result = launched("describe", "resnet56", check=True)
+    assert "125,485,696" in result.stdout
+    last = json.loads(result.stdout.splitlines()[-1])
+    assert (last["parameters"], last["multiply_adds"]) == (853_018, 125_485_696)
+
+
+def test_train_then_evaluate(tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    small = ["--config.train.steps=10", "--config.optimizer.schedule.warmup_steps=2", "--config.model.widths=(4,4,4)"]
+    trained = launched("train", "--config=configs/digits.py:plain8", *small, workdir, check=True)
+    status = json.loads(trained.stdout.splitlines()[-1])
+    assert (status["state"], status["step"]) == ("finished", 10)
+    assert "100 %" in trained.stderr
+    evaluated = launched("evaluate", workdir, check=True)
+    result = json.loads(evaluated.stdout.splitlines()[-1])
+    assert (result["step"], result["examples"]) == (10, 449)
+    assert f"{100 * result['top1_error']:.2f} %" in evaluated.stdout
+    # A run needs neither of the two big frameworks.
+    imported = "bool({'tensorflow', 'torch'} & set(sys.modules))"
+    code = f"import launch, sys; launch.main(['evaluate', {workdir!r}]); sys.exit({imported})"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_diverged_run_exits_with_1(tmp_path):
+    flags = ["--config.optimizer.learning_rate=1e30", "--config.optimizer.schedule.warmup_learning_rate=1e30"]
+    result = launched("train", "--config=configs/digits.py:plain8", *flags, f"--workdir={tmp_path / 'run'}")
+    assert result.returncode == 1
+    assert json.loads(result.stdout.splitlines()[-1])["state"] == "diverged"
+    assert "diverged: the update at step" in result.stderr

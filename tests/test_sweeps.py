@@ -1,0 +1,204 @@
+"""Sweeps and their figure, by real tiny runs."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from configs.sweeps import degradation as sweep_config
+from experiments.degradation import check_claim
+from plain56 import runs, sweeps
+from plain56.errors import UserError
+from plain56.figures import degradation as figure
+
+ROOT = Path(__file__).parent.parent
+COLUMNS = "model,depth,residual,seed,steps,state,train_error,test_error,train_loss,parameters,seconds"
+
+
+@pytest.fixture
+def tiny_sweep(tiny_config):
+    config = sweep_config.get_config()
+    config.update(tiny_config)
+    config.sweep.depths = (8,)
+    return config
+
+
+def test_elements_and_their_names():
+    config = sweep_config.get_config("cifar10")
+    config.sweep.depths = (56, 110, 152)
+    config.sweep.seeds = (0, 3)
+    elements = {element.name: element for element in sweeps.expand(config, sweep_config.sweep)}
+    assert len(elements) == 12
+    assert elements["plain56-seed3"].config.seed == 3
+    assert elements["plain56-seed3"].config.optimizer.schedule.warmup_steps == 0
+    # The deep ones warm up, and an ImageNet network is never meant.
+    deep = elements["resnet152_cifar-seed0-warmup_steps400-warmup_learning_rate0.01"]
+    assert deep.config.optimizer.schedule.warmup_steps == 400
+    assert all("sweep" not in element.config for element in elements.values())
+
+
+def test_killed_sweep_goes_on_and_draws_its_figure(tmp_path):
+    flags = {
+        "sweep.depths": "(8,14)",
+        "model.widths": "(4,4,4)",
+        "train.steps": 3000,
+        "train.checkpoint_every": 20,
+        "optimizer.schedule.warmup_steps": 2,
+    }
+    command = [sys.executable, "launch.py", "sweep", "--config=configs/sweeps/degradation.py", f"--workdir={tmp_path}"]
+    process = subprocess.Popen([*command, *(f"--config.{key}={value}" for key, value in flags.items())], cwd=ROOT)
+    first, second = (runs.Run(tmp_path / name) for name in ("plain8-seed0", "plain14-seed0"))
+    deadline = time.monotonic() + 120
+    # The first run is cut as soon as it has saved something: it is far from its end.
+    while not list(first.checkpoints.glob("[0-9]*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (first.status().state, second.status().state) == ("running", "queued")
+    before = first.metrics("train")
+
+    flags = {**flags, "train.stop_after": 60}
+    result = subprocess.run([*command, *(f"--config.{key}={value}" for key, value in flags.items())], cwd=ROOT, check=True)
+    assert result.returncode == 0
+    with (tmp_path / "summary.csv").open() as file:
+        assert file.readline() == COLUMNS + "\n"
+        rows = list(csv.DictReader(file, COLUMNS.split(",")))
+    assert [(row["model"], row["residual"]) for row in rows] == [
+        ("plain8", "False"),
+        ("plain14", "False"),
+        ("resnet8", "True"),
+        ("resnet14", "True"),
+    ]
+    after = first.metrics("train")
+    assert [record["step"] for record in after] == [20, 40, 60]
+    assert before[0] == after[0], "the run began anew"
+    drawn = subprocess.run(
+        [sys.executable, "launch.py", "report", f"--workdir={tmp_path}"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert json.loads(drawn.stdout.splitlines()[-1])["figure"] == str(tmp_path / "degradation.png")
+    assert (tmp_path / "degradation.png").read_bytes().startswith(b"\x89PNG")
+    svg = (tmp_path / "degradation.svg").read_text()
+    for text in ("plain networks", "residual networks", "8 layers", "14 layers", "training error", "test error", "final error"):
+        assert f">{text}<" in svg
+
+
+def test_failed_run_does_not_stop_the_others(tmp_path, tiny_sweep, monkeypatch):
+    elements = sweeps.expand(tiny_sweep, sweep_config.sweep)
+    real = sweeps.train
+    trained = []
+
+    def train(config, workdir, on_step):
+        trained.append(config.model.name)
+        if config.model.name == "plain8":
+            runs.open_run(workdir, config.to_dict()).write_status(runs.Status("failed", 3, "OSError: disk"))
+            raise OSError("disk")
+        return real(config, workdir, on_step)
+
+    monkeypatch.setattr(sweeps, "train", train)
+    shares = []
+    rows = sweeps.run_sweep(elements, tmp_path, lambda name, number, share: shares.append(share))
+    assert [row["state"] for row in rows] == ["failed", "finished"]
+    assert rows[0]["test_error"] is None
+    assert rows[1]["parameters"] > 0
+    assert rows == runs.read_summary(tmp_path)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+
+    # Launched again, the failed one is tried again and the finished one is not trained again.
+    monkeypatch.setattr(sweeps, "train", real)
+    finished = (tmp_path / "resnet8-seed0" / "metrics.jsonl").stat().st_mtime_ns
+    assert [row["state"] for row in sweeps.run_sweep(elements, tmp_path)] == ["finished", "finished"]
+    assert (tmp_path / "resnet8-seed0" / "metrics.jsonl").stat().st_mtime_ns == finished
+    # And another sweep in its place is refused before anything is changed.
+    tiny_sweep.optimizer.momentum = 0.5
+    with pytest.raises(UserError, match="different run: optimizer.momentum"):
+        sweeps.run_sweep(sweeps.expand(tiny_sweep, sweep_config.sweep), tmp_path)
+
+
+def made_up_sweep(folder, errors):
+    """Run directories as training leaves them: `{(family, depth): final training errors by seed}`."""
+    elements = {
+        f"{family}{depth}-seed{seed}": {"model.name": f"{family}{depth}", "seed": seed}
+        for (family, depth), values in errors.items()
+        for seed in range(len(values))
+    }
+    runs.write_sweep(folder, elements)
+    for (family, depth), values in errors.items():
+        for seed, error in enumerate(values):
+            run = runs.open_run(folder / f"{family}{depth}-seed{seed}", {"seed": seed})
+            for step in (10, 20):
+                for split in ("train", "test"):
+                    run.append({"step": step, "split": split, "loss": 1.0, "top1_error": error if step == 20 else 0.9})
+            run.write_status(runs.Status("finished", 20, "", 100, 1.0))
+    return sweeps.summarise(folder)
+
+
+def test_seeds_are_drawn_as_mean_and_range(tmp_path):
+    errors = {("plain", 20): [0.1, 0.3], ("plain", 56): [0.6, 0.8], ("resnet", 20): [0.1, 0.1], ("resnet", 56): [0.0, 0.1]}
+    made_up_sweep(tmp_path, errors)
+    steps, curves = figure._curves([runs.Run(tmp_path / f"plain56-seed{seed}") for seed in (0, 1)], "test")
+    assert steps == [10, 20]
+    assert curves.mean(axis=0).tolist() == pytest.approx([90, 70])
+    assert figure.draw(tmp_path) == tmp_path / "degradation.png"
+    first = (tmp_path / "degradation.svg").read_bytes()
+    figure.draw(tmp_path)
+    assert (tmp_path / "degradation.svg").read_bytes() == first, "a second drawing differs"
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def test_nothing_to_draw_yet(tmp_path):
+    runs.write_sweep(tmp_path, {"plain20-seed0": {"model.name": "plain20", "seed": 0}})
+    assert sweeps.summarise(tmp_path)[0]["state"] == "queued"
+    with pytest.raises(UserError, match="nothing to draw"):
+        figure.draw(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("plain", "residual", "held"),
+    [
+        ([0.01, 0.22], [0.01, 0.03], True),
+        ([0.01, 0.20], [0.01, 0.02], False),  # plain rises by 19 points only
+        ([0.01, 0.60], [0.01, 0.04], False),  # residual rises by 3 points
+        ([0.01, 0.60], [0.05, 0.01], True),
+    ],
+)
+def test_claim_rule(tmp_path, plain, residual, held):
+    errors = {("plain", 20): plain[:1], ("plain", 56): plain[1:], ("resnet", 20): residual[:1], ("resnet", 56): residual[1:]}
+    result, sentence = check_claim(made_up_sweep(tmp_path, errors))
+    assert result == held
+    assert f"{100 * (plain[1] - plain[0]):+.1f} points in plain" in sentence
+
+
+def test_claim_averages_seeds_and_needs_every_run(tmp_path):
+    errors = {("plain", 20): [0.0, 0.2], ("plain", 56): [0.2, 0.6], ("resnet", 20): [0.0], ("resnet", 56): [0.0]}
+    rows = made_up_sweep(tmp_path, errors)
+    assert "+30.0 points in plain" in check_claim(rows)[1]
+    rows[1]["state"] = "diverged"
+    assert check_claim(rows) == (False, "The claim cannot be judged: plain20 with seed 1 is diverged.")
+
+
+@pytest.mark.slow
+def test_degradation_on_digits(tmp_path):
+    """The main job as shipped, on one more seed: He et al. 2015, Fig. 6."""
+    command = [sys.executable, "-m", "experiments.degradation", f"--workdir={tmp_path}", "--config.sweep.seeds=(1,)"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+    assert json.loads(result.stdout.splitlines()[-1])["held"]
+    errors = {(row["residual"], row["depth"]): row["train_error"] for row in runs.read_summary(tmp_path)}
+    assert errors[False, 56] - errors[False, 20] >= 0.2
+    assert errors[True, 56] - errors[True, 20] <= 0.02
+
+
+@pytest.mark.slow
+def test_1202_layers_train(tmp_path, tiny_config):
+    tiny_config.model.name = "resnet1202"
+    tiny_config.train.steps = 4
+    tiny_config.optimizer.schedule.warmup_steps = 1
+    status = sweeps.train(tiny_config, tmp_path / "run")
+    assert (status.state, status.step) == ("finished", 4)
