@@ -4,7 +4,7 @@
     python launch.py evaluate --workdir=runs/resnet56
     python launch.py sweep    --config=configs/sweeps/degradation.py --workdir=runs/degradation
     python launch.py report   --workdir=runs/degradation
-    python launch.py describe resnet56 [--image_size=32] [--num_classes=10]
+    python launch.py describe resnet56 --image_size=32 --num_classes=10
 
 Any key of the config is overridden by a flag: --config.train.steps=1000. Tables go to stdout, whose last line is one JSON
 object; progress goes to stderr. Exit status: 0 done; 1 ran but failed; 2 a mistake in the command; 75 interrupted, launch again.
@@ -16,6 +16,7 @@ import importlib.util
 import json
 import re
 import sys
+import time
 
 from absl import flags
 from ml_collections import config_flags
@@ -43,6 +44,7 @@ def train(options, arguments):
 def evaluate(options, arguments):
     from plain56 import training
 
+    _refuse_config(options, "the run's own config")
     result = training.evaluate_run(_required(options, "workdir"))
     _print_table("test split", [result | {key: _percent(result[key]) for key in ("top1_error", "top5_error")}])
     _print_result(result)
@@ -51,7 +53,7 @@ def evaluate(options, arguments):
 def sweep(options, arguments):
     rows = run_sweep(options)
     _print_result({"workdir": options.workdir, "runs": rows})
-    return FAILED if any(row["state"] == "failed" for row in rows) else 0
+    return 0 if all(row["state"] in ("finished", "preempted") for row in rows) else FAILED
 
 
 def run_sweep(options):
@@ -60,6 +62,9 @@ def run_sweep(options):
 
     config, workdir = _required(options, "config"), _required(options, "workdir")
     elements = sweeps.expand(config, _sweep_function(options))
+    for key in config_flags.get_override_values(options["config"]):
+        if any(key in element.overrides for element in elements):
+            raise UserError(f"--config.{key} is chosen by the sweep itself; allowed are its own keys, --config.sweep.….")
     with _progress() as show:
         rows = sweeps.run_sweep(
             elements, workdir, lambda name, number, share: show(f"{name} ({number + 1} of {len(elements)})", share)
@@ -72,6 +77,7 @@ def report(options, arguments):
     from plain56 import sweeps
     from plain56.figures import degradation
 
+    _refuse_config(options, "the run directories alone")
     rows = sweeps.summarise(_required(options, "workdir"))
     figure = degradation.draw(options.workdir)
     _print_summary(rows)
@@ -81,12 +87,21 @@ def report(options, arguments):
 
 def describe(options, arguments):
     from plain56.analysis import complexity
+    from plain56.config import build_model
     from plain56.models import create_model
 
-    if len(arguments) != 1:
-        raise UserError("describe takes the name of one network, for example: launch.py describe resnet56.")
-    image_shape = (options.image_size, options.image_size, 3)
-    rows = [stage._asdict() for stage in complexity.stages(create_model(arguments[0], options.num_classes), image_shape)]
+    if len(arguments) + bool(options.config) != 1:
+        raise UserError("describe takes one network, by name or by config, for example: launch.py describe resnet56.")
+    if options.config:
+        model, name, channels = (
+            build_model(options.config, options.num_classes),
+            options.config.model.name,
+            len(options.config.data.mean),
+        )
+    else:
+        model, name, channels = create_model(arguments[0], options.num_classes), arguments[0], 3
+    image_shape = (options.image_size, options.image_size, channels)
+    rows = [stage._asdict() for stage in complexity.stages(model, image_shape)]
     totals = {key: sum(row[key] for row in rows) for key in ("parameters", "multiply_adds")}
     shown = [
         {
@@ -96,8 +111,8 @@ def describe(options, arguments):
         }
         for row in [*rows, {"name": "total", "output_shape": (), **totals}]
     ]
-    _print_table(f"{arguments[0]}: {options.num_classes} classes, {'×'.join(map(str, image_shape))} images", shown)
-    _print_result({"model": arguments[0], **totals, "stages": rows})
+    _print_table(f"{name}: {options.num_classes} classes, {'×'.join(map(str, image_shape))} images", shown)
+    _print_result({"model": name, **totals, "stages": rows})
 
 
 MODES = {mode.__name__: mode for mode in (train, evaluate, sweep, report, describe)}
@@ -139,13 +154,14 @@ def _progress():
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        shown = set()
+        start, shown = time.monotonic(), set()
 
         def show(description, share):
-            line = f"{description}: {10 * int(10 * share)} % of all work done"
-            if line not in shown:
-                shown.add(line)
-                print(line, file=sys.stderr, flush=True)
+            tenth = int(10 * share)
+            if (description, tenth) not in shown:
+                shown.add((description, tenth))
+                left = f", {(time.monotonic() - start) * (1 - share) / share:.0f} s left" if share else ""
+                print(f"{description}: {10 * tenth} % of all work done{left}", file=sys.stderr, flush=True)
 
         yield show
         return
@@ -157,9 +173,14 @@ def _progress():
 
 
 def _required(options, name):
-    if options[name].value is None:
+    if not options[name].value:
         raise UserError(f"--{name} is missing.")
     return options[name].value
+
+
+def _refuse_config(options, source):
+    if options.config:
+        raise UserError(f"--config is not allowed here: this reads {source}.")
 
 
 def _sweep_function(options):
@@ -209,16 +230,22 @@ def _parse(argv):
         return options, options(argv)[1:]
     except UserError:
         raise
-    except (flags.Error, OSError, ImportError, AttributeError, LookupError, TypeError, ValueError, SyntaxError) as error:
+    except Exception as error:  # a config file is a program of the user's, and may raise anything
         # The last line: before it the library puts the traceback of the config file.
         reason = str(error).strip().splitlines()[-1].strip().removeprefix("flag ")
         raise UserError(f"The command cannot be read: {reason.rstrip('.')}.") from error
 
 
-def run(mode, argv):
-    """Runs one mode with its flags and arguments, and returns the exit status."""
+def run(mode, argv, usage=__doc__):
+    """Runs one mode with its flags and arguments, or prints its usage, and returns the exit status."""
+    if {"--help", "-h"} & set(argv):
+        print(usage + _define_flags([]).module_help(sys.modules[__name__]))
+        return 0
     try:
-        return mode(*_parse(argv)) or 0
+        options, arguments = _parse(argv)
+        if arguments and mode is not describe:
+            raise UserError(f"{arguments[0]!r} is not understood; allowed are flags such as --workdir=FOLDER (see --help).")
+        return mode(options, arguments) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return MISTAKE
@@ -229,14 +256,14 @@ def run(mode, argv):
 
 def main(argv):
     """Runs the mode that the command line names, and returns the exit status."""
+    mode, *rest = argv or [None]
+    if mode in MODES:
+        return run(MODES[mode], rest)
     if {"--help", "-h", "help"} & set(argv):
-        print(__doc__ + _define_flags([]).get_help())
-        return 0
-    if not argv or argv[0] not in MODES:
-        given = f"There is no mode {argv[0]!r}" if argv else "No mode was given"
-        print(f"error: {given}; allowed are {', '.join(MODES)} (see --help).", file=sys.stderr)
-        return MISTAKE
-    return run(MODES[argv[0]], argv[1:])
+        return run(None, ["--help"])
+    given = "No mode was given" if mode is None else f"There is no mode {mode!r}"
+    print(f"error: {given}; allowed are {', '.join(MODES)} (see --help).", file=sys.stderr)
+    return MISTAKE
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ FOLDER holds cifar10 prepared for TFDS. Test error in the paper (Table 6): ResNe
 -110 6.43 %; plain networks get worse with depth, and plain-110 stays above 60 % (section 4.2).
 """
 
+import re
+
 from configs import base
 
 # "0.1 is slightly too large to start converging" at 110 layers: 0.01 for about 400 iterations (section 4.2).
-DEEP = ("plain110", "plain152", "plain1202", "resnet110", "resnet152", "resnet1202")
+DEEP = 110
 DEEP_WARMUP = {"optimizer.schedule.warmup_steps": 400, "optimizer.schedule.warmup_learning_rate": 0.01}
 
 
@@ -17,6 +19,7 @@ def get_config(name="resnet20"):
     """`name`: plainN or resnetN with N = 6n + 2 layers, always in the CIFAR form."""
     config = base.get_config()
     config.model.name = base.cifar_form(name)
-    if name in DEEP:
+    depth = re.search(r"\d+", name)
+    if depth and int(depth[0]) >= DEEP:
         config.update_from_flattened_dict(DEEP_WARMUP)
     return config

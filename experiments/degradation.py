@@ -50,12 +50,14 @@ def check_claim(rows):
 def reproduce(options, arguments):
     """Sweep, figure, claim; returns the exit status: 1 where the claim did not hold."""
     rows = launch.run_sweep(options)
-    figure = degradation.draw(options.workdir)
     held, sentence = check_claim(rows)
+    figure = degradation.draw(options.workdir) if any(row["steps"] for row in rows) else None
     print(f"figure: {figure}\n{sentence}")
     print(json.dumps({"held": held, "claim": sentence, "figure": str(figure)}))
     return 0 if held else launch.FAILED
 
 
 if __name__ == "__main__":
-    sys.exit(launch.run(reproduce, [f"--config={SWEEP}", f"--workdir={WORKDIR}", *sys.argv[1:]]))
+    given = {argument.split("=")[0].lstrip("-") for argument in sys.argv[1:]}
+    defaults = {"config": SWEEP, "workdir": WORKDIR}
+    sys.exit(launch.run(reproduce, [*(f"--{k}={v}" for k, v in defaults.items() if k not in given), *sys.argv[1:]], __doc__))

@@ -13,6 +13,7 @@ def trained(name, steps, dtype):
     config = digits.get_config(name)
     config.model.dtype = dtype
     config.train.batch_size = 64
+    config.optimizer.schedule.warmup_learning_rate = 0.03  # the first step moves, too
     experiment = prepare(config)
     state, totals = experiment.initial
     state, totals = experiment.train_steps(state, totals, experiment.train, 0, 0, 0, steps)

@@ -107,7 +107,7 @@ def test_evaluation_batches_hold_every_example_once():
     assert [int(batch.mask.sum()) for batch in batches] == [4, 4, 2]
 
 
-def write_tfds(folder, name, images, labels):
+def write_tfds(folder, name, images, labels, file_format="array_record"):
     """A data set as TFDS prepares it: array_record files of tf.train.Example, a feature list and an info file."""
     import json
 
@@ -138,7 +138,7 @@ def write_tfds(folder, name, images, labels):
         {"name": split, "shardLengths": [str(len(labels[split]))], "numBytes": "1", "filepathTemplate": template}
         for split in ("train", "test")
     ]
-    info = {"name": name, "version": "1.0.0", "fileFormat": "array_record", "splits": splits}
+    info = {"name": name, "version": "1.0.0", "fileFormat": file_format, "splits": splits}
     (folder / "dataset_info.json").write_text(json.dumps(info))
 
 
@@ -154,6 +154,13 @@ def test_prepared_tfds_set_is_read_without_tensorflow(tmp_path, monkeypatch):
         np.testing.assert_array_equal(getattr(dataset, split).labels, labels[split])
     assert dataset.class_names == ("ant", "bee", "cat")
     assert "tensorflow" not in sys.modules
+
+
+def test_set_that_only_tensorflow_reads_is_refused(tmp_path):
+    images = {split: np.zeros((1, 4, 4, 3), np.uint8) for split in ("train", "test")}
+    write_tfds(tmp_path, "insects", images, {"train": [0], "test": [0]}, file_format="tfrecord")
+    with pytest.raises(UserError, match="stored as tfrecord.*needed is array_record"):
+        load_dataset("insects", str(tmp_path))
 
 
 def test_absent_set_names_the_folder_and_the_extra(tmp_path):

@@ -1,13 +1,16 @@
 """The command line as a user meets it."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 import launch
+from plain56 import runs
 
 ROOT = Path(__file__).parent.parent
 DIGITS = "--config=configs/digits.py"
@@ -26,28 +29,40 @@ MISTAKES = [
     (["train", DIGITS, "--config.foo=1"], "There is no key 'foo'"),
     (["train", DIGITS, "--config.train.steps=many"], "invalid literal for int() with base 10: 'many'"),
     (["train", DIGITS, "--config.data.augment.flip=maybe"], "maybe"),
+    (["train", DIGITS, "resnet20", "--workdir=W"], "'resnet20' is not understood"),
     (["train", DIGITS, "--nosuch=1"], "Unknown command line flag 'nosuch'"),
     (["train", f"{DIGITS}:resnet57", "--workdir=W"], "nearest is 'resnet56'"),
-    (["train", f"{DIGITS}:resnet152_", "--workdir=W"], "no network 'resnet152_'"),
+    (["train", f"{DIGITS}:reznet56", "--workdir=W"], "nearest is 'resnet56'"),
+    (["train", f"{DIGITS}:resnet020", "--workdir=W"], "nearest is 'resnet20'"),
     (["train", DIGITS, "--config.train.batch_size=-3", "--workdir=W"], "train.batch_size is -3; allowed are positive"),
     (["train", DIGITS, "--config.train.batch_size=33", "--workdir=W"], "does not divide among the 2 devices"),
     (["train", DIGITS, "--config.optimizer.learning_rate=nan", "--workdir=W"], "learning_rate is nan"),
     (["train", DIGITS, "--config.data.mean=abc", "--workdir=W"], "data.mean is ('abc',)"),
     (["train", DIGITS, "--config.data.std=(0.3,0.3)", "--workdir=W"], "needed is one for each of the 1 channels"),
     (["train", DIGITS, "--config.train.steps=40", "--workdir=W"], "allowed is less than train.steps, 40"),
+    (
+        ["train", "--config=configs/cifar10.py", "--config.optimizer.schedule.warmup_steps=9", "--workdir=W"],
+        "warmup_learning_rate is 0; allowed are positive rates",
+    ),
     (["train", DIGITS, "--config.optimizer.schedule.boundaries=(3,2)", "--workdir=W"], "rising positive integers"),
-    (["train", DIGITS, "--config.data.name=mnist", "--config.data.dir=W", "--workdir=W"], "install the extra 'prepare'"),
+    (["train", DIGITS, "--config.data.name=mnist", "--config.data.dir=W", "--workdir=W"], "with the extra 'prepare' installed"),
     (["train", DIGITS, WIDE, "--workdir=W"], "the widths may not decrease"),
     (["train", DIGITS, "--workdir=configs"], "configs is there already and is not a run directory"),
     (["evaluate", "--workdir=W"], "is not a run directory"),
     (["report", "--workdir=W"], "is not a sweep directory"),
     (["sweep", DIGITS, "--workdir=W"], "configs/digits.py is not a sweep"),
+    (["sweep", SWEEP, "--config.seed=1", "--workdir=W"], "--config.seed is chosen by the sweep itself"),
+    (["sweep", SWEEP, "--config.sweep.seeds=(0.5,)", "--workdir=W"], "do not fit the config"),
+    (["sweep", SWEEP, "--workdir=configs"], "configs is there already and is not a sweep directory"),
+    (["train", DIGITS, "--workdir="], "--workdir is missing"),
+    (["evaluate", DIGITS, "--workdir=W"], "--config is not allowed here"),
     (["sweep", f"{SWEEP}:mnist", "--workdir=W"], "There is no recipe 'mnist' for this sweep; allowed are digits, cifar10"),
     (["sweep", SWEEP, "--config.sweep.depths=(20,57)", "--workdir=W"], "nearest is 'plain56'"),
     (["sweep", SWEEP, "--config.sweep.depths=()", "--workdir=W"], "The sweep is empty"),
     (["sweep", SWEEP, "--config.sweep.seeds=(1,1)", "--workdir=W"], "names a run twice: plain20-seed1"),
     (["sweep", f"{SWEEP}:cifar10", "--config.data.dir=W", "--workdir=W"], "'cifar10' does not lie prepared"),
-    (["describe"], "the name of one network"),
+    (["describe"], "describe takes one network"),
+    (["describe", "resnet20", DIGITS], "describe takes one network"),
     (["describe", "resnet50"], "nearest is 'resnet50_cifar'"),
     (["describe", "resnet56", "--image_size=2"], "2×2 pixels"),
     (["describe", "resnet56", "--image_size=-2"], "image_size=-2"),
@@ -91,6 +106,40 @@ def test_describe_prints_the_stages_and_one_json_line():
     assert "125,485,696" in result.stdout
     last = json.loads(result.stdout.splitlines()[-1])
     assert (last["parameters"], last["multiply_adds"]) == (853_018, 125_485_696)
+
+
+def test_describe_takes_a_config(capsys):
+    flags = ["--config=configs/digits.py:resnet56", "--config.model.shortcut=B", "--image_size=8"]
+    assert launch.main(["describe", *flags]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["parameters"] == 855_770 - 2 * 9 * 16
+
+
+def test_a_config_file_that_fails_is_a_mistake(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("def get_config():\n    return 1 / 0\n")
+    assert launch.main(["train", f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}"]) == 2
+    assert capsys.readouterr().err.endswith("division by zero.\n")
+
+
+def test_interrupted_run_goes_on(tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    flags = ["--config=configs/digits.py:plain8", "--config.model.widths=(4,4,4)", "--config.train.steps=100000", workdir]
+    process = subprocess.Popen([sys.executable, "launch.py", "train", *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    run = runs.Run(tmp_path / "run")
+    deadline = time.monotonic() + 120
+    while not any(folder.name.isdigit() for folder in run.checkpoints.glob("*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert errors.endswith("Interrupted; the same command goes on from the last checkpoint.\n")
+    assert run.status().state == "preempted"
+    saved = max(int(folder.name) for folder in run.checkpoints.glob("*") if folder.name.isdigit())
+    records = run.metrics("train")
+    stop = saved + 20
+    continued = launched("train", *flags, f"--config.train.stop_after={stop}", check=True)
+    assert json.loads(continued.stdout.splitlines()[-1])["step"] == stop
+    assert run.metrics("train")[0] == records[0]
 
 
 def test_train_then_evaluate(tmp_path):

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs.sweeps import degradation as sweep_config
@@ -62,8 +63,9 @@ def test_killed_sweep_goes_on_and_draws_its_figure(tmp_path):
     process.wait()
     assert (first.status().state, second.status().state) == ("running", "queued")
     before = first.metrics("train")
+    saved = max(int(folder.name) for folder in first.checkpoints.glob("*") if folder.name.isdigit())
 
-    flags = {**flags, "train.stop_after": 60}
+    flags = {**flags, "train.stop_after": saved + 20}
     result = subprocess.run([*command, *(f"--config.{key}={value}" for key, value in flags.items())], cwd=ROOT, check=True)
     assert result.returncode == 0
     with (tmp_path / "summary.csv").open() as file:
@@ -76,7 +78,7 @@ def test_killed_sweep_goes_on_and_draws_its_figure(tmp_path):
         ("resnet14", "True"),
     ]
     after = first.metrics("train")
-    assert [record["step"] for record in after] == [20, 40, 60]
+    assert [record["step"] for record in after] == list(range(20, saved + 21, 20))
     assert before[0] == after[0], "the run began anew"
     drawn = subprocess.run(
         [sys.executable, "launch.py", "report", f"--workdir={tmp_path}"], cwd=ROOT, check=True, capture_output=True, text=True
@@ -96,7 +98,6 @@ def test_failed_run_does_not_stop_the_others(tmp_path, tiny_sweep, monkeypatch):
     def train(config, workdir, on_step):
         trained.append(config.model.name)
         if config.model.name == "plain8":
-            runs.open_run(workdir, config.to_dict()).write_status(runs.Status("failed", 3, "OSError: disk"))
             raise OSError("disk")
         return real(config, workdir, on_step)
 
@@ -104,6 +105,7 @@ def test_failed_run_does_not_stop_the_others(tmp_path, tiny_sweep, monkeypatch):
     shares = []
     rows = sweeps.run_sweep(elements, tmp_path, lambda name, number, share: shares.append(share))
     assert [row["state"] for row in rows] == ["failed", "finished"]
+    assert runs.Run(tmp_path / "plain8-seed0").status().reason == "OSError: disk"
     assert rows[0]["test_error"] is None
     assert rows[1]["parameters"] > 0
     assert rows == runs.read_summary(tmp_path)
@@ -119,6 +121,36 @@ def test_failed_run_does_not_stop_the_others(tmp_path, tiny_sweep, monkeypatch):
     tiny_sweep.optimizer.momentum = 0.5
     with pytest.raises(UserError, match="different run: optimizer.momentum"):
         sweeps.run_sweep(sweeps.expand(tiny_sweep, sweep_config.sweep), tmp_path)
+
+
+def test_interrupted_sweep_says_how_far_it_is(tmp_path, tiny_sweep):
+    def interrupt(name, number, share):
+        if number == 1 and share > 0.6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweeps.run_sweep(sweeps.expand(tiny_sweep, sweep_config.sweep), tmp_path, interrupt)
+    assert [row["state"] for row in runs.read_summary(tmp_path)] == ["finished", "preempted"]
+
+
+def test_sweep_over_any_key(tmp_path, tiny_config):
+    def sweep(config):
+        for rate in (0.01, 0.03):
+            yield {"optimizer.learning_rate": rate}
+
+    elements = sweeps.expand(tiny_config, sweep)
+    assert [element.name for element in elements] == ["resnet8-learning_rate0.01", "resnet8-learning_rate0.03"]
+    rows = sweeps.run_sweep(elements, tmp_path)
+    assert [(row["model"], row["seed"], row["state"]) for row in rows] == [("resnet8", 0, "finished")] * 2
+    with pytest.raises(UserError, match="differ in more than depth"):
+        figure.draw(tmp_path)
+
+
+def test_overrides_that_do_not_fit(tiny_config):
+    with pytest.raises(UserError, match="do not fit the config"):
+        sweeps.expand(tiny_config, lambda config: [{"seed": "first"}])
+    with pytest.raises(UserError, match="do not fit the config"):
+        sweeps.expand(tiny_config, lambda config: [{"sed": 1}])
 
 
 def made_up_sweep(folder, errors):
@@ -140,7 +172,8 @@ def made_up_sweep(folder, errors):
 
 
 def test_seeds_are_drawn_as_mean_and_range(tmp_path):
-    errors = {("plain", 20): [0.1, 0.3], ("plain", 56): [0.6, 0.8], ("resnet", 20): [0.1, 0.1], ("resnet", 56): [0.0, 0.1]}
+    equal = [15 / 449] * 3  # their mean is not quite themselves
+    errors = {("plain", 20): [0.1, 0.3], ("plain", 56): [0.6, 0.8], ("resnet", 20): equal, ("resnet", 56): [0.0, 0.1]}
     made_up_sweep(tmp_path, errors)
     steps, curves = figure._curves([runs.Run(tmp_path / f"plain56-seed{seed}") for seed in (0, 1)], "test")
     assert steps == [10, 20]
@@ -150,6 +183,18 @@ def test_seeds_are_drawn_as_mean_and_range(tmp_path):
     figure.draw(tmp_path)
     assert (tmp_path / "degradation.svg").read_bytes() == first, "a second drawing differs"
     assert not list(tmp_path.glob("*.part*"))
+
+
+def test_unfinished_runs_are_drawn_as_far_as_they_came(tmp_path):
+    made_up_sweep(tmp_path, {("plain", 20): [0.1, 0.3], ("resnet", 20): [0.1]})
+    run = runs.Run(tmp_path / "plain20-seed1")
+    run.drop_records_after(10)
+    run.write_status(runs.Status("diverged", 10))
+    sweeps.summarise(tmp_path)
+    steps, curves = figure._curves([runs.Run(tmp_path / "plain20-seed0"), run], "train")
+    assert steps == [10, 20]
+    np.testing.assert_array_equal(curves, [[90, 10], [90, np.nan]])
+    assert figure.draw(tmp_path).exists()
 
 
 def test_nothing_to_draw_yet(tmp_path):

@@ -82,18 +82,18 @@ def test_label_smoothing():
     np.testing.assert_allclose(example_losses(logits, jnp.array([0]), 0.3), [expected], rtol=1e-6)
 
 
-def test_errors_count_ties_and_undefined_logits_as_wrong():
-    logits = np.zeros((5, 10), np.float32)
+def test_errors_rank_ties_by_class_and_undefined_logits_last():
+    logits = np.zeros((6, 10), np.float32)
     logits[0] = np.arange(10)  # label 9: first
     logits[1] = np.arange(10)  # label 5: fifth, so among the first five
     logits[2] = np.arange(10)  # label 4: sixth
     logits[3] = np.nan
-    logits[4] = 0  # all tied: the guess is class 0
-    labels = jnp.array([9, 5, 4, 0, 1])
-    losses = jnp.ones(5)
-    totals = count(losses, jnp.asarray(logits), labels, jnp.ones(5, bool))
-    assert (int(totals.top1_errors), int(totals.top5_errors), int(totals.examples)) == (4, 2, 5)
-    masked = count(losses.at[3].set(jnp.nan), jnp.asarray(logits), labels, jnp.array([True, True, False, False, False]))
+    logits[4:] = 0  # all tied: the guess is class 0, as with argmax
+    labels = jnp.array([9, 5, 4, 0, 1, 0])
+    losses = jnp.ones(6)
+    totals = count(losses, jnp.asarray(logits), labels, jnp.ones(6, bool))
+    assert (int(totals.top1_errors), int(totals.top5_errors), int(totals.examples)) == (4, 2, 6)
+    masked = count(losses.at[3].set(jnp.nan), jnp.asarray(logits), labels, jnp.arange(6) < 2)
     assert masked.means() == {"loss": 1.0, "top1_error": 0.5, "top5_error": 0.0}
 
 

@@ -26,9 +26,10 @@ def get_config(recipe="digits"):
 
 def sweep(config):
     """Yields the flat overrides of each run."""
+    schedule = config.optimizer.schedule
     for family in ("plain", "resnet"):
         for depth in config.sweep.depths:
-            name = f"{family}{depth}"
-            warmup = cifar10.DEEP_WARMUP if config.optimizer.schedule.name == "step" and name in cifar10.DEEP else {}
+            needs_warmup = schedule.name == "step" and schedule.warmup_steps == 0 and depth >= cifar10.DEEP
             for seed in config.sweep.seeds:
-                yield {"model.name": base.cifar_form(name), "seed": seed, **warmup}
+                overrides = {"model.name": base.cifar_form(f"{family}{depth}"), "seed": seed}
+                yield overrides | (cifar10.DEEP_WARMUP if needs_warmup else {})

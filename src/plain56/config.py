@@ -63,6 +63,11 @@ def check(config):
         if not sound:
             raise UserError(f"{key} is {value!r}; allowed are {allowed}.")
     schedule = config.optimizer.schedule
+    if schedule.name == "step" and schedule.warmup_steps and not schedule.warmup_learning_rate:
+        raise UserError(
+            "optimizer.schedule.warmup_learning_rate is 0; allowed are positive rates, since the step schedule holds it for all "
+            f"{schedule.warmup_steps} warm-up steps."
+        )
     if schedule.name == "cosine" and schedule.warmup_steps >= config.train.steps:
         raise UserError(
             f"optimizer.schedule.warmup_steps is {schedule.warmup_steps}; allowed is less than train.steps, {config.train.steps}."

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 from plain56.errors import UserError
 
-STATES = ("queued", "running", "preempted", "finished", "diverged", "failed")
 ENDED = ("finished", "diverged")
 
 # What may differ when a run is continued: it changes neither the parameters nor the order of examples.
@@ -31,7 +30,11 @@ NOT_IDENTITY = (
 
 
 class Status(NamedTuple):
-    """`seconds` is the wall-clock time spent so far, over all starts; `parameters` the number of trained values."""
+    """How a run stands.
+
+    `state` is queued, running, preempted, finished, diverged or failed, `reason` says why; `step` counts the updates done,
+    `parameters` the trained values, `seconds` the wall-clock time over all starts.
+    """
 
     state: str = "queued"
     step: int = 0
@@ -44,10 +47,6 @@ class Run(NamedTuple):
     """A run directory. Reading a file that is not there gives what an untouched run would have."""
 
     path: Path
-
-    @property
-    def name(self):
-        return self.path.name
 
     @property
     def checkpoints(self):
@@ -98,16 +97,23 @@ def open_run(path, config):
     run = Run(Path(path))
     if run.config():
         check_identity(run, config)
-    elif run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
-        raise UserError(
-            f"{run.path} is there already and is not a run directory; allowed are a new folder and a run to continue."
-        )
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        _write(run.path / "config.json", json.dumps(config, indent=2))
-    except OSError as error:
-        raise UserError(f"The run directory {run.path} cannot be written: {error.strerror}.") from error
+    else:
+        _refuse_strangers(run.path, "run")
+    _create(run.path, "config.json", config, "run")
     return run
+
+
+def _refuse_strangers(folder, kind):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already and is not a {kind} directory; give a new folder or a {kind} to continue.")
+
+
+def _create(folder, name, content, kind):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / name, json.dumps(content, indent=2))
+    except OSError as error:
+        raise UserError(f"The {kind} directory {folder} cannot be written: {error.strerror}.") from error
 
 
 def check_identity(run, config):
@@ -147,13 +153,15 @@ def read_summary(folder):
 
 
 def write_sweep(folder, elements):
-    """Records the elements of a sweep, `{name: overrides}`, in its directory."""
+    """Records the elements of a sweep, `{name: overrides}`, in its directory.
+
+    Raises:
+        UserError: the directory holds something else, or cannot be written.
+    """
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "sweep.json", json.dumps(elements, indent=2))
-    except OSError as error:
-        raise UserError(f"The sweep directory {folder} cannot be written: {error.strerror}.") from error
+    if not (folder / "sweep.json").exists():
+        _refuse_strangers(folder, "sweep")
+    _create(folder, "sweep.json", elements, "sweep")
 
 
 def read_sweep(folder):

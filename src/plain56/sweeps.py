@@ -1,5 +1,6 @@
 """A sweep: many runs of one recipe, one after another, resumable, gathered in one table."""
 
+import contextlib
 import copy
 from pathlib import Path
 from typing import NamedTuple
@@ -35,11 +36,15 @@ def expand(config, sweep):
     elements = []
     for overrides in sweep(config):
         resolved = copy.deepcopy(config).unlock()
-        del resolved.sweep
+        if "sweep" in resolved:
+            del resolved.sweep
         resolved.lock()
-        resolved.update_from_flattened_dict(overrides)
+        try:
+            resolved.update_from_flattened_dict(overrides)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"The sweep's overrides {overrides} do not fit the config: {error.args[0]}.") from error
         check(resolved)
-        elements.append(Element(_name(overrides), overrides, resolved))
+        elements.append(Element(_name(resolved, overrides), overrides, resolved))
     names = [element.name for element in elements]
     if not names:
         raise UserError("The sweep is empty: it needs at least one depth and one seed.")
@@ -49,10 +54,10 @@ def expand(config, sweep):
     return elements
 
 
-def _name(overrides):
-    """ "resnet56-seed0" from its overrides: the network, then every other key with its value."""
+def _name(config, overrides):
+    """ "resnet56-seed0": the network, then every other key that is overridden, with its value."""
     rest = [f"{key.rpartition('.')[-1]}{value}" for key, value in overrides.items() if key != "model.name"]
-    return "-".join([overrides["model.name"], *rest])
+    return "-".join([config.model.name, *rest])
 
 
 def run_sweep(elements, workdir, on_progress=lambda name, number, share: None):
@@ -61,7 +66,8 @@ def run_sweep(elements, workdir, on_progress=lambda name, number, share: None):
     Args:
         elements: of `expand`.
         workdir: the sweep directory; launched again on it, a sweep goes on where it was cut.
-        on_progress: called with the run's name, its number from 0, and the share of all work that is done, in [0, 1].
+        on_progress: called with the run's name, its number from 0, and the share done, in [0, 1], of the work that this call
+            began with.
 
     Returns:
         The rows of the summary, which is rewritten after every run.
@@ -69,29 +75,42 @@ def run_sweep(elements, workdir, on_progress=lambda name, number, share: None):
     Raises:
         UserError: a mistake that concerns the sweep as a whole, before anything is run.
     """
-    work = []
-    for element in elements:
-        runs.check_identity(runs.Run(Path(workdir) / element.name), element.config.to_dict())
-        dataset = load(element.config)
-        model = build_model(element.config, len(dataset.class_names))
-        # Time goes with the multiply-adds.
-        work.append(count_multiply_adds(model, dataset.train.images.shape[1:]) * element.config.train.steps)
-    runs.write_sweep(workdir, {element.name: element.overrides for element in elements})
+    todo = [_work_left(element, runs.Run(Path(workdir) / element.name)) for element in elements]
+    described = [{"model.name": e.config.model.name, "seed": e.config.seed, **e.overrides} for e in elements]
+    runs.write_sweep(workdir, dict(zip([element.name for element in elements], described, strict=True)))
+    summary = summarise(workdir)
     for number, element in enumerate(elements):
-        before = sum(work[:number])
+        run = runs.Run(Path(workdir) / element.name)
+        steps = (run.status().step, _last_step(element.config))
 
-        def on_step(step, name=element.name, number=number, before=before, steps=element.config.train.steps):
-            on_progress(name, number, (before + work[number] * step / steps) / sum(work))
+        def on_step(step, name=element.name, number=number, steps=steps):
+            share_of_run = max(0, step - steps[0]) / max(1, steps[1] - steps[0])
+            done = sum(todo[:number]) + share_of_run * todo[number]
+            on_progress(name, number, done / sum(todo) if sum(todo) else 1.0)
 
         try:
-            train(element.config, Path(workdir) / element.name, on_step)
-        except UserError:
-            raise
+            train(element.config, run.path, on_step)
         except Exception as error:  # the other runs are independent of it
             logging.error("%s failed: %s", element.name, error)
-        on_step(element.config.train.steps)
-        summary = summarise(workdir)
+            failed = run.status()._replace(state="failed", reason=f"{type(error).__name__}: {error}"[:500])
+            with contextlib.suppress(UserError, OSError):  # it may be the disk that fails
+                runs.open_run(run.path, element.config.to_dict()).write_status(failed)
+        finally:
+            summary = summarise(workdir)
     return summary
+
+
+def _last_step(config):
+    return min(config.train.steps, config.train.stop_after or config.train.steps)
+
+
+def _work_left(element, run):
+    """Checks an element against its run directory and data, and returns the multiply-adds that it has left, up to a factor."""
+    runs.check_identity(run, element.config.to_dict())
+    dataset = load(element.config)
+    per_step = count_multiply_adds(build_model(element.config, len(dataset.class_names)), dataset.train.images.shape[1:])
+    status = run.status()
+    return 0 if status.state in runs.ENDED else max(0, _last_step(element.config) - status.step) * per_step
 
 
 def summarise(workdir):

@@ -46,11 +46,6 @@ def _stage(part):
     return part.partition("_")[0]
 
 
-def count_parameters(model, image_shape):
-    """The number of trained values."""
-    return sum(stage.parameters for stage in stages(model, image_shape))
-
-
 def count_multiply_adds(model, image_shape):
     """Multiply-adds of convolutions and matrix products in one forward pass of one image."""
     return sum(stage.multiply_adds for stage in stages(model, image_shape))

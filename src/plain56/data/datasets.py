@@ -68,25 +68,35 @@ def load_tfds(name, data_dir):
     import tensorflow_datasets as tfds
 
     folder = Path(data_dir).expanduser().absolute()
+    prepare = f"`tfds build {name} --file_format=array_record --data_dir={folder}`, with the extra 'prepare' installed"
     try:
         builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=str(folder))
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         raise UserError(
             f"The data set {name!r} does not lie prepared in {folder} (data.dir, or TFDS_DATA_DIR); allowed are 'digits', which "
-            "needs nothing, and any TFDS set that was prepared there, which needs TensorFlow once: install the extra 'prepare' "
-            f"and run `tfds build {name} --data_dir={folder}`."
+            f"needs nothing, and TFDS sets that lie there: prepare it once with {prepare}."
         ) from error
-    missing = {"train", "test"} - set(builder.info.splits) or {"image", "label"} - set(builder.info.features or ())
+    features = builder.info.features or {}
+    missing = {"train", "test"} - set(builder.info.splits) or {"image", "label"} - set(features)
     if missing:
         raise UserError(
             f"The data set {name!r} in {folder} has no {' and no '.join(map(repr, sorted(missing)))}; needed are the splits "
             "'train' and 'test' with an 'image' and a 'label' in each example."
         )
-    shape = builder.info.features["image"].shape
-    if None in shape:
-        raise UserError(f"The images of {name!r} have the shape {shape}; needed are images that all have one size.")
-    splits = (_read_split(builder.as_data_source(split), shape) for split in ("train", "test"))
-    return Dataset(*splits, tuple(builder.info.features["label"].names))
+    image, label = features["image"], features["label"]
+    if None in image.shape or image.np_dtype != np.uint8 or not isinstance(label, tfds.features.ClassLabel):
+        raise UserError(
+            f"The data set {name!r} has images of shape {image.shape} and type {np.dtype(image.np_dtype)}, and labels of type "
+            f"{type(label).__name__}; needed are images of one size and type uint8, and class labels."
+        )
+    try:
+        splits = [_read_split(builder.as_data_source(split), image.shape) for split in ("train", "test")]
+    except NotImplementedError as error:
+        raise UserError(
+            f"The data set {name!r} in {folder} is stored as {builder.info.file_format.value}, which only TensorFlow reads; "
+            f"needed is array_record: prepare it again with {prepare}."
+        ) from error
+    return Dataset(*splits, tuple(label.names))
 
 
 def _read_split(source, shape):

@@ -20,24 +20,30 @@ STYLE = {"svg.fonttype": "none", "svg.hashsalt": "plain56", "font.size": 9, "axe
 
 
 def draw(workdir):
-    """Draws degradation.png and degradation.svg in a sweep directory, of every run that has records.
+    """Draws degradation.png and degradation.svg in a sweep directory, of every run that has been logged.
 
     Training error (in training mode, with augmentation) is dashed, test error bold, one colour per depth, plain networks left
-    and residual ones in the middle; right, the final errors against depth. Several seeds give their mean and, as a band,
-    their range.
+    and residual ones in the middle; right, against depth, the last errors of the runs that are finished. Several seeds give
+    their mean and, as a band or bar, their range.
 
     Returns:
         The path of the PNG.
 
     Raises:
-        UserError: not a sweep directory, or nothing to draw yet.
+        UserError: not a sweep directory, nothing to draw yet, or runs that differ in more than depth, kind and seed.
     """
-    groups = {}
-    for (run, _), row in zip(runs.read_sweep(workdir), runs.read_summary(workdir), strict=True):
-        if run.metrics("train") and run.metrics("test"):
+    groups, finished = {}, {}
+    rows = runs.read_summary(workdir)
+    shown = [(row["model"], row["seed"]) for row in rows]
+    if len(set(shown)) < len(shown):
+        raise UserError(f"The runs in {workdir} differ in more than depth, kind and seed, which is all that this figure shows.")
+    for (run, _), row in zip(runs.read_sweep(workdir), rows, strict=True):
+        if run.metrics():
             groups.setdefault((row["residual"], row["depth"]), []).append(run)
+        if row["state"] == "finished":
+            finished.setdefault((row["residual"], row["depth"]), []).append(run)
     if not groups:
-        raise UserError(f"There is nothing to draw in {workdir} yet: no run has been logged and tested.")
+        raise UserError(f"There is nothing to draw in {workdir} yet: no run has been logged.")
     depths = sorted({depth for _, depth in groups})
     colours = {depth: COLOURS[i % len(COLOURS)] for i, depth in enumerate(depths)}
     with matplotlib.rc_context(STYLE):
@@ -47,7 +53,7 @@ def draw(workdir):
             _draw_curves(axes[int(residual)], members, colours[depth])
         for residual, axis in zip(FAMILIES, axes, strict=False):
             axis.set(title=f"{FAMILIES[residual]} networks", xlabel="step", ylabel="error (%)", ylim=(0, 100), xlim=(0, None))
-        _draw_final(axes[2], groups, depths)
+        _draw_final(axes[2], finished, depths)
         handles = [Line2D([], [], color=colours[depth], linewidth=2, label=f"{depth} layers") for depth in depths]
         handles += [Line2D([], [], color="0.4", label=f"{SPLITS[split]} error", **LINES[split]) for split in SPLITS]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
@@ -61,25 +67,27 @@ def draw(workdir):
 def _draw_curves(axis, members, colour):
     for split in SPLITS:
         steps, errors = _curves(members, split)
-        axis.plot(steps, errors.mean(axis=0), color=colour, **LINES[split])
+        axis.plot(steps, np.nanmean(errors, axis=0), color=colour, **LINES[split])
         if len(members) > 1:
-            axis.fill_between(steps, errors.min(axis=0), errors.max(axis=0), color=colour, alpha=0.15, linewidth=0)
+            low, high = np.nanmin(errors, axis=0), np.nanmax(errors, axis=0)
+            axis.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _curves(members, split):
-    """Steps that all runs have, and their errors in percent [runs, steps]."""
+    """All logged steps, and the runs' errors in percent [runs, steps]: NaN where one has not come that far."""
     curves = [{record["step"]: 100 * record["top1_error"] for record in run.metrics(split)} for run in members]
-    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
-    return steps, np.array([[curve[step] for step in steps] for curve in curves])
+    steps = sorted(set().union(*curves))
+    return steps, np.array([[curve.get(step, np.nan) for step in steps] for curve in curves])
 
 
-def _draw_final(axis, groups, depths):
+def _draw_final(axis, finished, depths):
     for residual, marker, colour in ((False, "s", "0.55"), (True, "o", "0")):
-        present = [depth for depth in depths if (residual, depth) in groups]
+        present = [depth for depth in depths if (residual, depth) in finished]
         for split in SPLITS:
-            finals = [[100 * run.metrics(split)[-1]["top1_error"] for run in groups[residual, depth]] for depth in present]
+            finals = [[100 * run.metrics(split)[-1]["top1_error"] for run in finished[residual, depth]] for depth in present]
             means = np.array([np.mean(values) for values in finals])
-            spread = [means - [min(values) for values in finals], [max(values) for values in finals] - means]
+            # A mean of equal values may differ from them in the last bit.
+            spread = np.maximum(0, [means - [min(values) for values in finals], [max(values) for values in finals] - means])
             style = {"color": colour, "marker": marker, "markersize": 4, "capsize": 2, **LINES[split]}
             label = f"{FAMILIES[residual]}, {SPLITS[split]}"
             axis.errorbar([depths.index(depth) for depth in present], means, spread, label=label, **style)

@@ -36,7 +36,8 @@ class Numerics(NamedTuple):
         return jnp.promote_types(self.dtype, jnp.float32)
 
 
-def _convolve(x, w, strides, padding, **unused):
+def _convolve(x, w, strides, padding, *, lhs_dilation, rhs_dilation, feature_group_count, **unused):
+    assert feature_group_count == 1 and {*lhs_dilation, *rhs_dilation} == {1}
     return ops.convolve(x, w, strides, padding)
 
 

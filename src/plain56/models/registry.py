@@ -1,5 +1,6 @@
 """Networks by name: the only look-up by name in the project."""
 
+import difflib
 import fnmatch
 import re
 
@@ -33,11 +34,11 @@ def parse_name(name):
     Raises:
         UserError: no such network; names the nearest valid one.
     """
-    match = re.fullmatch(r"(plain|resnet)(\d{1,6})(_cifar)?", name)
+    match = re.fullmatch(r"(plain|resnet)([1-9][0-9]{0,5})(_cifar)?", name)
     if not match:
+        nearest = difflib.get_close_matches(name, list_models(), n=1, cutoff=0)[0]
         raise UserError(
-            f"There is no network {name!r}; allowed are plainN and resnetN with N = 6n + 2 layers, for example "
-            f"{', '.join(list_models())}."
+            f"There is no network {name!r}; allowed are plainN and resnetN with N = 6n + 2 layers; the nearest is {nearest!r}."
         )
     family, depth, suffix = match[1], int(match[2]), match[3]
     nearest = _cifar_name(family, 6 * max(1, round((depth - 2) / 6)) + 2)

@@ -6,9 +6,11 @@ import orbax.checkpoint as ocp
 from plain56.errors import UserError
 
 
-def open_checkpoints(folder):
+def open_checkpoints(folder, read_only=False):
     """The Orbax manager of a run's checkpoint folder. Saving is synchronous, so a failed save fails the run at once."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=None if read_only else 2, enable_async_checkpointing=False, create=not read_only, read_only=read_only
+    )
     return ocp.CheckpointManager(folder.absolute(), options=options)
 
 

@@ -196,10 +196,10 @@ def evaluate_run(workdir):
         UserError: no run there, or no checkpoint.
     """
     run = runs.read_run(workdir)
-    experiment = prepare(ConfigDict(run.config()))
-    with closing(checkpoints.open_checkpoints(run.checkpoints)) as manager:
+    with closing(checkpoints.open_checkpoints(run.checkpoints, read_only=True)) as manager:
         if manager.latest_step() is None:
             raise UserError(f"The run {run.path} has no checkpoint yet.")
+        experiment = prepare(ConfigDict(run.config()))
         state, _ = checkpoints.restore(manager, experiment.initial)
     tested = experiment.evaluate(state.params, state.batch_stats, experiment.test)
     return {"step": int(state.step), "split": "test", "examples": int(tested.examples), **tested.means()}

@@ -35,7 +35,7 @@ def example_losses(logits, labels, label_smoothing=0.0):
 
 
 def count(losses, logits, labels, mask):
-    """The totals of one batch; masked slots do not count. An undefined or tied logit never counts as a right guess by luck."""
+    """The totals of one batch without its masked slots. Ties go to the lower class, as with argmax; a NaN puts the label last."""
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     later = jnp.arange(logits.shape[-1])[None] > labels[:, None]
     # Counting the classes that are surely behind, so that a NaN puts the label last and equal logits are ranked by class.
