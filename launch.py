@@ -18,7 +18,7 @@ import re
 import sys
 import time
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 from plain56.errors import UserError
@@ -34,7 +34,7 @@ def train(options, arguments):
 
     config, workdir = _required(options, "config"), _required(options, "workdir")
     with _progress() as show:
-        status = training.train(config, workdir, lambda step: show(config.model.name, step / config.train.steps))
+        status = training.train(config, workdir, lambda share: show(config.model.name, share))
     if status.reason:
         print(f"{status.state}: {status.reason}", file=sys.stderr)
     _print_result(status._asdict())
@@ -86,21 +86,15 @@ def report(options, arguments):
 
 
 def describe(options, arguments):
+    from configs import base
     from plain56.analysis import complexity
     from plain56.config import build_model
-    from plain56.models import create_model
 
     if len(arguments) + bool(options.config) != 1:
         raise UserError("describe takes one network, by name or by config, for example: launch.py describe resnet56.")
-    if options.config:
-        model, name, channels = (
-            build_model(options.config, options.num_classes),
-            options.config.model.name,
-            len(options.config.data.mean),
-        )
-    else:
-        model, name, channels = create_model(arguments[0], options.num_classes), arguments[0], 3
-    image_shape = (options.image_size, options.image_size, channels)
+    config = options.config or base.get_config()
+    config.model.name = name = arguments[0] if arguments else config.model.name
+    model, image_shape = build_model(config, options.num_classes), (options.image_size, options.image_size, len(config.data.mean))
     rows = [stage._asdict() for stage in complexity.stages(model, image_shape)]
     totals = {key: sum(row[key] for row in rows) for key in ("parameters", "multiply_adds")}
     shown = [
@@ -241,6 +235,7 @@ def run(mode, argv, usage=__doc__):
     if {"--help", "-h"} & set(argv):
         print(usage + _define_flags([]).module_help(sys.modules[__name__]))
         return 0
+    logging.set_verbosity(logging.ERROR)  # what libraries warn of is not for the user of a command
     try:
         options, arguments = _parse(argv)
         if arguments and mode is not describe:

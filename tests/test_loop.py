@@ -85,7 +85,7 @@ def test_step_is_traced_once(tmp_path, tiny_config, monkeypatch):
 def test_finished_run_is_not_run_again(tmp_path, tiny_config):
     first = train(tiny_config, tmp_path / "run")
     records = runs.read_run(tmp_path / "run").metrics()
-    assert train(tiny_config, tmp_path / "run", lambda step: pytest.fail("it trained again")) == first
+    assert train(tiny_config, tmp_path / "run", lambda share: pytest.fail("it trained again")) == first
     assert runs.read_run(tmp_path / "run").metrics() == records
 
 

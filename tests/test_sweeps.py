@@ -95,11 +95,11 @@ def test_failed_run_does_not_stop_the_others(tmp_path, tiny_sweep, monkeypatch):
     real = sweeps.train
     trained = []
 
-    def train(config, workdir, on_step):
+    def train(config, workdir, on_progress):
         trained.append(config.model.name)
         if config.model.name == "plain8":
             raise OSError("disk")
-        return real(config, workdir, on_step)
+        return real(config, workdir, on_progress)
 
     monkeypatch.setattr(sweeps, "train", train)
     shares = []
@@ -138,10 +138,12 @@ def test_sweep_over_any_key(tmp_path, tiny_config):
         for rate in (0.01, 0.03):
             yield {"optimizer.learning_rate": rate}
 
+    tiny_config.train.stop_after = 4
     elements = sweeps.expand(tiny_config, sweep)
     assert [element.name for element in elements] == ["resnet8-learning_rate0.01", "resnet8-learning_rate0.03"]
-    rows = sweeps.run_sweep(elements, tmp_path)
-    assert [(row["model"], row["seed"], row["state"]) for row in rows] == [("resnet8", 0, "finished")] * 2
+    for _ in range(2):  # launched again, nothing is left to do
+        rows = sweeps.run_sweep(elements, tmp_path)
+        assert [(row["model"], row["seed"], row["state"]) for row in rows] == [("resnet8", 0, "preempted")] * 2
     with pytest.raises(UserError, match="differ in more than depth"):
         figure.draw(tmp_path)
 

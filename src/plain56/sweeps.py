@@ -81,15 +81,12 @@ def run_sweep(elements, workdir, on_progress=lambda name, number, share: None):
     summary = summarise(workdir)
     for number, element in enumerate(elements):
         run = runs.Run(Path(workdir) / element.name)
-        steps = (run.status().step, _last_step(element.config))
 
-        def on_step(step, name=element.name, number=number, steps=steps):
-            share_of_run = max(0, step - steps[0]) / max(1, steps[1] - steps[0])
-            done = sum(todo[:number]) + share_of_run * todo[number]
-            on_progress(name, number, done / sum(todo) if sum(todo) else 1.0)
+        def show(share, name=element.name, number=number):
+            on_progress(name, number, (sum(todo[:number]) + share * todo[number]) / max(1, sum(todo)))
 
         try:
-            train(element.config, run.path, on_step)
+            train(element.config, run.path, show)
         except Exception as error:  # the other runs are independent of it
             logging.error("%s failed: %s", element.name, error)
             failed = run.status()._replace(state="failed", reason=f"{type(error).__name__}: {error}"[:500])
@@ -100,17 +97,14 @@ def run_sweep(elements, workdir, on_progress=lambda name, number, share: None):
     return summary
 
 
-def _last_step(config):
-    return min(config.train.steps, config.train.stop_after or config.train.steps)
-
-
 def _work_left(element, run):
     """Checks an element against its run directory and data, and returns the multiply-adds that it has left, up to a factor."""
     runs.check_identity(run, element.config.to_dict())
     dataset = load(element.config)
     per_step = count_multiply_adds(build_model(element.config, len(dataset.class_names)), dataset.train.images.shape[1:])
-    status = run.status()
-    return 0 if status.state in runs.ENDED else max(0, _last_step(element.config) - status.step) * per_step
+    status, options = run.status(), element.config.train
+    last_step = min(options.steps, options.stop_after or options.steps)
+    return 0 if status.state in runs.ENDED else max(0, last_step - status.step) * per_step
 
 
 def summarise(workdir):

@@ -88,13 +88,13 @@ def prepare(config):
     )
 
 
-def train(config, workdir, on_step=lambda step: None):
+def train(config, workdir, on_progress=lambda share: None):
     """Trains a run to its end, or to `train.stop_after`, going on from its last checkpoint.
 
     Args:
         config: `ConfigDict` as in `configs/base.py`.
         workdir: the run directory, new or to be continued.
-        on_step: called with the number of updates done, after each compiled call.
+        on_progress: called after each compiled call with the share done, in [0, 1], of the steps that this call began with.
 
     Returns:
         The run's `Status`: "finished", "diverged" (a loss, parameter or statistic became non-finite; the history and the last
@@ -112,7 +112,7 @@ def train(config, workdir, on_step=lambda step: None):
     run.write_environment(_environment())
     try:
         with closing(checkpoints.open_checkpoints(run.checkpoints)) as manager:
-            return _train(config, experiment, run, manager, on_step)
+            return _train(config, experiment, run, manager, on_progress)
     except UserError:
         raise
     except BaseException as error:
@@ -121,7 +121,7 @@ def train(config, workdir, on_step=lambda step: None):
         raise
 
 
-def _train(config, experiment, run, manager, on_step):
+def _train(config, experiment, run, manager, on_progress):
     options = config.train
     last = min(options.steps, options.stop_after or options.steps)
     # The running totals are part of what is saved, so the intervals of log and checkpoint need not fit each other.
@@ -132,15 +132,15 @@ def _train(config, experiment, run, manager, on_step):
     status = runs.Status("running", step, "", parameters, run.status().seconds)
     run.write_status(status)
     start = time.perf_counter() - status.seconds
-    rate_step, rate_time = step, time.perf_counter()
-    on_step(step)
+    first_step, rate_step, rate_time = step, step, time.perf_counter()
+    on_progress(0.0)
 
     while step < last:
         due = _steps_until_due(step, last, options)
         first_epoch, first_position = divmod(step * options.batch_size, experiment.train.labels.shape[0])
         state, totals = experiment.train_steps(state, totals, experiment.train, step, first_epoch, first_position, due)
         step += due
-        on_step(step)
+        on_progress((step - first_step) / (last - first_step))
         intervals = (options.log_every, options.evaluate_every, options.checkpoint_every)
         logging, evaluating, saving = (step == last or step % interval == 0 for interval in intervals)
         if not (logging or evaluating or saving):
