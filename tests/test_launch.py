@@ -159,6 +159,7 @@ def test_train_then_evaluate(tmp_path):
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_diverged_run_exits_with_1(tmp_path):
     flags = ["--config.optimizer.learning_rate=1e30", "--config.optimizer.schedule.warmup_learning_rate=1e30"]
     result = launched("train", "--config=configs/digits.py:plain8", *flags, f"--workdir={tmp_path / 'run'}")

@@ -94,7 +94,10 @@ def reference(variables, images, *, blocks, widths, residual, train):
         return x.mean((1, 2)) @ params["head"]["kernel"] + params["head"]["bias"]
 
 
-@pytest.mark.parametrize(("name", "shortcut"), [("plain14", "A"), ("resnet14", "A"), ("resnet14", "B"), ("resnet14", "C")])
+@pytest.mark.parametrize(
+    ("name", "shortcut"),
+    [("plain14", "A"), ("resnet14", "A"), ("resnet14", "B"), pytest.param("resnet14", "C", marks=pytest.mark.slow)],
+)
 def test_scanned_network_equals_the_unrolled_reference(name, shortcut):
     widths = (4, 6, 9)
     with jax.enable_x64(True):
