@@ -53,6 +53,7 @@ MISTAKES = [
     (["sweep", DIGITS, "--workdir=W"], "configs/digits.py is not a sweep"),
     (["sweep", SWEEP, "--config.seed=1", "--workdir=W"], "--config.seed is chosen by the sweep itself"),
     (["sweep", SWEEP, "--config.sweep.seeds=(0.5,)", "--workdir=W"], "do not fit the config"),
+    (["sweep", f"{SWEEP}:cifar10", "--config.sweep.depths=('deep',)", "--workdir=W"], "holds a value of the wrong type"),
     (["sweep", SWEEP, "--workdir=configs"], "configs is there already and is not a sweep directory"),
     (["train", DIGITS, "--workdir="], "--workdir is missing"),
     (["evaluate", DIGITS, "--workdir=W"], "--config is not allowed here"),

@@ -34,7 +34,11 @@ def expand(config, sweep):
         UserError: a run's config is wrong, two runs are the same, or there is none.
     """
     elements = []
-    for overrides in sweep(config):
+    try:
+        all_overrides = list(sweep(config))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"The section `sweep` of the config holds a value of the wrong type: {error}.") from error
+    for overrides in all_overrides:
         resolved = copy.deepcopy(config).unlock()
         if "sweep" in resolved:
             del resolved.sweep
