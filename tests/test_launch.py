@@ -124,14 +124,21 @@ def test_a_config_file_that_fails_is_a_mistake(tmp_path, capsys):
 def test_interrupted_run_goes_on(tmp_path):
     workdir = f"--workdir={tmp_path / 'run'}"
     flags = ["--config=configs/digits.py:plain8", "--config.model.widths=(4,4,4)", "--config.train.steps=100000", workdir]
-    process = subprocess.Popen([sys.executable, "launch.py", "train", *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    # A test run in the background of a shell inherits that Ctrl-C is ignored; this process does not.
+    listen = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"import launch, signal, sys; {listen}; sys.exit(launch.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "train", *flags]
     run = runs.Run(tmp_path / "run")
-    deadline = time.monotonic() + 120
-    while not any(folder.name.isdigit() for folder in run.checkpoints.glob("*")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while not any(folder.name.isdigit() for folder in run.checkpoints.glob("*")):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 75
     assert errors.endswith("Interrupted; the same command goes on from the last checkpoint.\n")
     assert run.status().state == "preempted"
