@@ -1,7 +1,7 @@
 """The degradation result: deeper plain networks train worse, deeper residual networks do not.
 
-He et al. 2015, Fig. 1 and Fig. 6: "the training error of the deeper plain network is higher", "not caused by overfitting", while
-the deeper residual network's is not. Runs the sweep, draws the figure from its run directories and checks the claim:
+He et al. 2015, Fig. 1 and Fig. 6: "the deeper network has higher training error, and thus test error" where it is plain, and has
+not where it is residual. Runs the sweep, draws the figure from its run directories and checks the claim:
 
     python -m experiments.degradation [--workdir=runs/degradation] [--config.sweep.depths='(20,32,44,56)']
 

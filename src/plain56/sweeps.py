@@ -104,11 +104,12 @@ def run_sweep(elements, workdir, on_progress=lambda name, number, share: None):
 def _work_left(element, run):
     """Checks an element against its run directory and data, and returns the multiply-adds that it has left, up to a factor."""
     runs.check_identity(run, element.config.to_dict())
+    status, options = run.status(), element.config.train
+    if status.state in runs.ENDED:
+        return 0
     dataset = load(element.config)
     per_step = count_multiply_adds(build_model(element.config, len(dataset.class_names)), dataset.train.images.shape[1:])
-    status, options = run.status(), element.config.train
-    last_step = min(options.steps, options.stop_after or options.steps)
-    return 0 if status.state in runs.ENDED else max(0, last_step - status.step) * per_step
+    return max(0, min(options.steps, options.stop_after or options.steps) - status.step) * per_step
 
 
 def summarise(workdir):
