@@ -6,19 +6,27 @@
     python launch.py report   --workdir=runs/degradation
     python launch.py describe resnet56 --image_size=32 --num_classes=10
 
-Any key of the config is overridden by a flag: --config.train.steps=1000. Tables go to stdout, whose last line is one JSON
-object; progress goes to stderr. Exit status: 0 done; 1 ran but failed; 2 a mistake in the command; 75 interrupted, launch again.
+Any key of the config is overridden by a flag: --config.train.steps=1000. --config=RUN/config.json repeats a run. A sweep that has
+begun goes on from its --workdir alone, also with --workers=N, or element by element with --index=K.
+
+Tables go to stdout, whose last line is one JSON object; progress goes to stderr. Exit status: 0 done; 1 ran but failed; 2 a
+mistake in the command; 75 interrupted, launch again. SIGTERM and Ctrl-C save first.
 """
 
 import contextlib
 import difflib
 import importlib.util
 import json
+import logging
 import re
+import signal
 import sys
+import threading
 import time
+from pathlib import Path
 
-from absl import flags, logging
+import absl.logging
+from absl import flags
 from ml_collections import config_flags
 
 from plain56.errors import UserError
@@ -34,7 +42,7 @@ def train(options, arguments):
 
     config, workdir = _required(options, "config"), _required(options, "workdir")
     with _progress() as show:
-        status = training.train(config, workdir, lambda share: show(config.model.name, share))
+        status = training.train(config, workdir, lambda share, rate: show(config.model.name, share, rate))
     if status.reason:
         print(f"{status.state}: {status.reason}", file=sys.stderr)
     _print_result(status._asdict())
@@ -51,26 +59,72 @@ def evaluate(options, arguments):
 
 
 def sweep(options, arguments):
+    from plain56 import sweeps
+
+    if options.status or options.dry_run:
+        return _show_elements(options)
     rows = run_sweep(options)
     _print_result({"workdir": options.workdir, "runs": rows})
-    return 0 if all(row["state"] in ("finished", "preempted") for row in rows) else FAILED
+    if any(row["state"] in ("failed", "diverged") for row in rows):
+        return FAILED
+    return 0 if options.index is not None or sweeps.is_complete(options.workdir) else INTERRUPTED
 
 
 def run_sweep(options):
     """Runs the sweep of --config in --workdir with a progress display, prints its summary as a table and returns the rows."""
     from plain56 import sweeps
 
-    config, workdir = _required(options, "config"), _required(options, "workdir")
-    elements = sweeps.expand(config, _sweep_function(options))
+    elements, workdir = _elements(options), _required(options, "workdir")
+    if options.index is not None and options.index >= len(elements):
+        raise UserError(f"--index is {options.index}; allowed are 0 to {len(elements) - 1}.")
+    if options.index is not None and options.workers > 1:
+        raise UserError("--index runs one element, and --workers several at a time; allowed is one of them.")
+    with _progress() as show:
+        if options.workers > 1:
+            sweeps.write(elements, workdir)
+            command = [sys.executable, str(Path(__file__).resolve()), "sweep", f"--workdir={workdir}"]
+            rows = sweeps.run_workers(
+                command, options.workers, workdir, lambda ended, total, share: show(f"{ended} of {total} runs", share)
+            )
+        else:
+            rows = sweeps.run_sweep(elements, workdir, show, options.index)
+    _print_summary(rows)
+    return rows
+
+
+def _elements(options):
+    """The elements of --config, or those that were written to --workdir by an earlier launch."""
+    from plain56 import sweeps
+
+    if not options.config:
+        return sweeps.read(_required(options, "workdir"))
+    elements = sweeps.expand(options.config, _sweep_function(options))
     for key in config_flags.get_override_values(options["config"]):
         if any(key in element.overrides for element in elements):
             raise UserError(f"--config.{key} is chosen by the sweep itself; allowed are its own keys, --config.sweep.….")
-    with _progress() as show:
-        rows = sweeps.run_sweep(
-            elements, workdir, lambda name, number, share: show(f"{name} ({number + 1} of {len(elements)})", share)
-        )
-    _print_summary(rows)
-    return rows
+    return elements
+
+
+def _show_elements(options):
+    """Prints what a sweep consists of (--dry_run), or how its runs stand (--status); runs and writes nothing."""
+    from plain56 import runs
+
+    elements = _elements(options)
+    if options.status:
+        _required(options, "workdir")
+    rows = []
+    for index, (name, overrides, config) in enumerate(elements):
+        row = {"index": index, "run": name}
+        if options.dry_run:
+            row |= {"model": config.model.name, "seed": config.seed, "steps": config.train.steps}
+            row |= {"other overrides": {key: overrides[key] for key in overrides.keys() - {"model.name", "seed"}}}
+        if options.workdir:
+            status = runs.Run(Path(options.workdir) / name).status()
+            row |= {"state": status.state, "step": status.step, "of": config.train.steps, "seconds": status.seconds}
+            row |= {"reason": status.reason}
+        rows.append(row)
+    _print_table("sweep", [row | {key: row[key] or "" for key in ("reason", "other overrides") if key in row} for row in rows])
+    _print_result({"workdir": options.workdir, "runs": rows})
 
 
 def report(options, arguments):
@@ -109,12 +163,17 @@ def describe(options, arguments):
     _print_result({"model": name, **totals, "stages": rows})
 
 
+# The flags that one mode alone has.
+OWNERS = {"image_size": describe, "num_classes": describe, "workers": sweep, "index": sweep, "status": sweep, "dry_run": sweep}
 MODES = {mode.__name__: mode for mode in (train, evaluate, sweep, report, describe)}
 
 
 def _print_summary(rows):
     """Prints the rows of a sweep's summary as a table, errors in percent."""
-    shown = [row | {key: _percent(row[key]) for key in ("train_error", "test_error")} for row in rows]
+    # Measured on request only.
+    unused = {key for key in ("train_clean_error", "validation_error") if all(row[key] is None for row in rows)}
+    errors = [key for key in rows[0] if key.endswith("_error") and key not in unused]
+    shown = [{key: row[key] for key in row if key not in unused} | {key: _percent(row[key]) for key in errors} for row in rows]
     for row in shown:
         row["train_loss"] = "–" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
         row["parameters"] = f"{row['parameters']:,}"
@@ -142,7 +201,7 @@ def _print_result(result):
 
 @contextlib.contextmanager
 def _progress():
-    """Shows progress on stderr, with the time left on a terminal; gives `show(description, share of the work)`."""
+    """Shows progress on stderr, with the time left; gives `show(description, share of the work, rate)`."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -150,20 +209,35 @@ def _progress():
     if not console.is_terminal:
         start, shown = time.monotonic(), set()
 
-        def show(description, share):
+        def show(description, share, images_per_second=0):
             tenth = int(10 * share)
             if (description, tenth) not in shown:
                 shown.add((description, tenth))
-                left = f", {(time.monotonic() - start) * (1 - share) / share:.0f} s left" if share else ""
-                print(f"{description}: {10 * tenth} % of all work done{left}", file=sys.stderr, flush=True)
+                line = [f"{description}: {10 * tenth} % of all work done"]
+                if share:
+                    line += [_rate(images_per_second)] * bool(images_per_second)
+                    line += [f"{(time.monotonic() - start) * (1 - share) / share:.0f} s left"]
+                print(", ".join(line), file=sys.stderr, flush=True)
 
         yield show
         return
-    left = (TextColumn("left"), TimeRemainingColumn())
+    left = (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[rate]}"))
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), *left)
-    with Progress(*columns, console=console, speed_estimate_period=600) as progress:
-        task = progress.add_task("starting", total=1.0)
-        yield lambda description, share: progress.update(task, description=description, completed=share)
+    progress = Progress(*columns, console=console, speed_estimate_period=600)
+    task = progress.add_task("", total=1.0, rate="")
+
+    def show(description, share, images_per_second=0):
+        progress.start()  # not before: reading the data may show a display of its own
+        progress.update(task, description=description, completed=share, rate=_rate(images_per_second))
+
+    try:
+        yield show
+    finally:
+        progress.stop()
+
+
+def _rate(images_per_second):
+    return f"{images_per_second:,.0f} images/s" if images_per_second else ""
 
 
 def _required(options, name):
@@ -179,6 +253,8 @@ def _refuse_config(options, source):
 
 def _sweep_function(options):
     """The function `sweep` beside the config's `get_config`."""
+    if isinstance(options["config"].default, dict):
+        raise UserError("--config is a single run's config.json; needed is a sweep, such as configs/sweeps/degradation.py.")
     path = config_flags.get_config_filename(options["config"]).split(":")[0]
     spec = importlib.util.spec_from_file_location("sweep_config", path)
     module = importlib.util.module_from_spec(spec)
@@ -188,15 +264,39 @@ def _sweep_function(options):
     return module.sweep
 
 
-def _define_flags(argv):
+def _define_flags(argv, config=None):
+    """The flags of all modes; --config is a file, unless a config is given, which the flags then override."""
     options = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "config file with its argument, FILE.py[:ARGUMENT]", options, lock_config=True, sys_argv=argv
-    )
+    if config is None:
+        config_flags.DEFINE_config_file(
+            "config", None, "FILE.py[:ARGUMENT], or the config.json of a run", options, lock_config=True, sys_argv=argv
+        )
+    else:
+        config_flags.DEFINE_config_dict("config", config, flag_values=options, lock_config=True, sys_argv=argv)
     flags.DEFINE_string("workdir", None, "directory of the run or sweep", options)
     flags.DEFINE_integer("image_size", 32, "describe: height and width of the images", 1, flag_values=options)
     flags.DEFINE_integer("num_classes", 10, "describe: number of classes", 2, flag_values=options)
+    flags.DEFINE_integer("workers", 1, "sweep: processes at a time, which share the CPU cores", 1, flag_values=options)
+    flags.DEFINE_integer("index", None, "sweep: run only this element, counted from 0", 0, flag_values=options)
+    flags.DEFINE_boolean("status", False, "sweep: only show how the runs stand", options)
+    flags.DEFINE_boolean("dry_run", False, "sweep: only show the elements", options)
     return options
+
+
+def _run_config(path):
+    """The config that a run was trained with, from its config.json."""
+    from configs import base
+    from plain56.config import from_json
+
+    try:
+        stored = flatten(from_json(json.loads(Path(path).read_text())).to_dict())
+    except OSError as error:
+        raise UserError(f"--config is {path}, which cannot be read: {error.strerror}.") from error
+    except (AttributeError, ValueError) as error:
+        raise UserError(f"--config is {path}, which does not hold a run's config.") from error
+    config = base.get_config()
+    config.update_from_flattened_dict(stored)  # a key that was added since then has its default
+    return config
 
 
 def _parse(argv):
@@ -208,9 +308,14 @@ def _parse(argv):
     override = re.compile(r"--?config\.([^=]*)")
     overridden = [match[1] for match in map(override.match, argv) if match]
     try:
+        config = None
+        for argument in argv:
+            if re.fullmatch(r"--?config=.*\.json", argument):
+                config = _run_config(argument.partition("=")[2])
+                argv = [other for other in argv if other != argument]
         # First without the overrides, so that an unknown key can be told from a wrong value.
         rest = ["launch.py", *(argument for argument in argv if not override.match(argument))]
-        options = _define_flags(rest)
+        options = _define_flags(rest, config)
         options(rest)
         keys = flatten(options.config.to_dict()) if options.config else {}
         for key in overridden:
@@ -220,7 +325,7 @@ def _parse(argv):
                 nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0)[0]
                 raise UserError(f"There is no key {key!r} in the config; the nearest is {nearest!r}.")
         argv = ["launch.py", *argv]
-        options = _define_flags(argv)
+        options = _define_flags(argv, config)
         return options, options(argv)[1:]
     except UserError:
         raise
@@ -230,22 +335,36 @@ def _parse(argv):
         raise UserError(f"The command cannot be read: {reason.rstrip('.')}.") from error
 
 
+class _ToStderr(logging.Handler):
+    def emit(self, record):
+        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr, flush=True)
+
+
 def run(mode, argv, usage=__doc__):
     """Runs one mode with its flags and arguments, or prints its usage, and returns the exit status."""
     if {"--help", "-h"} & set(argv):
         print(usage + _define_flags([]).module_help(sys.modules[__name__]))
         return 0
-    logging.set_verbosity(logging.ERROR)  # what libraries warn of is not for the user of a command
+    absl.logging.set_verbosity(absl.logging.ERROR)  # what libraries warn of is not for the user of a command
+    logger = logging.getLogger("plain56")
+    logger.handlers, logger.propagate = [_ToStderr()], False
+    # Until training holds them back to save, both signals interrupt alike. A test may run this outside the main thread.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         options, arguments = _parse(argv)
+        for name, owner in OWNERS.items():
+            if options[name].present and mode in MODES.values() and mode is not owner:
+                raise UserError(f"--{name} belongs to launch.py {owner.__name__}, and is not allowed here.")
         if arguments and mode is not describe:
             raise UserError(f"{arguments[0]!r} is not understood; allowed are flags such as --workdir=FOLDER (see --help).")
         return mode(options, arguments) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return MISTAKE
-    except KeyboardInterrupt:
-        print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        reason = f" ({error})" if str(error) else ""
+        print(f"Interrupted{reason}; the same command goes on from there.", file=sys.stderr)
         return INTERRUPTED
 
 

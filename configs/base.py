@@ -29,9 +29,17 @@ def get_config():
     config.batch_norm.epsilon = 1e-5
 
     config.data = ConfigDict()
-    config.data.name = "cifar10"  # "digits", or a TFDS name
-    config.data.dir = ""  # the TFDS folder; empty: TFDS_DATA_DIR, or TFDS's default
-    config.data.mean = (0.4914, 0.4822, 0.4465)  # by channel, of values in [0, 1]
+    # "digits"; a TFDS name; or "folder:PATH": one sub-folder of JPEG, PNG or WebP files per class, or one such folder per split
+    config.data.name = "cifar10"
+    config.data.dir = ""  # where TFDS sets lie and PATH begins; empty: TFDS_DATA_DIR or TFDS's default, and the current folder
+    config.data.train_split = "train"  # TFDS: also a part such as "train[:80%]"; folder: the name of the split's folder
+    config.data.test_split = "test"
+    config.data.test_share = 0.2  # folder without split folders: the share of each class to test on
+    config.data.validation_examples = 0  # taken out of the training split, to choose by
+    config.data.examples_per_class = 0  # train on so few; 0: on all
+    config.data.split_seed = 0  # of these three choices, which are the same for every `seed`
+    config.data.image_size = 0  # resize the shorter side to this and cut out the middle; 0: images stay as they are
+    config.data.mean = (0.4914, 0.4822, 0.4465)  # by channel, of values in [0, 1]; one number makes images grey, three RGB
     config.data.std = (0.2470, 0.2435, 0.2616)
     config.data.augment = ConfigDict()
     config.data.augment.pad = 4  # zeros on every side, then a random crop of the original size
@@ -44,7 +52,8 @@ def get_config():
     config.train.stop_after = 0  # end early without rescaling the schedule; 0: never
     config.train.steps_per_call = 100  # steps in one compiled call
     config.train.log_every = 100
-    config.train.evaluate_every = 1_000
+    config.train.evaluate_every = 1_000  # test and validation error
+    config.train.evaluate_train_every = 0  # error on the whole training split without augmentation, also at the end; 0: never
     config.train.checkpoint_every = 1_000
 
     config.optimizer = ConfigDict()  # SGD

@@ -1,6 +1,7 @@
 """The command line as a user meets it."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -38,14 +39,17 @@ MISTAKES = [
     (["train", DIGITS, "--config.train.batch_size=33", "--workdir=W"], "does not divide among the 2 devices"),
     (["train", DIGITS, "--config.optimizer.learning_rate=nan", "--workdir=W"], "learning_rate is nan"),
     (["train", DIGITS, "--config.data.mean=abc", "--workdir=W"], "data.mean is ('abc',)"),
-    (["train", DIGITS, "--config.data.std=(0.3,0.3)", "--workdir=W"], "needed is one for each of the 1 channels"),
+    (
+        ["train", DIGITS, "--config.data.std=(0.3,0.3)", "--workdir=W"],
+        "data.std has 2 numbers; needed are as many",
+    ),
     (["train", DIGITS, "--config.train.steps=40", "--workdir=W"], "allowed is less than train.steps, 40"),
     (
         ["train", "--config=configs/cifar10.py", "--config.optimizer.schedule.warmup_steps=9", "--workdir=W"],
         "warmup_learning_rate is 0; allowed are positive rates",
     ),
     (["train", DIGITS, "--config.optimizer.schedule.boundaries=(3,2)", "--workdir=W"], "rising positive integers"),
-    (["train", DIGITS, "--config.data.name=mnist", "--config.data.dir=W", "--workdir=W"], "with the extra 'prepare' installed"),
+    (["train", DIGITS, "--config.data.name=mnist", "--config.data.dir=W", "--workdir=W"], "install the extra 'prepare'"),
     (["train", DIGITS, WIDE, "--workdir=W"], "the widths may not decrease"),
     (["train", DIGITS, "--workdir=configs"], "configs is there already and is not a run directory"),
     (["evaluate", "--workdir=W"], "is not a run directory"),
@@ -62,6 +66,21 @@ MISTAKES = [
     (["sweep", SWEEP, "--config.sweep.depths=()", "--workdir=W"], "The sweep is empty"),
     (["sweep", SWEEP, "--config.sweep.seeds=(1,1)", "--workdir=W"], "names a run twice: plain20-seed1"),
     (["sweep", f"{SWEEP}:cifar10", "--config.data.dir=W", "--workdir=W"], "'cifar10' does not lie prepared"),
+    (["sweep", SWEEP, "--workdir=W", "--index=4"], "--index is 4; allowed are 0 to 3"),
+    (["sweep", SWEEP, "--workdir=W", "--index=-1"], "index=-1"),
+    (["sweep", SWEEP, "--workdir=W", "--index=1", "--workers=2"], "allowed is one of them"),
+    (["sweep", SWEEP, "--workdir=W", "--workers=0"], "workers=0"),
+    (["sweep", "--workdir=W"], "is not a sweep directory"),
+    (["sweep", "--status", "--workdir=W"], "is not a sweep directory"),
+    (["train", DIGITS, "--workdir=W", "--workers=2"], "--workers belongs to launch.py sweep"),
+    (["train", "--config=W.json", "--workdir=W"], "which cannot be read: No such file or directory"),
+    (["train", DIGITS, "--config.data.mean=(0.1,0.2)", "--workdir=W"], "one number (grey) or three (RGB)"),
+    (["train", DIGITS, "--config.data.name=folder:W", "--workdir=W"], "There is no folder"),
+    (["train", DIGITS, "--config.data.test_split=val", "--workdir=W"], "The digits have the splits 'train' and 'test' alone"),
+    (
+        ["train", DIGITS, "--config.data.test_share=1.0", "--workdir=W"],
+        "data.test_share is 1.0; allowed are numbers between 0 and 1",
+    ),
     (["describe"], "describe takes one network"),
     (["describe", "resnet20", DIGITS], "describe takes one network"),
     (["describe", "resnet50"], "nearest is 'resnet50_cifar'"),
@@ -121,33 +140,44 @@ def test_a_config_file_that_fails_is_a_mistake(tmp_path, capsys):
     assert capsys.readouterr().err.endswith("division by zero.\n")
 
 
-def test_interrupted_run_goes_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_interrupted_run_saves_first_and_goes_on(tmp_path, number):
     workdir = f"--workdir={tmp_path / 'run'}"
     flags = ["--config=configs/digits.py:plain8", "--config.model.widths=(4,4,4)", "--config.train.steps=100000", workdir]
     # A test run in the background of a shell inherits that Ctrl-C is ignored; this process does not.
     listen = "signal.signal(signal.SIGINT, signal.default_int_handler)"
     code = f"import launch, signal, sys; {listen}; sys.exit(launch.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "train", *flags]
     run = runs.Run(tmp_path / "run")
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([sys.executable, "-c", code, "train", *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         try:
             deadline = time.monotonic() + 120
-            while not any(folder.name.isdigit() for folder in run.checkpoints.glob("*")):
+            while not run.metrics("train"):
                 assert process.poll() is None and time.monotonic() < deadline
                 time.sleep(0.05)
-            process.send_signal(signal.SIGINT)
+            # Another launch on the same directory is told who holds it.
+            other = launched("train", *flags)
+            assert other.returncode == 2
+            assert re.match(
+                rf"error: {run.path} is held by process {process.pid} on .*; wait for its end, or stop it.\n", other.stderr
+            )
+            process.send_signal(number)
             _, errors = process.communicate(timeout=60)
         finally:
             process.kill()
     assert process.returncode == 75
-    assert errors.endswith("Interrupted; the same command goes on from the last checkpoint.\n")
-    assert run.status().state == "preempted"
-    saved = max(int(folder.name) for folder in run.checkpoints.glob("*") if folder.name.isdigit())
+    stopped = re.search(
+        rf"Interrupted \(stopped by {number.name}, after saving at step (\d+)\); the same command goes on", errors
+    )
+    saved = int(stopped[1])
+    assert (run.status().state, run.status().step) == ("preempted", saved)
+    assert (run.checkpoints / str(saved)).is_dir()
     records = run.metrics("train")
-    stop = saved + 20
+    assert [record["step"] for record in records] == list(range(20, saved + 1, 20)), "the interruption left a record"
+    stop = saved - saved % 20 + 40
     continued = launched("train", *flags, f"--config.train.stop_after={stop}", check=True)
     assert json.loads(continued.stdout.splitlines()[-1])["step"] == stop
-    assert run.metrics("train")[0] == records[0]
+    assert [record["step"] for record in run.metrics("train")] == list(range(20, stop + 1, 20))
+    assert run.metrics("train")[: len(records)] == records
 
 
 def test_train_then_evaluate(tmp_path):

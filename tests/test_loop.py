@@ -1,11 +1,13 @@
 """Whole runs of the shipped digits recipe, shrunk to seconds, on two simulated devices."""
 
+import logging
 import shutil
 
 import jax
 import numpy as np
 import pytest
 
+import launch
 from configs import digits
 from plain56 import runs
 from plain56.errors import UserError
@@ -52,9 +54,8 @@ def test_continued_run_equals_an_uninterrupted_one(tmp_path, tiny_config):
     assert (status.state, status.step) == ("preempted", 5)
     # As if it had been killed after logging more than it had saved.
     run = runs.read_run(tmp_path / "parts")
-    run.append({"step": 6, "split": "train", "loss": 0.0})
     with (run.path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 7, "spl')
+        file.write('{"step": 6, "split": "train", "loss": 0.0, "seconds": 1.0}\n{"step": 7, "spl')
     tiny_config.train.stop_after = 0
     tiny_config.train.steps_per_call = 3  # the size of a call is no part of the result
     assert train(tiny_config, tmp_path / "parts").state == "finished"
@@ -85,7 +86,7 @@ def test_step_is_traced_once(tmp_path, tiny_config, monkeypatch):
 def test_finished_run_is_not_run_again(tmp_path, tiny_config):
     first = train(tiny_config, tmp_path / "run")
     records = runs.read_run(tmp_path / "run").metrics()
-    assert train(tiny_config, tmp_path / "run", lambda share: pytest.fail("it trained again")) == first
+    assert train(tiny_config, tmp_path / "run", lambda share, rate: pytest.fail("it trained again")) == first
     assert runs.read_run(tmp_path / "run").metrics() == records
 
 
@@ -114,14 +115,101 @@ def test_another_run_in_the_directory_is_refused(tmp_path, tiny_config):
         train(tiny_config, tmp_path / "run")
 
 
-def test_damaged_checkpoint_is_named(tmp_path, tiny_config):
+def damage(checkpoint, how):
+    """Damages what tensorstore wrote of a checkpoint's arrays: the largest file, as a broken disk or a cut copy would."""
+    file = max((f for f in checkpoint.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    content = bytearray(file.read_bytes())
+    if how == "cut":
+        content = content[: len(content) // 2]
+    else:
+        content[len(content) // 2] ^= 16
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped", "gone"])
+def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, tiny_config, caplog, how):
+    logging.getLogger("plain56").addHandler(caplog.handler)
+    whole = train(tiny_config, tmp_path / "whole")
+    tiny_config.train.stop_after = 8
     train(tiny_config, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "12" / "default" / "d", ignore_errors=True)
-    for file in (tmp_path / "run" / "checkpoints" / "12").rglob("*"):
-        if file.is_file():
-            file.write_bytes(b"")
-    with pytest.raises(UserError, match="checkpoint of step 12"):
+    newest = tmp_path / "run" / "checkpoints" / "8"
+    if how == "gone":
+        shutil.rmtree(newest / "arrays")
+    else:
+        damage(newest, how)
+    tiny_config.train.stop_after = 0
+    assert train(tiny_config, tmp_path / "run").step == whole.step
+    assert "The checkpoint of step 8 is damaged (" in caplog.text
+    assert "going on from step 4" in caplog.text
+    parameters = [final_parameters(tiny_config, tmp_path / name) for name in ("whole", "run")]
+    jax.tree.map(np.testing.assert_array_equal, *parameters)
+    steps = [record["step"] for record in runs.read_run(tmp_path / "run").metrics("train")]
+    assert steps == [4, 8, 12]
+
+
+def test_nothing_goes_on_where_every_checkpoint_is_damaged(tmp_path, tiny_config):
+    train(tiny_config, tmp_path / "run")
+    for checkpoint in ("8", "12"):
+        damage(tmp_path / "run" / "checkpoints" / checkpoint, "cut")
+    before = runs.read_run(tmp_path / "run").metrics()
+    with pytest.raises(UserError, match=r"No checkpoint in .* can be read \(step 12: .*; step 8: .*\); remove that folder"):
         evaluate_run(tmp_path / "run")
+    (tmp_path / "run" / "status.json").unlink()
+    with pytest.raises(UserError, match="No checkpoint"):
+        train(tiny_config, tmp_path / "run")
+    assert runs.read_run(tmp_path / "run").metrics() == before
+
+
+def test_data_that_changed_is_refused(tmp_path, tiny_config, monkeypatch):
+    tiny_config.train.stop_after = 4
+    train(tiny_config, tmp_path / "run")
+    real = training_loop.load_dataset
+    monkeypatch.setattr(
+        training_loop, "load_dataset", lambda data: real(data)._replace(test=jax.tree.map(lambda a: a[1:], real(data).test))
+    )
+    with pytest.raises(UserError, match=r"The data set has changed since .* began: test \(449 then, 448 now\), crc32"):
+        train(tiny_config, tmp_path / "run")
+
+
+def test_train_and_validation_error_without_augmentation(tmp_path, tiny_config):
+    tiny_config.data.validation_examples = 100
+    tiny_config.train.evaluate_train_every = 5
+    train(tiny_config, tmp_path / "run")
+    run = runs.read_run(tmp_path / "run")
+    assert [record["step"] for record in run.metrics("train_clean")] == [5, 10, 12]
+    assert [record["step"] for record in run.metrics("validation")] == [record["step"] for record in run.metrics("test")] == [12]
+    experiment, state = prepare(tiny_config), final_parameters(tiny_config, tmp_path / "run")
+    for split, examples in (("train", experiment.train), ("validation", experiment.validation)):
+        totals = experiment.evaluate(state.params, state.batch_stats, examples)
+        assert int(totals.examples) == {"train": 1248, "validation": 100}[split]
+        record = run.metrics("train_clean" if split == "train" else split)[-1]
+        assert {key: record[key] for key in totals.means()} == totals.means()
+
+
+def test_run_is_repeated_from_its_config_json(tmp_path, tiny_config):
+    tiny_config.train.stop_after = 4
+    train(tiny_config, tmp_path / "run")
+    again = ["train", f"--config={tmp_path / 'run' / 'config.json'}", f"--workdir={tmp_path / 'again'}"]
+    assert launch.main(again) == 0
+    assert runs.read_run(tmp_path / "again").config() == runs.read_run(tmp_path / "run").config()
+    parameters = [final_parameters(tiny_config, tmp_path / name) for name in ("run", "again")]
+    jax.tree.map(np.testing.assert_array_equal, *parameters)
+    assert launch.main([*again[:2], "--config.seed=1", f"--workdir={tmp_path / 'other'}"]) == 0
+    assert runs.read_run(tmp_path / "other").config()["seed"] == 1
+
+
+def test_event_files_equal_the_records(tmp_path, tiny_config):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(tiny_config, tmp_path / "run")
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    shown = [(tag, event.step, event.value) for tag in board.Tags()["scalars"] for event in board.Scalars(tag)]
+    records = [
+        (f"{record['split']}/{key}", record["step"], np.float32(record[key]))
+        for record in runs.read_run(tmp_path / "run").metrics()
+        for key in record.keys() - {"step", "split", "seconds"}
+    ]
+    assert sorted(shown) == sorted(records)
 
 
 def test_failed_run_says_why(tmp_path, tiny_config, monkeypatch):

@@ -18,7 +18,8 @@ from plain56.errors import UserError
 from plain56.figures import degradation as figure
 
 ROOT = Path(__file__).parent.parent
-COLUMNS = "model,depth,residual,seed,steps,state,train_error,test_error,train_loss,parameters,seconds"
+ERRORS = "train_error,train_clean_error,validation_error,test_error"
+COLUMNS = f"model,depth,residual,seed,steps,state,{ERRORS},train_loss,parameters,seconds"
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_killed_sweep_goes_on_and_draws_its_figure(tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert (first.status().state, second.status().state) == ("running", "queued")
+    assert (first.status().state, second.status().state) == ("preempted", "queued")
     before = first.metrics("train")
     saved = max(int(folder.name) for folder in first.checkpoints.glob("*") if folder.name.isdigit())
 
@@ -98,7 +99,7 @@ def test_failed_run_does_not_stop_the_others(tmp_path, tiny_sweep, monkeypatch):
 
     monkeypatch.setattr(sweeps, "train", train)
     shares = []
-    rows = sweeps.run_sweep(elements, tmp_path, lambda name, number, share: shares.append(share))
+    rows = sweeps.run_sweep(elements, tmp_path, lambda name, share, rate: shares.append(share))
     assert [row["state"] for row in rows] == ["failed", "finished"]
     assert runs.Run(tmp_path / "plain8-seed0").status().reason == "OSError: disk"
     assert rows[0]["test_error"] is None
@@ -119,8 +120,8 @@ def test_failed_run_does_not_stop_the_others(tmp_path, tiny_sweep, monkeypatch):
 
 
 def test_interrupted_sweep_says_how_far_it_is(tmp_path, tiny_sweep):
-    def interrupt(name, number, share):
-        if number == 1 and share > 0.6:
+    def interrupt(name, share, rate):
+        if name == "resnet8-seed0" and share > 0.6:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -153,17 +154,19 @@ def test_overrides_that_do_not_fit(tiny_config):
 def made_up_sweep(folder, errors):
     """Run directories as training leaves them: `{(family, depth): final training errors by seed}`."""
     elements = {
-        f"{family}{depth}-seed{seed}": {"model.name": f"{family}{depth}", "seed": seed}
+        f"{family}{depth}-seed{seed}": {"overrides": {"model.name": f"{family}{depth}", "seed": seed}, "config": {}}
         for (family, depth), values in errors.items()
         for seed in range(len(values))
     }
     runs.write_sweep(folder, elements)
     for (family, depth), values in errors.items():
         for seed, error in enumerate(values):
-            run = runs.open_run(folder / f"{family}{depth}-seed{seed}", {"seed": seed})
-            for step in (10, 20):
-                for split in ("train", "test"):
-                    run.append({"step": step, "split": split, "loss": 1.0, "top1_error": error if step == 20 else 0.9})
+            with runs.hold(folder / f"{family}{depth}-seed{seed}") as run, run.open_log(0, start=0.0) as append:
+                run.write_config({"seed": seed})
+                for step in (10, 20):
+                    for split in ("train", "test"):
+                        errors = {"loss": 1.0, "top1_error": error if step == 20 else 0.9}
+                        append({"step": step, "split": split, "seconds": 1.0, **errors})
             run.write_status(runs.Status("finished", 20, "", 100, 1.0))
     return sweeps.summarise(folder)
 
@@ -185,7 +188,8 @@ def test_seeds_are_drawn_as_mean_and_range(tmp_path):
 def test_unfinished_runs_are_drawn_as_far_as_they_came(tmp_path):
     made_up_sweep(tmp_path, {("plain", 20): [0.1, 0.3], ("resnet", 20): [0.1]})
     run = runs.Run(tmp_path / "plain20-seed1")
-    run.drop_records_after(10)
+    with run.open_log(10, start=0.0):
+        pass  # forgets what came after step 10
     run.write_status(runs.Status("diverged", 10))
     sweeps.summarise(tmp_path)
     steps, curves = figure._curves([runs.Run(tmp_path / "plain20-seed0"), run], "train")
@@ -195,7 +199,7 @@ def test_unfinished_runs_are_drawn_as_far_as_they_came(tmp_path):
 
 
 def test_nothing_to_draw_yet(tmp_path):
-    runs.write_sweep(tmp_path, {"plain20-seed0": {"model.name": "plain20", "seed": 0}})
+    runs.write_sweep(tmp_path, {"plain20-seed0": {"overrides": {"model.name": "plain20", "seed": 0}, "config": {}}})
     assert sweeps.summarise(tmp_path)[0]["state"] == "queued"
     with pytest.raises(UserError, match="nothing to draw"):
         figure.draw(tmp_path)

@@ -2,21 +2,33 @@
 
 import math
 
+from ml_collections import ConfigDict
+
 from plain56.errors import UserError
 from plain56.models import create_model
 
 POSITIVE = (lambda value: 0 < value < math.inf, "positive numbers")
 NOT_NEGATIVE = (lambda value: 0 <= value < math.inf, "numbers from 0 on")
 FRACTION = (lambda value: 0 <= value < 1, "numbers from 0 up to, but not including, 1")
-BY_CHANNEL = (lambda values: all(0 <= value <= 1 for value in values), "numbers in [0, 1], one per channel")
+SEED = (lambda value: 0 <= value < 2**32, "integers from 0 to 4294967295")
 
 RULES = {
-    "data.name": (lambda value: value != "", "'digits' and names of TFDS sets"),
-    "seed": (lambda value: 0 <= value < 2**32, "integers from 0 to 4294967295"),
+    "data.name": (lambda value: value not in ("", "folder:"), "'digits', names of TFDS sets, and 'folder:PATH'"),
+    "data.train_split": (lambda value: value != "", "names of splits"),
+    "data.test_split": (lambda value: value != "", "names of splits"),
+    "data.test_share": (lambda value: 0 < value < 1, "numbers between 0 and 1"),
+    "data.validation_examples": NOT_NEGATIVE,
+    "data.examples_per_class": NOT_NEGATIVE,
+    "data.split_seed": SEED,
+    "data.image_size": NOT_NEGATIVE,
+    "seed": SEED,
     "batch_norm.momentum": FRACTION,
     "batch_norm.epsilon": POSITIVE,
-    "data.mean": BY_CHANNEL,
-    "data.std": (lambda values: all(0 < value < math.inf for value in values), "positive numbers, one per channel"),
+    "data.mean": (
+        lambda values: len(values) in (1, 3) and all(0 <= value <= 1 for value in values),
+        "one number (grey) or three (RGB) in [0, 1]",
+    ),
+    "data.std": (lambda values: all(0 < value < math.inf for value in values), "positive numbers"),
     "data.augment.pad": NOT_NEGATIVE,
     "train.steps": POSITIVE,
     "train.batch_size": POSITIVE,
@@ -25,6 +37,7 @@ RULES = {
     "train.steps_per_call": POSITIVE,
     "train.log_every": POSITIVE,
     "train.evaluate_every": POSITIVE,
+    "train.evaluate_train_every": NOT_NEGATIVE,
     "train.checkpoint_every": POSITIVE,
     "optimizer.learning_rate": POSITIVE,
     "optimizer.momentum": FRACTION,
@@ -37,6 +50,19 @@ RULES = {
     "optimizer.schedule.warmup_steps": NOT_NEGATIVE,
     "optimizer.schedule.warmup_learning_rate": NOT_NEGATIVE,
 }
+
+
+def from_json(nested):
+    """The locked `ConfigDict` that nested dicts read from JSON were written from: lists are the tuples that they were."""
+
+    def restored(value):
+        return {key: restored(v) for key, v in value.items()} if isinstance(value, dict) else _tuples(value)
+
+    return ConfigDict(restored(nested)).lock()
+
+
+def _tuples(value):
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def build_model(config, num_classes):
@@ -62,6 +88,10 @@ def check(config):
             sound = False
         if not sound:
             raise UserError(f"{key} is {value!r}; allowed are {allowed}.")
+    if len(config.data.std) != len(config.data.mean):
+        raise UserError(
+            f"data.std has {len(config.data.std)} numbers; needed are as many as data.mean has, {len(config.data.mean)}."
+        )
     schedule = config.optimizer.schedule
     if schedule.name == "step" and schedule.warmup_steps and not schedule.warmup_learning_rate:
         raise UserError(

@@ -2,26 +2,38 @@
 
 config.json       the resolved config
 metrics.jsonl     one JSON object per record, in order of steps; errors are fractions in [0, 1]
+tensorboard/      the same records as event files
 status.json       state, step, reason, parameters, seconds
-environment.json  versions, devices, commit of the newest start
+environment.json  command, versions, devices, commit and data of the newest start
 checkpoints/      written by `plain56.training.checkpoints`
+lock              held by the process that trains the run, and free once that process is gone, however it went
 """
 
+import contextlib
 import csv
+import datetime
 import io
 import json
+import os
+import platform
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import filelock
 
 from plain56.errors import UserError
 
 ENDED = ("finished", "diverged")
+PROBE_SECONDS = 0.2  # to take a lock: who looks whether a run is held, holds it for a moment
+PART = ".{}.{}.part"  # a file being written: its name, and by which process
 
 # What may differ when a run is continued: it changes neither the parameters nor the order of examples.
 NOT_IDENTITY = (
     "train.stop_after",
     "train.log_every",
     "train.evaluate_every",
+    "train.evaluate_train_every",
     "train.checkpoint_every",
     "train.steps_per_call",
     "data.dir",
@@ -52,15 +64,48 @@ class Run(NamedTuple):
     def checkpoints(self):
         return self.path / "checkpoints"
 
+    @property
+    def lock(self):
+        return self.path / "lock"
+
     def config(self):
         """The resolved config as nested dicts; empty where there is none."""
         return _read_json(self.path / "config.json", {})
 
     def status(self):
-        return Status(**_read_json(self.path / "status.json", {}))
+        status = Status(**_read_json(self.path / "status.json", {}))
+        if status.state == "running" and not self.is_held():
+            return status._replace(state="preempted", reason="its process ended before it could save")
+        return status
+
+    def is_held(self):
+        """Whether a process trains this run now."""
+        try:
+            if self.lock.exists():
+                with filelock.FileLock(self.lock, timeout=PROBE_SECONDS):
+                    pass
+        except filelock.Timeout:
+            return True
+        except OSError:  # a folder that may only be read
+            pass
+        return False
+
+    def environment(self):
+        """What `write_environment` wrote at the newest start; empty where there was none."""
+        return _read_json(self.path / "environment.json", {})
 
     def write_status(self, status):
         _write(self.path / "status.json", json.dumps(status._asdict()))
+
+    def write_config(self, config):
+        """Writes the resolved config, as nested dicts of JSON values, of a run that is new or the same as before.
+
+        Raises:
+            UserError: the directory holds a run of another identity.
+        """
+        check_identity(self, config)
+        with _refusing_os_errors("run", self.path):
+            _write(self.path / "config.json", json.dumps(config, indent=2))
 
     def write_environment(self, environment):
         _write(self.path / "environment.json", json.dumps(environment, indent=2))
@@ -75,43 +120,89 @@ class Run(NamedTuple):
         records = [json.loads(line) for line in lines if line.endswith("\n")]
         return [record for record in records if split in (None, record["split"])]
 
-    def append(self, record):
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+    @contextlib.contextmanager
+    def open_log(self, step, start):
+        """Gives the function that appends a record to metrics.jsonl and tensorboard/.
 
-    def drop_records_after(self, step):
-        """Forgets what was logged after the restored step, so that no record comes twice."""
+        What was logged after `step`, the restored one, is forgotten first, so that no record comes twice. The event files are
+        written anew then: they hold what metrics.jsonl holds.
+
+        Args:
+            start: when the run would have started, had it not been cut, as a time of the computer's clock.
+        """
+        from tensorboardX import SummaryWriter  # by us, since reading a run needs none
+
         kept = [record for record in self.metrics() if record["step"] <= step]
         _write(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+        with (self.path / "metrics.jsonl").open("a") as file, SummaryWriter(str(self.path / "tensorboard")) as board:
+
+            def show(record):
+                for key in record.keys() - {"step", "split", "seconds"}:
+                    board.add_scalar(f"{record['split']}/{key}", record[key], record["step"], start + record["seconds"])
+
+            def append(record):
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                show(record)
+                board.flush()
+
+            for record in kept:
+                show(record)
+            yield append
 
 
-def open_run(path, config):
-    """Creates a run directory, or opens it again to continue the same run.
+class Held(UserError):
+    """Another process trains the run."""
 
-    Args:
-        config: nested dicts of JSON values.
+
+@contextlib.contextmanager
+def hold(path):
+    """Gives the run in a directory, which is created where it is new, and keeps all other processes from training it.
+
+    A directory in which nothing has been written at the end is removed again.
 
     Raises:
-        UserError: the directory holds another run, or something else.
+        Held: another process holds it; the message says which.
+        UserError: the directory holds something else, or cannot be written.
     """
     run = Run(Path(path))
-    if run.config():
-        check_identity(run, config)
-    else:
+    if not run.config():
         _refuse_strangers(run.path, "run")
-    _create(run.path, "config.json", config, "run")
-    return run
+    lock = filelock.FileLock(run.lock)
+    with _refusing_os_errors("run", run.path):
+        run.path.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=PROBE_SECONDS)
+        except filelock.Timeout:
+            holder = run.lock.read_text() or "another process"
+            raise Held(f"{run.path} is held by {holder}; wait for its end, or stop it.") from None
+    try:
+        now = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+        run.lock.write_text(f"process {os.getpid()} on {platform.node()} since {now}")
+        for part in run.path.glob(PART.format("*", "*")):
+            part.unlink()
+        yield run
+    finally:
+        unused = {entry.name for entry in run.path.iterdir()} == {"lock"}
+        if unused:
+            run.lock.unlink()
+        lock.release()
+        if unused:
+            run.path.rmdir()
 
 
 def _refuse_strangers(folder, kind):
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    # A start that was killed at once leaves no more than these.
+    ours = {"lock", *(path.name for path in folder.glob(PART.format("*", "*")))}
+    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - ours):
         raise UserError(f"{folder} is there already and is not a {kind} directory; give a new folder or a {kind} to continue.")
 
 
-def _create(folder, name, content, kind):
+@contextlib.contextmanager
+def _refusing_os_errors(kind, folder):
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / name, json.dumps(content, indent=2))
+        yield
     except OSError as error:
         raise UserError(f"The {kind} directory {folder} cannot be written: {error.strerror}.") from error
 
@@ -153,7 +244,7 @@ def read_summary(folder):
 
 
 def write_sweep(folder, elements):
-    """Records the elements of a sweep, `{name: overrides}`, in its directory.
+    """Records the elements of a sweep, `{name: {"overrides": …, "config": …}}`, in its directory.
 
     Raises:
         UserError: the directory holds something else, or cannot be written.
@@ -161,11 +252,21 @@ def write_sweep(folder, elements):
     folder = Path(folder)
     if not (folder / "sweep.json").exists():
         _refuse_strangers(folder, "sweep")
-    _create(folder, "sweep.json", elements, "sweep")
+    with _refusing_os_errors("sweep", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "sweep.json", json.dumps(elements, indent=2))
+
+
+class SweepRun(NamedTuple):
+    """A run of a sweep, begun or not: its directory, what it overrides, and its config as nested dicts."""
+
+    run: Run
+    overrides: dict
+    config: dict
 
 
 def read_sweep(folder):
-    """The runs of a sweep directory with their overrides, `[(run, overrides)]`, in order, whether they have begun or not.
+    """The runs of a sweep directory in order, as `SweepRun`s.
 
     Raises:
         UserError: it is not a sweep directory.
@@ -173,7 +274,7 @@ def read_sweep(folder):
     elements = _read_json(Path(folder) / "sweep.json", {})
     if not elements:
         raise UserError(f"{folder} is not a sweep directory: it has no sweep.json.")
-    return [(Run(Path(folder) / name), overrides) for name, overrides in elements.items()]
+    return [SweepRun(Run(Path(folder) / name), **element) for name, element in elements.items()]
 
 
 def flatten(nested, prefix=""):
@@ -189,12 +290,15 @@ def _read_json(path, default) -> Any:
         return json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return default
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise UserError(f"{path} is damaged: it does not hold JSON ({error}).") from error
 
 
 def _write(path, text):
     """Replaces a file at once, so that a reader or a crash never meets half of it."""
-    part = path.with_name(path.name + ".part")
+    # Several processes may write a sweep's files at a time.
+    part = path.with_name(PART.format(path.name, os.getpid()))
     part.write_text(text)
     part.replace(path)

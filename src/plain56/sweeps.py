@@ -1,18 +1,23 @@
-"""A sweep: many runs of one recipe, one after another, resumable, gathered in one table."""
+"""A sweep: many runs of one recipe, one after another or several at a time, resumable, gathered in one table."""
 
 import contextlib
 import copy
+import logging
+import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import NamedTuple
 
-from absl import logging
-
 from plain56 import runs
 from plain56.analysis.complexity import count_multiply_adds
-from plain56.config import build_model, check
+from plain56.config import build_model, check, from_json
 from plain56.errors import UserError
 from plain56.models import parse_name
 from plain56.training import load, train
+
+logger = logging.getLogger(__name__)
 
 
 class Element(NamedTuple):
@@ -64,68 +69,169 @@ def _name(config, overrides):
     return "-".join([config.model.name, *rest])
 
 
-def run_sweep(elements, workdir, on_progress=lambda name, number, share: None):
+def read(workdir):
+    """The elements of a sweep that was written to its directory by an earlier launch.
+
+    Raises:
+        UserError: it is not a sweep directory.
+    """
+    return [Element(run.path.name, overrides, from_json(config)) for run, overrides, config in runs.read_sweep(workdir)]
+
+
+def write(elements, workdir):
+    """Writes the elements to the sweep's directory: from then on any process can run them from there.
+
+    Raises:
+        UserError: the directory holds something else, or a run of the same name and another identity.
+    """
+    for element in elements:
+        runs.check_identity(runs.Run(Path(workdir) / element.name), element.config.to_dict())
+    described = {
+        element.name: {
+            "overrides": {"model.name": element.config.model.name, "seed": element.config.seed, **element.overrides},
+            "config": element.config.to_dict(),
+        }
+        for element in elements
+    }
+    runs.write_sweep(workdir, described)
+
+
+def run_sweep(elements, workdir, on_progress=lambda name, share, images_per_second: None, index=None):
     """Runs every element that has not ended, in order; a run that fails does not stop the ones after it.
 
+    Several processes may do so at a time: what another one trains is passed over.
+
     Args:
-        elements: of `expand`.
+        elements: of `expand` or `read`.
         workdir: the sweep directory; launched again on it, a sweep goes on where it was cut.
-        on_progress: called with the run's name, its number from 0, and the share done, in [0, 1], of the work that this call
-            began with.
+        on_progress: called with the run's name, the share done, in [0, 1], of the work that this call began with, and a rate.
+        index: run this element alone.
 
     Returns:
         The rows of the summary, which is rewritten after every run.
 
     Raises:
-        UserError: a mistake that concerns the sweep as a whole, before anything is run.
+        UserError: a mistake that concerns the sweep as a whole, before anything is run; or the one run of `index` is held.
     """
-    todo = [_work_left(element, runs.Run(Path(workdir) / element.name)) for element in elements]
-    described = [{"model.name": e.config.model.name, "seed": e.config.seed, **e.overrides} for e in elements]
-    runs.write_sweep(workdir, dict(zip([element.name for element in elements], described, strict=True)))
+    chosen = elements if index is None else [elements[index]]
+    todo = [_work_left(element, runs.Run(Path(workdir) / element.name)) for element in chosen]
+    write(elements, workdir)
     summary = summarise(workdir)
-    for number, element in enumerate(elements):
+    for number, element in enumerate(chosen):
         run = runs.Run(Path(workdir) / element.name)
 
-        def show(share, name=element.name, number=number):
-            on_progress(name, number, (sum(todo[:number]) + share * todo[number]) / max(1, sum(todo)))
+        def show(share, images_per_second, name=element.name, number=number):
+            on_progress(name, (sum(todo[:number]) + share * todo[number]) / max(1, sum(todo)), images_per_second)
 
         try:
             train(element.config, run.path, show)
+        except runs.Held as error:
+            if index is not None:
+                raise
+            logger.warning("Passed over: %s", error)
         except Exception as error:  # the other runs are independent of it
-            logging.error("%s failed: %s", element.name, error)
+            logger.error("%s failed: %s", element.name, error)
             failed = run.status()._replace(state="failed", reason=f"{type(error).__name__}: {error}"[:500])
-            with contextlib.suppress(UserError, OSError):  # it may be the disk that fails
-                runs.open_run(run.path, element.config.to_dict()).write_status(failed)
+            with contextlib.suppress(UserError, OSError), runs.hold(run.path):  # it may be the disk that fails
+                run.write_config(element.config.to_dict())
+                run.write_status(failed)
         finally:
             summary = summarise(workdir)
     return summary
 
 
+def run_workers(command, count, workdir, on_progress=lambda ended, total, share: None):
+    """Runs a written sweep with `count` processes at a time, among which the CPU cores are shared out.
+
+    The processes claim run after run and depend on nothing but the sweep's directory: they go on when this one is gone, and
+    stop, after saving, when this one is interrupted. Their output is in `workers/` there.
+
+    Args:
+        command: what runs the sweep of `workdir`, as a list of arguments.
+        on_progress: called with the number of runs that have ended, of all runs, and the share of all steps done, in [0, 1].
+
+    Returns:
+        The rows of the summary.
+
+    Raises:
+        UserError: the mistake that a process has found.
+    """
+    logs = [Path(workdir) / "workers" / f"{number}.log" for number in range(count)]
+    logs[0].parent.mkdir(exist_ok=True)
+    workers = [_start_worker(command, number, count, log) for number, log in enumerate(logs)]
+    try:
+        while any(worker.poll() is None for worker in workers):
+            left = [(_steps_left(element, workdir), element.config.train.steps) for element in read(workdir)]
+            done = sum(steps - steps_left for steps_left, steps in left) / sum(steps for _, steps in left)
+            on_progress(sum(not steps_left for steps_left, _ in left), len(left), done)
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.wait()
+        summarise(workdir)
+        raise
+    for worker, log in zip(workers, logs, strict=True):
+        if worker.returncode < 0:
+            logger.warning("A worker was killed by %s; launch again to go on.", signal.Signals(-worker.returncode).name)
+        elif worker.returncode == 2:
+            raise UserError(log.read_text().strip().rpartition("error: ")[-1])
+    return summarise(workdir)
+
+
+def _start_worker(command, number, count, log):
+    """A process in a session of its own, so that no closed terminal stops it, on its share of the cores."""
+    # The width of XLA's thread pool decides in which order sums are formed: all of the machine's, so that the number of
+    # workers does not change a bit of the result.
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count()))
+    environment = {"NPROC": str(len(cores)), **os.environ}
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
+        )
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(process.pid, cores[number::count] or [cores[number % len(cores)]])
+    return process
+
+
 def _work_left(element, run):
     """Checks an element against its run directory and data, and returns the multiply-adds that it has left, up to a factor."""
     runs.check_identity(run, element.config.to_dict())
-    status, options = run.status(), element.config.train
-    if status.state in runs.ENDED:
+    if run.status().state in runs.ENDED:
         return 0
     dataset = load(element.config)
     per_step = count_multiply_adds(build_model(element.config, len(dataset.class_names)), dataset.train.images.shape[1:])
-    return max(0, min(options.steps, options.stop_after or options.steps) - status.step) * per_step
+    return _steps_left(element, run.path.parent) * per_step
+
+
+def _steps_left(element, workdir):
+    status, options = runs.Run(Path(workdir) / element.name).status(), element.config.train
+    last = min(options.steps, options.stop_after or options.steps)
+    return 0 if status.state in runs.ENDED else max(0, last - status.step)
+
+
+def is_complete(workdir):
+    """Whether every run of the sweep has ended, or has come to its `train.stop_after`: launching it again would do nothing."""
+    return not any(_steps_left(element, workdir) for element in read(workdir))
 
 
 def summarise(workdir):
     """Writes and returns a row for every run of the sweep, read off the run directories alone.
 
     Errors are fractions: `train_error` and `train_loss` are means over the last logging interval, in training mode with
-    augmentation; `test_error` is the last step's. None where a run has not come that far.
+    augmentation; `train_clean_error`, `validation_error` and `test_error` are the last step's, without. None where a run has
+    not come that far, or does not measure it.
     """
-    rows = [_row(run, overrides) for run, overrides in runs.read_sweep(workdir)]
+    rows = [_row(run, overrides) for run, overrides, _ in runs.read_sweep(workdir)]
     runs.write_summary(workdir, rows)
     return rows
 
 
 def _row(run, overrides):
     status = run.status()
-    trained, tested = (next(reversed(run.metrics(split)), {}) for split in ("train", "test"))
+    last = {record["split"]: record for record in run.metrics()}
+    errors = {f"{split}_error": last.get(split, {}).get("top1_error") for split in ("train", "train_clean", "validation", "test")}
     family, depth = parse_name(overrides["model.name"])
     return {
         "model": overrides["model.name"],
@@ -134,9 +240,8 @@ def _row(run, overrides):
         "seed": overrides["seed"],
         "steps": status.step,
         "state": status.state,
-        "train_error": trained.get("top1_error"),
-        "test_error": tested.get("top1_error"),
-        "train_loss": trained.get("loss"),
+        **errors,
+        "train_loss": last.get("train", {}).get("loss"),
         "parameters": status.parameters,
         "seconds": status.seconds,
     }

@@ -1,15 +1,27 @@
-"""Image classification sets in memory: the embedded digits, and sets prepared by TensorFlow Datasets (TFDS)."""
+"""Image classification sets in memory: the embedded digits, sets of TensorFlow Datasets (TFDS), and folders of pictures."""
 
 import functools
+import importlib.util
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
+import psutil
+from rich.console import Console
+from rich.progress import track
 
 from plain56.errors import UserError
 
 DEFAULT_DATA_DIR = "~/tensorflow_datasets"
+SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+# A few broken files are left out; more of them mean that something is wrong with the set as a whole.
+UNREADABLE_SHARE = 0.05
+
+logger = logging.getLogger(__name__)
 
 
 class Split(NamedTuple):
@@ -20,30 +32,150 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """A train and a test split with the names of their classes."""
+    """A train, perhaps a validation, and a test split, with the names of their classes."""
 
     train: Split
+    validation: Split | None
     test: Split
     class_names: tuple[str, ...]
 
 
-@functools.lru_cache(maxsize=1)
-def load_dataset(name, data_dir=""):
+class Pictures(NamedTuple):
+    """A split before it is read. `read(i)` gives picture i, as the bytes of a file or as uint8 [H, W, C]; `name(i)` names it."""
+
+    labels: np.ndarray
+    read: Callable[[int], bytes | np.ndarray]
+    name: Callable[[int], str]
+
+    def take(self, indices):
+        """The pictures at these places, in this order."""
+        return Pictures(self.labels[indices], lambda i: self.read(indices[i]), lambda i: self.name(indices[i]))
+
+
+def load_dataset(data):
     """Loads a data set whole; the newest one is kept, so the runs of a sweep read it once.
 
     Args:
-        name: "digits", or the TFDS name of a set that lies prepared in the data folder ("cifar10", "mnist:3.0.1", …).
-        data_dir: the TFDS folder; empty means the environment's TFDS_DATA_DIR, or TFDS's own default.
+        data: the config's `data` section. Images get as many channels as `data.mean` has numbers, 1 (grey) or 3 (RGB).
 
     Raises:
-        UserError: the set is not there.
+        UserError: the set is not there, does not fit the config, or has too many pictures that cannot be read.
     """
+    keys = ("name", "dir", "image_size", "train_split", "test_split", "test_share", "validation_examples", "examples_per_class")
+    return _load(channels=len(data.mean), seed=data.split_seed, **{key: data[key] for key in keys})
+
+
+@functools.lru_cache(maxsize=1)
+def _load(*, name, dir, channels, image_size, train_split, test_split, test_share, validation_examples, examples_per_class, seed):
     if name == "digits":
-        return load_digits()
-    return load_tfds(name, data_dir or os.environ.get("TFDS_DATA_DIR") or DEFAULT_DATA_DIR)
+        if (train_split, test_split) != ("train", "test"):
+            raise UserError(f"The digits have the splits 'train' and 'test' alone; given are {train_split!r} and {test_split!r}.")
+        train, test, class_names = _digits()
+    elif name.startswith("folder:"):
+        path = Path(dir).expanduser() / Path(name.removeprefix("folder:")).expanduser()
+        train, test, class_names = _folder(path, train_split, test_split, test_share, seed)
+    else:
+        path = Path(dir or os.environ.get("TFDS_DATA_DIR") or DEFAULT_DATA_DIR).expanduser().absolute()
+        train, test, class_names = _tfds(name, path, train_split, test_split)
+    if len(class_names) < 2:
+        raise UserError(f"The data set {name!r} has {len(class_names)} class; needed are at least two.")
+    chosen, validation = _carve(train.labels, validation_examples, examples_per_class, class_names, seed)
+    selected = {"train": train.take(chosen), "validation": train.take(validation), "test": test}
+    splits = {
+        split: _read(pictures, f"{split} split of {name!r}", channels, image_size)
+        for split, pictures in selected.items()
+        if len(pictures.labels) or split != "validation"
+    }
+    shapes = {split.images.shape[1:] for split in splits.values()}
+    if len(shapes) > 1:
+        raise _sizes_differ(name, sorted(shapes))
+    return Dataset(splits["train"], splits.get("validation"), splits["test"], tuple(class_names))
 
 
-def load_digits():
+def _carve(labels, validation_examples, examples_per_class, class_names, seed):
+    """Where in the training split the training and the validation examples are: two rising sequences of places."""
+    if validation_examples >= len(labels):
+        raise UserError(
+            f"data.validation_examples is {validation_examples}; allowed is less than the {len(labels)} examples to train on."
+        )
+    validation, train = np.split(np.random.default_rng((seed, 1)).permutation(len(labels)), [validation_examples])
+    if examples_per_class:
+        by_class = [train[labels[train] == label] for label in range(len(class_names))]
+        fewest = min(range(len(class_names)), key=lambda label: len(by_class[label]))
+        if len(by_class[fewest]) < examples_per_class:
+            raise UserError(
+                f"data.examples_per_class is {examples_per_class}; allowed are numbers up to {len(by_class[fewest])}, which is "
+                f"what the class {class_names[fewest]!r} has to train on."
+            )
+        train = np.concatenate([members[:examples_per_class] for members in by_class])
+    return np.sort(train), np.sort(validation)
+
+
+def _read(pictures, title, channels, image_size):
+    """Reads, decodes and fits the pictures of a split; those that cannot be read are named and left out."""
+    count, images, unreadable = len(pictures.labels), None, []
+    numbers = track(range(count), f"Reading {title}", console=Console(stderr=True), transient=True, disable=count < 20_000)
+    for i in numbers:
+        image = _decode(pictures.read(i), channels)
+        if image is None:
+            unreadable.append(i)
+            continue
+        if image_size:
+            image = _fit(image, image_size)
+        if images is None:
+            needed, available = count * image.nbytes, psutil.virtual_memory().available
+            if needed > available:
+                raise UserError(
+                    f"The {title} needs {needed / 2**30:.1f} GiB of memory, and {available / 2**30:.1f} GiB are free; a smaller "
+                    "data.image_size or fewer examples need less."
+                )
+            images = np.empty((count, *image.shape), np.uint8)
+        if image.shape != images.shape[1:]:
+            raise _sizes_differ(title, (images.shape[1:], image.shape))
+        images[i] = image
+    if unreadable:
+        named = ", ".join(pictures.name(i) for i in unreadable[:3]) + (", …" if len(unreadable) > 3 else "")
+        found = f"{len(unreadable)} of {count} images in the {title} cannot be read: {named}"
+        if len(unreadable) > UNREADABLE_SHARE * count:
+            raise UserError(f"{found}; allowed are {100 * UNREADABLE_SHARE:.0f} %, which would be left out.")
+        logger.warning("%s; left out.", found)
+        images = np.delete(images, unreadable, axis=0)
+    return Split(images, np.delete(pictures.labels, unreadable).astype(np.int32))
+
+
+def _sizes_differ(title, shapes):
+    sizes = " and ".join("×".join(map(str, shape[:2])) for shape in shapes)
+    return UserError(f"The {title} has images of {sizes} pixels; needed is one size, so choose data.image_size to resize to.")
+
+
+def _decode(source, channels):
+    """uint8 [H, W, channels] from the bytes of a file or from an image; None where it cannot be read."""
+    if isinstance(source, np.ndarray):
+        if source.shape[-1] == channels:
+            return source
+        return cv2.cvtColor(source, cv2.COLOR_RGB2GRAY)[..., None] if channels == 1 else np.repeat(source, 3, axis=-1)
+    mode = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
+    try:
+        image = cv2.imdecode(np.frombuffer(source, np.uint8), mode)
+    except cv2.error:  # an empty file, or one of absurd size
+        return None
+    return image if image is None or channels == 3 else image[..., None]
+
+
+def _fit(image, size):
+    """Resizes an image so that its shorter side is `size`, and cuts the middle out of the longer one."""
+    height, width, channels = image.shape
+    if (height, width) != (size, size):
+        scale = size / min(height, width)
+        to = max(size, round(width * scale)), max(size, round(height * scale))
+        # Shrinking averages over areas, which does not alias.
+        image = cv2.resize(image, to, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+        image = image[top : top + size, left : left + size].reshape(size, size, channels)
+    return image
+
+
+def _digits():
     """scikit-learn's 1,797 handwritten digits, 8×8 pixels, grey: 1,348 to train on and 449 to test on.
 
     Source: UCI "Optical recognition of handwritten digits", the test part, as shipped with scikit-learn. The split is fixed
@@ -51,56 +183,135 @@ def load_digits():
     is a test example. Values 0…16 become 0…255.
     """
     # Imported here: it takes a second that runs on other sets need not wait.
-    from sklearn.datasets import load_digits as source
+    from sklearn.datasets import load_digits
 
-    digits = source()
+    digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    labels = digits.target.astype(np.int32)
-    by_class = np.argsort(labels, kind="stable")
-    is_test = np.zeros(len(labels), bool)
+    by_class = np.argsort(digits.target, kind="stable")
+    is_test = np.zeros(len(images), bool)
     is_test[by_class[1::4]] = True
-    train, test = (Split(images[chosen], labels[chosen]) for chosen in (~is_test, is_test))
-    return Dataset(train, test, tuple(str(digit) for digit in range(10)))
+    pictures = Pictures(digits.target, images.__getitem__, "digit {}".format)
+    train, test = (pictures.take(np.flatnonzero(chosen)) for chosen in (~is_test, is_test))
+    return train, test, [str(digit) for digit in range(10)]
 
 
-def load_tfds(name, data_dir):
-    """A TFDS set with "image" and "label" that lies prepared in `data_dir`; reading it needs no TensorFlow."""
+def _folder(path, train_split, test_split, test_share, seed):
+    """A folder with a sub-folder of pictures per class, or with one such folder for each split.
+
+    Without split folders, `test_share` of each class, chosen by the seed, is for testing.
+    """
+    if not path.is_dir():
+        raise UserError(
+            f"There is no folder {path.absolute()} (data.name, in data.dir); needed is one with a sub-folder per class."
+        )
+    train_folder, test_folder = path / train_split, path / test_split
+    if train_folder.is_dir() and not test_folder.is_dir() and any(entry.is_dir() for entry in train_folder.iterdir()):
+        raise UserError(
+            f"{path} has the folder {train_split!r} but no {test_split!r}; needed are both (data.train_split, data.test_split), "
+            "or one sub-folder per class and neither."
+        )
+    if train_folder.is_dir() and test_folder.is_dir():
+        files, class_names = _class_folders(train_folder)
+        test_files, test_names = _class_folders(test_folder)
+        if class_names != test_names:
+            only = sorted(set(class_names) ^ set(test_names))
+            raise UserError(f"The classes of {train_folder} and {test_folder} differ: only one of them has {', '.join(only)}.")
+        return _files(files), _files(test_files), class_names
+    files, class_names = _class_folders(path)
+    train, test = [], []
+    for label, members in enumerate(files):
+        if len(members) < 2:
+            raise UserError(f"{path / class_names[label]} has one picture; needed are at least two, to train and to test on.")
+        order = np.random.default_rng((seed, 0, label)).permutation(len(members))
+        tests = set(order[: min(len(members) - 1, max(1, round(test_share * len(members))))])
+        test.append([file for i, file in enumerate(members) if i in tests])
+        train.append([file for i, file in enumerate(members) if i not in tests])
+    return _files(train), _files(test), class_names
+
+
+def _class_folders(path):
+    """The picture files of each class, and the names of the classes, in alphabetical order."""
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    files = [
+        sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith(".") and f.is_file())
+        for folder in folders
+    ]
+    empty = [folder.name for folder, members in zip(folders, files, strict=True) if not members]
+    if empty:
+        raise UserError(
+            f"{path} has sub-folders without pictures: {', '.join(empty)}; each one is a class and needs files that end in "
+            f"{', '.join(SUFFIXES)}."
+        )
+    return files, [folder.name for folder in folders]
+
+
+def _files(by_class):
+    files = [file for members in by_class for file in members]
+    labels = np.repeat(np.arange(len(by_class)), [len(members) for members in by_class])
+    return Pictures(labels, lambda i: files[i].read_bytes(), lambda i: str(files[i]))
+
+
+def _tfds(name, folder, train_split, test_split):
+    """A TFDS set; one that lies prepared in `folder` needs no TensorFlow to be read."""
     import tensorflow_datasets as tfds
 
-    folder = Path(data_dir).expanduser().absolute()
-    prepare = f"`tfds build {name} --file_format=array_record --data_dir={folder}`, with the extra 'prepare' installed"
     try:
         builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=str(folder))
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+    except (tfds.core.DatasetNotFoundError, ValueError):
+        builder = _prepare(name, folder)
+    features = dict((builder.info.features or {}).items())
+    image_key, label_key = builder.info.supervised_keys or ("image", "label")
+    image, label = features.get(image_key), features.get(label_key)
+    sound = isinstance(image, tfds.features.Image) and image.np_dtype == np.uint8 and isinstance(label, tfds.features.ClassLabel)
+    if not sound:
+        found = ", ".join(f"{key}: {type(feature).__name__}" for key, feature in features.items())
+        raise UserError(
+            f"The data set {name!r} in {folder} is no image classification set; needed are an Image of type uint8 and a "
+            f"ClassLabel in each example, and there is {found or 'neither'}."
+        )
+    splits = []
+    for key, split in (("data.train_split", train_split), ("data.test_split", test_split)):
+        try:
+            source = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
+        except NotImplementedError as error:
+            raise UserError(
+                f"The data set {name!r} in {folder} is stored as {builder.info.file_format.value}, which only TensorFlow reads; "
+                f"needed is array_record: prepare it again with `{_command(name, folder)}`."
+            ) from error
+        except ValueError as error:
+            raise UserError(
+                f"{key} is {split!r}, which the data set {name!r} does not have; allowed are {', '.join(builder.info.splits)} "
+                "and parts of them, such as 'train[:80%]' and 'train[80%:]'."
+            ) from error
+        examples = [(example[image_key], example[label_key]) for example in source]
+        labels = np.array([label for _, label in examples], np.int32)
+        if len(labels) == 0 or labels.min() < 0:
+            raise UserError(f"The split {split!r} of the data set {name!r} has no labelled examples; choose another {key}.")
+        splits.append(Pictures(labels, lambda i, examples=examples: examples[i][0], f"{split} example {{}}".format))
+    return *splits, label.names
+
+
+def _prepare(name, folder):
+    """Downloads and prepares a set for the first time, with TFDS's own progress bar."""
+    import tensorflow_datasets as tfds
+
+    if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
             f"The data set {name!r} does not lie prepared in {folder} (data.dir, or TFDS_DATA_DIR); allowed are 'digits', which "
-            f"needs nothing, and TFDS sets that lie there: prepare it once with {prepare}."
-        ) from error
-    features = builder.info.features or {}
-    missing = {"train", "test"} - set(builder.info.splits) or {"image", "label"} - set(features)
-    if missing:
-        raise UserError(
-            f"The data set {name!r} in {folder} has no {' and no '.join(map(repr, sorted(missing)))}; needed are the splits "
-            "'train' and 'test' with an 'image' and a 'label' in each example."
+            "needs nothing, 'folder:PATH', and TFDS sets that lie there: install the extra 'prepare' and launch again, or "
+            f"prepare it elsewhere with `{_command(name, folder)}`."
         )
-    image, label = features["image"], features["label"]
-    if None in image.shape or image.np_dtype != np.uint8 or not isinstance(label, tfds.features.ClassLabel):
-        raise UserError(
-            f"The data set {name!r} has images of shape {image.shape} and type {np.dtype(image.np_dtype)}, and labels of type "
-            f"{type(label).__name__}; needed are images of one size and type uint8, and class labels."
-        )
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")  # TensorFlow would take all of its memory
     try:
-        splits = [_read_split(builder.as_data_source(split), image.shape) for split in ("train", "test")]
-    except NotImplementedError as error:
-        raise UserError(
-            f"The data set {name!r} in {folder} is stored as {builder.info.file_format.value}, which only TensorFlow reads; "
-            f"needed is array_record: prepare it again with {prepare}."
-        ) from error
-    return Dataset(*splits, tuple(label.names))
+        builder = tfds.builder(name, data_dir=str(folder), file_format="array_record")
+        builder.download_and_prepare()
+    except Exception as error:  # whatever a set's own script, the network or the disk raises
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"TFDS cannot prepare the data set {name!r} in {folder}: {reason.rstrip('.')}.") from error
+    return builder
 
 
-def _read_split(source, shape):
-    split = Split(np.empty((len(source), *shape), np.uint8), np.empty(len(source), np.int32))
-    for i, example in enumerate(source):
-        split.images[i], split.labels[i] = example["image"], example["label"]
-    return split
+def _command(name, folder):
+    return f"tfds build {name} --file_format=array_record --data_dir={folder}"

@@ -1,32 +1,43 @@
 """One run, from its config to its end: the order of events."""
 
+import datetime
 import functools
 import importlib.metadata
+import os
 import platform
 import subprocess
+import sys
 import time
+import zlib
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from ml_collections import ConfigDict
 
 from plain56 import parallel, runs
-from plain56.config import build_model, check
+from plain56.config import build_model, check, from_json
 from plain56.data import Split, load_dataset
 from plain56.errors import UserError
 from plain56.training import checkpoints
 from plain56.training.evaluate import evaluate
 from plain56.training.schedules import make_schedule
+from plain56.training.signals import postponed_interrupts
 from plain56.training.state import create_train_state, make_optimizer
 from plain56.training.step import Totals, train_step, train_steps
+
+# Requests to stop are heard between compiled calls, which are cut to about this length.
+CALL_SECONDS = 2
+# Beside JAX's own: the compiler's flags, and the width of its thread pool.
+VARIABLES = ("XLA_FLAGS", "NPROC")
 
 
 class Experiment(NamedTuple):
     """A config brought to life: the data set and the initial state on the devices, and the compiled functions."""
 
+    data: dict  # the size of each split, the names of the classes and a checksum of it all
     train: Split
+    validation: Split | None
     test: Split
     initial: Any  # (state, totals) before the first step
     schedule: Any
@@ -42,15 +53,7 @@ def load(config):
     """
     check(config)
     parallel.check_batch_size(config.train.batch_size, parallel.data_mesh())
-    dataset = load_dataset(config.data.name, config.data.dir)
-    channels = dataset.train.images.shape[-1]
-    for key in ("mean", "std"):
-        if len(config.data[key]) != channels:
-            raise UserError(
-                f"data.{key} has {len(config.data[key])} numbers; needed is one for each of the {channels} channels of "
-                f"{config.data.name!r}."
-            )
-    return dataset
+    return load_dataset(config.data)
 
 
 def prepare(config):
@@ -73,7 +76,9 @@ def prepare(config):
     }
     step_fn = functools.partial(train_step, model=model, optimizer=optimizer, label_smoothing=config.train.label_smoothing)
     return Experiment(
+        data=_describe(dataset),
         train=jax.device_put(dataset.train, everywhere),
+        validation=jax.device_put(dataset.validation, everywhere),
         test=jax.device_put(dataset.test, everywhere),
         initial=jax.jit(
             lambda: (create_train_state(model, optimizer, config.seed, image_shape), Totals.zero()), out_shardings=everywhere
@@ -88,37 +93,59 @@ def prepare(config):
     )
 
 
-def train(config, workdir, on_progress=lambda share: None):
+def _describe(dataset):
+    splits = {name: split for name in ("train", "validation", "test") if (split := getattr(dataset, name))}
+    checksum = functools.reduce(lambda checksum, array: zlib.crc32(array, checksum), [a for s in splits.values() for a in s], 0)
+    return {
+        **{name: len(split.labels) for name, split in splits.items()},
+        "class_names": list(dataset.class_names),
+        "crc32": checksum,
+    }
+
+
+def train(config, workdir, on_progress=lambda share, images_per_second: None):
     """Trains a run to its end, or to `train.stop_after`, going on from its last checkpoint.
+
+    Killed at any moment and called again, it ends with the same bits on the same devices, and with every record once.
 
     Args:
         config: `ConfigDict` as in `configs/base.py`.
         workdir: the run directory, new or to be continued.
-        on_progress: called after each compiled call with the share done, in [0, 1], of the steps that this call began with.
+        on_progress: called after each compiled call with the share done, in [0, 1], of the steps that this call began with,
+            and the rate of the newest steps, 0 where it is not known yet.
 
     Returns:
         The run's `Status`: "finished", "diverged" (a loss, parameter or statistic became non-finite; the history and the last
         finite state are kept), or "preempted" (stopped by `train.stop_after`).
 
     Raises:
-        UserError: a mistake in the config or the run directory; nothing is left behind.
+        UserError: a mistake in the config or the run directory, a run that another process holds (`runs.Held`), or data that
+            has changed since the run began; nothing is left behind.
+        KeyboardInterrupt: SIGINT or SIGTERM came; the state has been saved, and the same call goes on from there.
     """
-    existing = runs.Run(Path(workdir))
-    if existing.status().state in runs.ENDED:
-        runs.check_identity(existing, config.to_dict())
-        return existing.status()
-    experiment = prepare(config)
-    run = runs.open_run(workdir, config.to_dict())
-    run.write_environment(_environment())
-    try:
-        with closing(checkpoints.open_checkpoints(run.checkpoints)) as manager:
-            return _train(config, experiment, run, manager, on_progress)
-    except UserError:
-        raise
-    except BaseException as error:
-        state = "preempted" if isinstance(error, KeyboardInterrupt) else "failed"
-        run.write_status(run.status()._replace(state=state, reason=f"{type(error).__name__}: {error}".strip(": ")[:500]))
-        raise
+    with runs.hold(workdir) as run:
+        runs.check_identity(run, config.to_dict())
+        if run.status().state in runs.ENDED:
+            return run.status()
+        experiment = prepare(config)
+        before = run.environment().get("data", experiment.data)
+        if before != experiment.data:
+            keys = [key for key, new in experiment.data.items() if before.get(key) != new]
+            changes = ", ".join(f"{key} ({before.get(key)} then, {experiment.data[key]} now)" for key in keys)
+            raise UserError(f"The data set has changed since {run.path} began: {changes}; needed is the same data.")
+        run.write_config(config.to_dict())
+        run.write_environment(_environment() | {"data": experiment.data})
+        try:
+            with closing(checkpoints.open_checkpoints(run.checkpoints)) as manager:
+                return _train(config, experiment, run, manager, on_progress)
+        except UserError:
+            raise
+        except KeyboardInterrupt as error:
+            run.write_status(run.status()._replace(state="preempted", reason=str(error) or "interrupted"))
+            raise
+        except BaseException as error:
+            run.write_status(run.status()._replace(state="failed", reason=f"{type(error).__name__}: {error}".strip(": ")[:500]))
+            raise
 
 
 def _train(config, experiment, run, manager, on_progress):
@@ -127,48 +154,70 @@ def _train(config, experiment, run, manager, on_progress):
     # The running totals are part of what is saved, so the intervals of log and checkpoint need not fit each other.
     state, totals = checkpoints.restore(manager, experiment.initial)
     step = int(state.step)
-    run.drop_records_after(step)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     status = runs.Status("running", step, "", parameters, run.status().seconds)
     run.write_status(status)
     start = time.perf_counter() - status.seconds
-    first_step, rate_step, rate_time = step, step, time.perf_counter()
-    on_progress(0.0)
+    first_step, rate_step, rate_time, steps_per_call = step, step, time.perf_counter(), 1
+    splits = {"train_clean": experiment.train, "validation": experiment.validation, "test": experiment.test}
+    intervals = {split: options.evaluate_every for split in splits} | {"train_clean": options.evaluate_train_every}
+    evaluated = {split: interval for split, interval in intervals.items() if interval and splits[split]}
+    on_progress(0.0, 0.0)
 
-    while step < last:
-        due = _steps_until_due(step, last, options)
-        first_epoch, first_position = divmod(step * options.batch_size, experiment.train.labels.shape[0])
-        state, totals = experiment.train_steps(state, totals, experiment.train, step, first_epoch, first_position, due)
-        step += due
-        on_progress((step - first_step) / (last - first_step))
-        intervals = (options.log_every, options.evaluate_every, options.checkpoint_every)
-        logging, evaluating, saving = (step == last or step % interval == 0 for interval in intervals)
-        if not (logging or evaluating or saving):
-            continue  # nothing waits for the devices here
+    with run.open_log(step, time.time() - status.seconds) as log, postponed_interrupts() as interrupts:
 
-        # The order matters: a checkpoint comes after all records of its step, so a resume drops exactly the later ones.
-        reached = int(state.step)
-        diverged = reached < step
-        status = status._replace(step=reached, seconds=round(time.perf_counter() - start, 3))
-        if (logging or diverged) and totals.examples > 0:
-            rate = (reached - rate_step) * options.batch_size / (time.perf_counter() - rate_time)
-            values = {**totals.means(), "learning_rate": float(experiment.schedule(reached - 1)), "images_per_second": rate}
-            _log(run, config, experiment, status, "train", values)
-            totals = jax.tree.map(lambda total: total * 0, totals)
-        if diverged:
-            reason = f"the update at step {reached} gave a loss, parameters or statistics that are not finite"
-            status = status._replace(state="diverged", reason=reason)
-            checkpoints.save(manager, reached, (state, totals))
-            break
-        if evaluating:
-            tested = experiment.evaluate(state.params, state.batch_stats, experiment.test)
-            assert tested.examples == experiment.test.labels.shape[0]
-            _log(run, config, experiment, status, "test", tested.means())
-        if saving:
-            checkpoints.save(manager, step, (state, totals))
-        run.write_status(status)
-        # Evaluating and saving are not part of the training rate.
-        rate_step, rate_time = step, time.perf_counter()
+        def record(split, values):
+            epoch = status.step * options.batch_size / experiment.data["train"]
+            log({"step": status.step, "epoch": round(epoch, 4), "split": split, **values, "seconds": status.seconds})
+
+        while step < last:
+            if interrupts:
+                reached = int(state.step)
+                checkpoints.save(manager, reached, (state, totals))
+                run.write_status(status._replace(step=reached, seconds=round(time.perf_counter() - start, 3)))
+                raise KeyboardInterrupt(f"stopped by {interrupts[0]}, after saving at step {reached}")
+            every = (options.log_every, options.checkpoint_every, *evaluated.values())
+            steps = min(steps_per_call, options.steps_per_call, last - step, *(interval - step % interval for interval in every))
+            first_epoch, first_position = divmod(step * options.batch_size, experiment.data["train"])
+            call_time = time.perf_counter()
+            state, totals = experiment.train_steps(state, totals, experiment.train, step, first_epoch, first_position, steps)
+            jax.block_until_ready(totals)
+            steps_per_second = steps / (time.perf_counter() - call_time)
+            steps_per_call = max(1, int(CALL_SECONDS * steps_per_second))
+            step += steps
+            rate = 0.0 if step - steps == first_step else steps_per_second * options.batch_size  # the first call compiles
+            on_progress((step - first_step) / (last - first_step), rate)
+
+            def due(interval, step=step):
+                return step == last or step % interval == 0
+
+            evaluating = [split for split, interval in evaluated.items() if due(interval)]
+            if not (evaluating or due(options.log_every) or due(options.checkpoint_every)):
+                continue
+
+            # The order matters: a checkpoint comes after all records of its step, so a resume drops exactly the later ones.
+            reached = int(state.step)
+            diverged = reached < step
+            status = status._replace(step=reached, seconds=round(time.perf_counter() - start, 3))
+            if (due(options.log_every) or diverged) and totals.examples > 0:
+                rate = (reached - rate_step) * options.batch_size / (time.perf_counter() - rate_time)
+                rates = {"learning_rate": float(experiment.schedule(reached - 1)), "images_per_second": rate}
+                record("train", totals.means() | rates)
+                totals = jax.tree.map(lambda total: total * 0, totals)
+            if diverged:
+                reason = f"the update at step {reached} gave a loss, parameters or statistics that are not finite"
+                status = status._replace(state="diverged", reason=reason)
+                checkpoints.save(manager, reached, (state, totals))
+                break
+            for split in evaluating:
+                tested = experiment.evaluate(state.params, state.batch_stats, splits[split])
+                assert tested.examples == splits[split].labels.shape[0]
+                record(split, tested.means())
+            if due(options.checkpoint_every):
+                checkpoints.save(manager, step, (state, totals))
+            run.write_status(status)
+            # Evaluating and saving are not part of the training rate.
+            rate_step, rate_time = step, time.perf_counter()
 
     if status.state == "running":
         status = status._replace(state="finished")
@@ -176,17 +225,6 @@ def _train(config, experiment, run, manager, on_progress):
             status = status._replace(state="preempted", reason=f"stopped by train.stop_after = {options.stop_after}")
     run.write_status(status)
     return status
-
-
-def _steps_until_due(step, last, options):
-    """How many steps may run in one call: up to the next multiple of any interval, or the end."""
-    intervals = (options.steps_per_call, options.log_every, options.evaluate_every, options.checkpoint_every)
-    return min([last - step, *(interval - step % interval for interval in intervals)])
-
-
-def _log(run, config, experiment, status, split, values):
-    epoch = status.step * config.train.batch_size / experiment.train.labels.shape[0]
-    run.append({"step": status.step, "epoch": round(epoch, 4), "split": split, **values, "seconds": status.seconds})
 
 
 def evaluate_run(workdir):
@@ -199,7 +237,7 @@ def evaluate_run(workdir):
     with closing(checkpoints.open_checkpoints(run.checkpoints, read_only=True)) as manager:
         if manager.latest_step() is None:
             raise UserError(f"The run {run.path} has no checkpoint yet.")
-        experiment = prepare(ConfigDict(run.config()))
+        experiment = prepare(from_json(run.config()))
         state, _ = checkpoints.restore(manager, experiment.initial)
     tested = experiment.evaluate(state.params, state.batch_stats, experiment.test)
     return {"step": int(state.step), "split": "test", "examples": int(tested.examples), **tested.means()}
@@ -213,9 +251,14 @@ def _environment():
     except OSError:
         commit = ""
     return {
+        "host": platform.node(),
+        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: importlib.metadata.version(name) for name in packages},
         "devices": [str(device) for device in jax.devices()],
+        "variables": {name: os.environ[name] for name in sorted(os.environ) if name in VARIABLES or name.startswith("JAX_")},
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "commit": commit,
     }
