@@ -65,8 +65,10 @@ def sweep(options, arguments):
         return _show_elements(options)
     rows = run_sweep(options)
     _print_result({"workdir": options.workdir, "runs": rows})
-    if any(row["state"] in ("failed", "diverged") for row in rows):
+    ran = rows if options.index is None else [rows[options.index]]
+    if any(row["state"] in ("failed", "diverged") for row in ran):
         return FAILED
+    # What another process still trains, or what was killed, is left.
     return 0 if options.index is not None or sweeps.is_complete(options.workdir) else INTERRUPTED
 
 

@@ -1,5 +1,7 @@
 """CIFAR-10 as in He et al. 2015, section 4.2; trains on all 50,000 images, the error is the last step's on the test split.
 
+To choose anything, train on 45,000 and choose on the other 5,000: --config.data.validation_examples=5000.
+
     TFDS_DATA_DIR=FOLDER python launch.py train --config=configs/cifar10.py:resnet56 --workdir=runs/resnet56
 
 FOLDER holds cifar10 prepared for TFDS. Test error in the paper (Table 6): ResNet-20 8.75 %, -32 7.51 %, -44 7.17 %, -56 6.97 %,

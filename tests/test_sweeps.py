@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,10 +17,28 @@ from experiments.degradation import check_claim
 from plain56 import runs, sweeps
 from plain56.errors import UserError
 from plain56.figures import degradation as figure
+from tests.killed import result, same
 
 ROOT = Path(__file__).parent.parent
 ERRORS = "train_error,train_clean_error,validation_error,test_error"
 COLUMNS = f"model,depth,residual,seed,steps,state,{ERRORS},train_loss,parameters,seconds"
+
+
+# A sweep over rates, the first run of which is long, and one of which diverges.
+RATES = """
+from configs import digits
+
+def get_config():
+    config = digits.get_config("resnet8")
+    config.model.widths = (4, 4, 4)
+    config.train.evaluate_every = 100
+    config.optimizer.schedule.warmup_steps = 2
+    return config
+
+def sweep(config):
+    for rate, steps in ((0.03, 1000), (0.02, 20), (1e30, 20), (0.01, 20)):
+        yield {"optimizer.learning_rate": rate, "train.steps": steps}
+"""
 
 
 @pytest.fixture
@@ -84,6 +103,74 @@ def test_killed_sweep_goes_on_and_draws_its_figure(tmp_path):
     svg = (tmp_path / "degradation.svg").read_text()
     for text in ("plain networks", "residual networks", "8 layers", "training error", "test error", "final error"):
         assert f">{text}<" in svg
+
+
+def test_workers_share_a_sweep_of_which_one_run_is_killed_and_one_diverges(tmp_path):
+    (tmp_path / "rates.py").write_text(RATES)
+    workdir = tmp_path / "sweep"
+    command = [sys.executable, "launch.py", "sweep", f"--workdir={workdir}"]
+    first = [*command, f"--config={tmp_path / 'rates.py'}", "--workers=2"]
+    listed = subprocess.run([*first, "--dry_run"], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert [row["run"] for row in json.loads(listed.stdout.splitlines()[-1])["runs"]] == [
+        f"resnet8-learning_rate{rate}-steps{steps}" for rate, steps in ((0.03, 1000), (0.02, 20), (1e30, 20), (0.01, 20))
+    ]
+    assert not workdir.exists()
+
+    long_run = runs.Run(workdir / "resnet8-learning_rate0.03-steps1000")
+    with subprocess.Popen(first, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as sweep:
+        deadline = time.monotonic() + 120
+        while not long_run.metrics():
+            assert sweep.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        assert long_run.status().state == "running"
+        os.kill(int(long_run.lock.read_text().split()[1]), signal.SIGKILL)
+        output, errors = sweep.communicate(timeout=120)
+    assert sweep.returncode == 1, errors
+    assert "A worker was killed by SIGKILL" in errors
+    rows = json.loads(output.splitlines()[-1])["runs"]
+    assert [row["state"] for row in rows] == ["preempted", "finished", "diverged", "finished"]
+    assert rows == runs.read_summary(workdir)
+    status = subprocess.run([*command, "--status"], cwd=ROOT, check=True, capture_output=True, text=True)
+    shown = json.loads(status.stdout.splitlines()[-1])["runs"]
+    assert [(row["state"], row["step"]) for row in shown] == [(row["state"], row["steps"]) for row in rows]
+
+    # Launched again, from the directory alone: the killed one goes on from its checkpoint, and nothing else is trained.
+    logged = long_run.metrics("train")[0]
+    finished = (workdir / "resnet8-learning_rate0.02-steps20" / "metrics.jsonl").stat().st_mtime_ns
+    assert subprocess.run([*command, "--index=0"], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+    assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 1  # one has diverged for good
+    assert [row["state"] for row in runs.read_summary(workdir)] == ["finished", "finished", "diverged", "finished"]
+    assert long_run.metrics("train")[0] == logged
+    assert (workdir / "resnet8-learning_rate0.02-steps20" / "metrics.jsonl").stat().st_mtime_ns == finished
+
+
+def test_workers_give_the_same_bits_as_one_process(tmp_path):
+    (tmp_path / "rates.py").write_text(RATES)
+    flags = [f"--config={tmp_path / 'rates.py'}", "--config.train.stop_after=8"]
+    for name, extra in (("alone", []), ("shared", ["--workers=2"])):
+        command = [sys.executable, "launch.py", "sweep", *flags, f"--workdir={tmp_path / name}", *extra]
+        assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 1
+    for name in ("resnet8-learning_rate0.03-steps1000", "resnet8-learning_rate0.01-steps20"):
+        assert same(result(tmp_path / "alone" / name), result(tmp_path / "shared" / name))
+
+
+def test_interrupted_workers_save_and_say_so(tmp_path):
+    (tmp_path / "rates.py").write_text(RATES)
+    workdir = tmp_path / "sweep"
+    command = [sys.executable, "launch.py", "sweep", f"--config={tmp_path / 'rates.py'}", f"--workdir={workdir}", "--workers=2"]
+    long_run = runs.Run(workdir / "resnet8-learning_rate0.03-steps1000")
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as sweep:
+        deadline = time.monotonic() + 120
+        while not long_run.metrics():
+            assert sweep.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        sweep.send_signal(signal.SIGTERM)
+        _, errors = sweep.communicate(timeout=120)
+    assert sweep.returncode == 75
+    assert "Interrupted; the same command goes on from there." in errors
+    status = long_run.status()
+    assert (status.state, status.reason) == ("preempted", f"stopped by SIGTERM, after saving at step {status.step}")
+    assert runs.read_summary(workdir)[0]["state"] == "preempted"
 
 
 def test_failed_run_does_not_stop_the_others(tmp_path, tiny_sweep, monkeypatch):

@@ -1,0 +1,166 @@
+"""Runs launch.py and kills its own process with SIGKILL at a chosen moment. `make soak` does so many times, at random moments.
+
+python -m tests.killed MOMENT OCCURRENCE DELAY train --config=… --workdir=…
+python -m tests.killed soak [KILLS [SEED]]
+"""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+# What happens while the process is killed: {moment: (how often it comes in a run of FLAGS, how long it lasts in seconds)}.
+MOMENTS = {
+    "start": (1, 3.0),
+    "compile": (1, 3.0),
+    "call": (20, 0.05),
+    "record": (30, 0.0),
+    "evaluate": (8, 0.02),
+    "save": (10, 0.15),
+}
+# Intervals that do not fit each other, so that every moment comes in every state of the others.
+FLAGS = [
+    "--config=configs/digits.py:resnet8",
+    "--config.model.widths=(4,4,8)",
+    "--config.train.batch_size=32",
+    "--config.train.steps=120",
+    "--config.train.steps_per_call=7",
+    "--config.train.log_every=6",
+    "--config.train.evaluate_every=15",
+    "--config.train.evaluate_train_every=60",
+    "--config.train.checkpoint_every=12",
+    "--config.optimizer.schedule.warmup_steps=10",
+]
+
+
+def launch_and_kill(moment, occurrence, delay, arguments):
+    """Runs launch.py in this process, which is killed `delay` seconds after the moment has begun for the n-th time."""
+    remaining = occurrence
+
+    def begin():
+        nonlocal remaining
+        remaining -= 1
+        if remaining == 0:
+            # By another process: this one may be anywhere in compiled code.
+            subprocess.Popen(["sh", "-c", f"sleep {delay}; kill -KILL {os.getpid()}"])
+
+    def announced(function):
+        def call(*positional, **named):
+            begin()
+            return function(*positional, **named)
+
+        return call
+
+    if moment == "start":
+        begin()
+    import launch
+    from plain56 import runs
+    from plain56.training import checkpoints, loop
+
+    if moment == "compile":
+        loop.prepare = announced(loop.prepare)
+    if moment in ("call", "evaluate"):
+        key, prepare = {"call": "train_steps", "evaluate": "evaluate"}[moment], loop.prepare
+
+        def prepare_announced(config):
+            experiment = prepare(config)
+            return experiment._replace(**{key: announced(getattr(experiment, key))})
+
+        loop.prepare = prepare_announced
+    if moment == "save":
+        checkpoints.save = announced(checkpoints.save)
+    if moment == "record":
+        open_log = runs.Run.open_log
+
+        @contextlib.contextmanager
+        def open_log_announced(run, *positional, **named):
+            with open_log(run, *positional, **named) as append:
+
+                def append_or_die(record):
+                    nonlocal remaining
+                    remaining -= 1
+                    if remaining == 0:
+                        with (run.path / "metrics.jsonl").open("a") as file:
+                            file.write(f'{{"step": {record["step"]}, "epo')
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    append(record)
+
+                yield append_or_die
+
+        runs.Run.open_log = open_log_announced
+    sys.exit(launch.main(arguments))
+
+
+def launched(workdir, moment=None, occurrence=1, delay=0.0):
+    """The exit status of one launch, that is killed unless no moment is given: −9 where the kill came in time."""
+    command = ["-m", "tests.killed", moment, str(occurrence), str(delay)] if moment else ["launch.py"]
+    command = [sys.executable, *command, "train", *FLAGS, f"--workdir={workdir}"]
+    return subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
+
+
+def result(workdir):
+    """What a run has come to: its last parameters, statistics and momentum, and its records without what a clock gave."""
+    import jax
+
+    from plain56 import runs
+    from plain56.config import from_json
+    from plain56.training import checkpoints, prepare
+
+    run = runs.read_run(workdir)
+    with contextlib.closing(checkpoints.open_checkpoints(run.checkpoints, read_only=True)) as manager:
+        state, _ = checkpoints.restore(manager, prepare(from_json(run.config())).initial)
+    clock = ("seconds", "images_per_second")
+    records = [{key: value for key, value in record.items() if key not in clock} for record in run.metrics()]
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)], records
+
+
+def same(one, other):
+    """Whether two results are the same to the bit, with every record once and in order."""
+    return one[1] == other[1] and all(a.tobytes() == b.tobytes() for a, b in zip(one[0], other[0], strict=True))
+
+
+def soak(kills=30, seed=0):
+    """Kills runs at random moments, at most five times each, until they are finished; returns whether all came out the same."""
+    chance, failures, done = random.Random(seed), 0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        assert launched(f"{folder}/whole") == 0
+        whole = result(f"{folder}/whole")
+        print(f"seed {seed}; an uninterrupted run logs {len(whole[1])} records", flush=True)
+        moments = []
+        while done < kills:
+            begin, survived = time.monotonic(), []
+            workdir = f"{folder}/{done}"
+            while len(survived) < 5 and done < kills:
+                # In turn, so that none is left out.
+                moments = moments or chance.sample(list(MOMENTS), len(MOMENTS))
+                moment = moments.pop()
+                times, duration = MOMENTS[moment]
+                # Each start has less left to do: the first occurrences always come.
+                occurrence, delay = chance.randint(1, max(1, times // 5)), round(chance.uniform(0, duration), 3)
+                status = launched(workdir, moment, occurrence, delay)
+                if status == 0:
+                    break  # it was finished before the moment came
+                assert status == -signal.SIGKILL, status
+                done += 1
+                survived.append(f"{moment} {occurrence} +{delay} s")
+            status = launched(workdir)
+            right = status == 0 and same(result(workdir), whole)
+            failures += not right
+            verdict = "the same to the bit" if right else f"NOT THE SAME (status {status})"
+            print(f"killed at {'; '.join(survived)}: {verdict} ({time.monotonic() - begin:.0f} s)", flush=True)
+    print(f"{done} kills, {failures} runs that differ", flush=True)
+    return failures == 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "soak":
+        sys.exit(not soak(*map(int, sys.argv[2:])))
+    launch_and_kill(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4:])
