@@ -26,8 +26,9 @@ from plain56.training.signals import postponed_interrupts
 from plain56.training.state import create_train_state, make_optimizer
 from plain56.training.step import Totals, train_step, train_steps
 
-# Requests to stop are heard between compiled calls, which are cut to about this length.
-CALL_SECONDS = 2
+# Requests to stop are heard between compiled calls, which are cut to about this length: a third of the usual time between
+# SIGTERM and SIGKILL, and long enough for the tenth of a second that beginning a call costs (measured, CIFAR-10 on two cores).
+CALL_SECONDS = 10
 # Beside JAX's own: the compiler's flags, and the width of its thread pool.
 VARIABLES = ("XLA_FLAGS", "NPROC")
 
@@ -219,6 +220,7 @@ def _train(config, experiment, run, manager, on_progress):
             # Evaluating and saving are not part of the training rate.
             rate_step, rate_time = step, time.perf_counter()
 
+    status = status._replace(seconds=round(time.perf_counter() - start, 3))
     if status.state == "running":
         status = status._replace(state="finished")
         if step < options.steps:
