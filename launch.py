@@ -83,10 +83,9 @@ def run_sweep(options):
         raise UserError("--index runs one element, and --workers several at a time; allowed is one of them.")
     with _progress() as show:
         if options.workers > 1:
-            sweeps.write(elements, workdir)
             command = [sys.executable, str(Path(__file__).resolve()), "sweep", f"--workdir={workdir}"]
             rows = sweeps.run_workers(
-                command, options.workers, workdir, lambda ended, total, share: show(f"{ended} of {total} runs", share)
+                elements, workdir, command, options.workers, lambda ended, total, share: show(f"{ended} of {total} runs", share)
             )
         else:
             rows = sweeps.run_sweep(elements, workdir, show, options.index)
@@ -297,6 +296,11 @@ def _run_config(path):
     except (AttributeError, ValueError) as error:
         raise UserError(f"--config is {path}, which does not hold a run's config.") from error
     config = base.get_config()
+    for key in stored:
+        if key not in flatten(config.to_dict()):
+            raise UserError(f"--config is {path}, whose key {key!r} no config has.")
+    if "model.name" not in stored:
+        raise UserError(f"--config is {path}, which does not hold a run's config: it names no network.")
     config.update_from_flattened_dict(stored)  # a key that was added since then has its default
     return config
 
@@ -311,10 +315,13 @@ def _parse(argv):
     overridden = [match[1] for match in map(override.match, argv) if match]
     try:
         config = None
-        for argument in argv:
-            if re.fullmatch(r"--?config=.*\.json", argument):
-                config = _run_config(argument.partition("=")[2])
-                argv = [other for other in argv if other != argument]
+        for i, argument in enumerate(argv):
+            value = re.fullmatch(r"--?config(?:=(.*))?", argument)
+            path = value and (value[1] or "".join(argv[i + 1 : i + 2]))
+            if path and path.endswith(".json"):
+                config = _run_config(path)
+                argv = argv[:i] + argv[i + (1 if value[1] else 2) :]
+                break
         # First without the overrides, so that an unknown key can be told from a wrong value.
         rest = ["launch.py", *(argument for argument in argv if not override.match(argument))]
         options = _define_flags(rest, config)
@@ -333,7 +340,7 @@ def _parse(argv):
         raise
     except Exception as error:  # a config file is a program of the user's, and may raise anything
         # The last line: before it the library puts the traceback of the config file.
-        reason = str(error).strip().splitlines()[-1].strip().removeprefix("flag ")
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip().removeprefix("flag ")
         raise UserError(f"The command cannot be read: {reason.rstrip('.')}.") from error
 
 
@@ -356,7 +363,9 @@ def run(mode, argv, usage=__doc__):
     try:
         options, arguments = _parse(argv)
         for name, owner in OWNERS.items():
-            if options[name].present and mode in MODES.values() and mode is not owner:
+            # A sweep's experiment takes workers, too.
+            experiment = mode not in MODES.values() and name == "workers"
+            if options[name].present and mode is not owner and not experiment:
                 raise UserError(f"--{name} belongs to launch.py {owner.__name__}, and is not allowed here.")
         if arguments and mode is not describe:
             raise UserError(f"{arguments[0]!r} is not understood; allowed are flags such as --workdir=FOLDER (see --help).")

@@ -221,6 +221,18 @@ def test_set_without_labels_is_refused(tmp_path):
         load_dataset(section(name="insects", dir=str(tmp_path)))
 
 
+def test_damaged_set_is_named(tmp_path):
+    images = {split: noise(3, 4, 4, 3) for split in ("train", "test")}
+    write_tfds(tmp_path, "insects", images, {"train": [0, 1, 2], "test": [0, 1, 2]})
+    options = {"name": "insects", "dir": str(tmp_path), **RGB}
+    (tmp_path / "insects" / "1.0.0" / "insects-test.array_record-00000-of-00001").write_bytes(b"")
+    with pytest.raises(UserError, match="The data set 'insects' in .* cannot be read: "):
+        load_dataset(section(**options))
+    (tmp_path / "insects" / "1.0.0" / "features.json").write_text("{")
+    with pytest.raises(UserError, match="The data set 'insects' in .* cannot be read: "):
+        load_dataset(section(**options))
+
+
 def test_absent_set_names_the_folder_and_the_extra(tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path}.*'prepare'"):
         load_dataset(section(name="cifar10", dir=str(tmp_path)))

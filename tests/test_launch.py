@@ -102,6 +102,32 @@ def test_mistakes_cost_one_sentence(arguments, message, tmp_path, capsys, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "does not hold a run's config"),
+        ("[]", "does not hold a run's config"),
+        ("{}", "it names no network"),
+        ('{"model": {"name": "resnet20"}, "train": {"stepz": 1}}', "whose key 'train.stepz' no config has"),
+    ],
+)
+def test_json_that_is_no_config(tmp_path, capsys, content, message):
+    (tmp_path / "config.json").write_text(content)
+    for flag in ([f"--config={tmp_path}/config.json"], ["--config", f"{tmp_path}/config.json"]):
+        assert launch.main(["train", *flag, f"--workdir={tmp_path / 'deep' / 'run'}"]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "deep").exists()
+
+
+def test_mistake_of_a_sweep_by_workers_leaves_nothing_behind(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    flags = [SWEEP, "--config.data.name=folder:nowhere", f"--workdir={tmp_path / 'sweep'}", "--workers=2"]
+    assert launch.main(["sweep", *flags]) == 2
+    assert "There is no folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert launch.run(lambda options, arguments: pytest.fail("an experiment ran"), ["--dry_run"]) == 2
+
+
 def launched(*arguments, **options):
     return subprocess.run([sys.executable, "launch.py", *arguments], cwd=ROOT, capture_output=True, text=True, **options)
 

@@ -1,7 +1,9 @@
 """Whole runs of the shipped digits recipe, shrunk to seconds, on two simulated devices."""
 
 import logging
+import os
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -196,6 +198,16 @@ def test_run_is_repeated_from_its_config_json(tmp_path, tiny_config):
     jax.tree.map(np.testing.assert_array_equal, *parameters)
     assert launch.main([*again[:2], "--config.seed=1", f"--workdir={tmp_path / 'other'}"]) == 0
     assert runs.read_run(tmp_path / "other").config()["seed"] == 1
+
+
+def test_signal_in_the_last_call_is_not_lost(tmp_path, tiny_config):
+    def interrupt(share, images_per_second):
+        if share == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        train(tiny_config, tmp_path / "run", interrupt)
+    assert runs.read_run(tmp_path / "run").status().state == "finished"
 
 
 def test_event_files_equal_the_records(tmp_path, tiny_config):

@@ -141,8 +141,13 @@ def test_mistakes_leave_nothing_behind(tmp_path):
 def test_damaged_file_is_named(tmp_path):
     run = make_run(tmp_path / "run", {"seed": 0})
     (run.path / "status.json").write_text("")
-    with pytest.raises(UserError, match=r"status.json is damaged"):
-        run.status()
+    assert run.status() == runs.Status()  # it tells nothing that the checkpoint does not
+    (run.path / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n{"step": 2, "spl\n{"step": 3, "split": "train"}\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl is damaged: line 2 is no record"):
+        run.metrics()
+    (run.path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config.json is damaged: a list is in the place of a dict"):
+        run.config()
 
 
 def test_summary_in_both_forms(tmp_path):

@@ -119,7 +119,7 @@ def test_workers_share_a_sweep_of_which_one_run_is_killed_and_one_diverges(tmp_p
     long_run = runs.Run(workdir / "resnet8-learning_rate0.03-steps1000")
     with subprocess.Popen(first, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as sweep:
         deadline = time.monotonic() + 120
-        while not long_run.metrics():
+        while not any(folder.name.isdigit() for folder in long_run.checkpoints.glob("*")):
             assert sweep.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
         assert long_run.status().state == "running"
@@ -229,6 +229,31 @@ def test_sweep_over_any_key(tmp_path, tiny_config):
         assert [(row["model"], row["seed"], row["state"]) for row in rows] == [("resnet8", 0, "preempted")] * 2
     with pytest.raises(UserError, match="differ in more than depth"):
         figure.draw(tmp_path)
+
+
+def test_damaged_log_of_one_run_does_not_stop_the_others(tmp_path, tiny_sweep):
+    tiny_sweep.train.stop_after = 4
+    elements = sweeps.expand(tiny_sweep, sweep_config.sweep)
+    sweeps.run_sweep(elements, tmp_path)
+    (tmp_path / "plain8-seed0" / "metrics.jsonl").write_bytes(b"\0\n")
+    (tmp_path / "resnet8-seed0" / "status.json").write_bytes(b"")
+    tiny_sweep.train.stop_after = 8
+    rows = sweeps.run_sweep(sweeps.expand(tiny_sweep, sweep_config.sweep), tmp_path)
+    assert [(row["state"], row["steps"]) for row in rows] == [("failed", 4), ("preempted", 8)]
+
+
+def test_workers_that_fail_say_where(tmp_path, tiny_sweep):
+    elements = sweeps.expand(tiny_sweep, sweep_config.sweep)
+    with pytest.raises(UserError, match=r"The workers fail; why, is in .*0\.log"):
+        sweeps.run_workers(elements, tmp_path, [sys.executable, "-c", "import nothing_of_that_name"], 2)
+    assert "nothing_of_that_name" in (tmp_path / "workers" / "1.log").read_text()
+
+
+def test_names_are_those_of_folders(tiny_config):
+    names = [f"folder:/pictures/{name}" for name in ("cats", "d" * 300)]
+    elements = sweeps.expand(tiny_config, lambda config: [{"data.name": name} for name in names])
+    assert elements[0].name == "resnet8-namefolder__pictures_cats"
+    assert len(elements[1].name) == 200
 
 
 def test_overrides_that_do_not_fit(tiny_config):

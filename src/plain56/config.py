@@ -13,6 +13,7 @@ FRACTION = (lambda value: 0 <= value < 1, "numbers from 0 up to, but not includi
 SEED = (lambda value: 0 <= value < 2**32, "integers from 0 to 4294967295")
 
 RULES = {
+    "model.name": (lambda value: value != "", "names of networks"),
     "data.name": (lambda value: value not in ("", "folder:"), "'digits', names of TFDS sets, and 'folder:PATH'"),
     "data.train_split": (lambda value: value != "", "names of splits"),
     "data.test_split": (lambda value: value != "", "names of splits"),
@@ -77,17 +78,20 @@ def check(config):
     Raises:
         UserError: with the key, its value and what is allowed.
     """
-    build_model(config, num_classes=2)
     for key, (holds, allowed) in RULES.items():
         value = config
-        for part in key.split("."):
-            value = value[part]
+        try:
+            for part in key.split("."):
+                value = value[part]
+        except (KeyError, TypeError) as error:
+            raise UserError(f"The config has no key {key}; it may have been written by another version.") from error
         try:
             sound = holds(value)
         except TypeError:
             sound = False
         if not sound:
             raise UserError(f"{key} is {value!r}; allowed are {allowed}.")
+    build_model(config, num_classes=2)
     if len(config.data.std) != len(config.data.mean):
         raise UserError(
             f"data.std has {len(config.data.std)} numbers; needed are as many as data.mean has, {len(config.data.mean)}."

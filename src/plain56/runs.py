@@ -14,9 +14,11 @@ import csv
 import datetime
 import io
 import json
+import logging
 import os
 import platform
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +26,11 @@ import filelock
 
 from plain56.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 ENDED = ("finished", "diverged")
 PROBE_SECONDS = 0.2  # to take a lock: who looks whether a run is held, holds it for a moment
-PART = ".{}.{}.part"  # a file being written: its name, and by which process
+PART = ".{}.{}.part"  # a file being written
 
 # What may differ when a run is continued: it changes neither the parameters nor the order of examples.
 NOT_IDENTITY = (
@@ -73,21 +77,26 @@ class Run(NamedTuple):
         return _read_json(self.path / "config.json", {})
 
     def status(self):
-        status = Status(**_read_json(self.path / "status.json", {}))
+        try:
+            status = Status(**_read_json(self.path / "status.json", {}))
+        except (TypeError, UserError) as error:
+            # All that counts is in the checkpoint.
+            logger.warning("The run counts as queued: %s", error)
+            return Status()
         if status.state == "running" and not self.is_held():
             return status._replace(state="preempted", reason="its process ended before it could save")
         return status
 
     def is_held(self):
-        """Whether a process trains this run now."""
+        """Whether a process trains this run now; so, too, where that cannot be told."""
         try:
             if self.lock.exists():
                 with filelock.FileLock(self.lock, timeout=PROBE_SECONDS):
                     pass
         except filelock.Timeout:
             return True
-        except OSError:  # a folder that may only be read
-            pass
+        except OSError:  # a lock that may only be read
+            return True
         return False
 
     def environment(self):
@@ -111,14 +120,27 @@ class Run(NamedTuple):
         _write(self.path / "environment.json", json.dumps(environment, indent=2))
 
     def metrics(self, split=None):
-        """Records in order of steps, of one split or of all."""
+        """Records in order of steps, of one split or of all.
+
+        Raises:
+            UserError: the file is damaged, by more than a last line that was cut off.
+        """
         try:
             lines = (self.path / "metrics.jsonl").read_text().splitlines(keepends=True)
         except FileNotFoundError:
             return []
-        # A last line without its end was cut off while being written.
-        records = [json.loads(line) for line in lines if line.endswith("\n")]
-        return [record for record in records if split in (None, record["split"])]
+        except ValueError as error:
+            raise UserError(f"{self.path / 'metrics.jsonl'} is damaged: {error}.") from error
+        records = []
+        for number, line in enumerate(lines, start=1):
+            if line.endswith("\n"):  # else it was cut off while being written
+                try:
+                    record = json.loads(line)
+                    if split in (None, record["split"]):
+                        records.append(record)
+                except (KeyError, TypeError, ValueError) as error:
+                    raise UserError(f"{self.path / 'metrics.jsonl'} is damaged: line {number} is no record.") from error
+        return records
 
     @contextlib.contextmanager
     def open_log(self, step, start):
@@ -170,6 +192,7 @@ def hold(path):
     if not run.config():
         _refuse_strangers(run.path, "run")
     lock = filelock.FileLock(run.lock)
+    new = [folder for folder in (run.path, *run.path.parents) if not folder.exists()]
     with _refusing_os_errors("run", run.path):
         run.path.mkdir(parents=True, exist_ok=True)
         try:
@@ -189,7 +212,9 @@ def hold(path):
             run.lock.unlink()
         lock.release()
         if unused:
-            run.path.rmdir()
+            with contextlib.suppress(OSError):  # another process may have begun something there
+                for folder in new:
+                    folder.rmdir()
 
 
 def _refuse_strangers(folder, kind):
@@ -274,7 +299,10 @@ def read_sweep(folder):
     elements = _read_json(Path(folder) / "sweep.json", {})
     if not elements:
         raise UserError(f"{folder} is not a sweep directory: it has no sweep.json.")
-    return [SweepRun(Run(Path(folder) / name), **element) for name, element in elements.items()]
+    try:
+        return [SweepRun(Run(Path(folder) / name), **element) for name, element in elements.items()]
+    except TypeError as error:
+        raise UserError(f"{folder}/sweep.json is damaged: its elements are not runs.") from error
 
 
 def flatten(nested, prefix=""):
@@ -287,18 +315,21 @@ def flatten(nested, prefix=""):
 
 def _read_json(path, default) -> Any:
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
+        if not isinstance(value, type(default)):
+            raise ValueError(f"a {type(value).__name__} is in the place of a {type(default).__name__}")
+        return value
     except (FileNotFoundError, NotADirectoryError):
         return default
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
-        raise UserError(f"{path} is damaged: it does not hold JSON ({error}).") from error
+        raise UserError(f"{path} is damaged: {error}.") from error
 
 
 def _write(path, text):
     """Replaces a file at once, so that a reader or a crash never meets half of it."""
-    # Several processes may write a sweep's files at a time.
-    part = path.with_name(PART.format(path.name, os.getpid()))
+    # Several processes, on several machines, may write a sweep's files at a time.
+    part = path.with_name(PART.format(path.name, uuid.uuid4().hex))
     part.write_text(text)
     part.replace(path)

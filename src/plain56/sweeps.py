@@ -4,6 +4,7 @@ import contextlib
 import copy
 import logging
 import os
+import re
 import signal
 import subprocess
 import time
@@ -13,6 +14,7 @@ from typing import NamedTuple
 from plain56 import runs
 from plain56.analysis.complexity import count_multiply_adds
 from plain56.config import build_model, check, from_json
+from plain56.data import load_dataset
 from plain56.errors import UserError
 from plain56.models import parse_name
 from plain56.training import load, train
@@ -41,8 +43,9 @@ def expand(config, sweep):
     elements = []
     try:
         all_overrides = list(sweep(config))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"The section `sweep` of the config holds a value of the wrong type: {error}.") from error
+    except Exception as error:  # a program of the user's, which may raise anything
+        reason = str(error) or type(error).__name__
+        raise UserError(f"The sweep fails, or its section of the config holds a value of the wrong type: {reason}.") from error
     for overrides in all_overrides:
         resolved = copy.deepcopy(config).unlock()
         if "sweep" in resolved:
@@ -50,7 +53,7 @@ def expand(config, sweep):
         resolved.lock()
         try:
             resolved.update_from_flattened_dict(overrides)
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise UserError(f"The sweep's overrides {overrides} do not fit the config: {error.args[0]}.") from error
         check(resolved)
         elements.append(Element(_name(resolved, overrides), overrides, resolved))
@@ -66,7 +69,8 @@ def expand(config, sweep):
 def _name(config, overrides):
     """ "resnet56-seed0": the network, then every other key that is overridden, with its value."""
     rest = [f"{key.rpartition('.')[-1]}{value}" for key, value in overrides.items() if key != "model.name"]
-    return "-".join([config.model.name, *rest])
+    # A name is a folder's: no slashes of paths, and not longer than file systems take.
+    return re.sub(r"[^\w.,=()+-]", "_", "-".join([config.model.name, *rest]))[:200]
 
 
 def read(workdir):
@@ -140,30 +144,33 @@ def run_sweep(elements, workdir, on_progress=lambda name, share, images_per_seco
     return summary
 
 
-def run_workers(command, count, workdir, on_progress=lambda ended, total, share: None):
-    """Runs a written sweep with `count` processes at a time, among which the CPU cores are shared out.
+def run_workers(elements, workdir, command, count, on_progress=lambda ended, total, share: None):
+    """Runs a sweep with `count` processes at a time, among which the CPU cores are shared out.
 
     The processes claim run after run and depend on nothing but the sweep's directory: they go on when this one is gone, and
     stop, after saving, when this one is interrupted. Their output is in `workers/` there.
 
     Args:
-        command: what runs the sweep of `workdir`, as a list of arguments.
+        elements, workdir: as for `run_sweep`.
+        command: what runs the sweep that is written in `workdir`, as a list of arguments.
         on_progress: called with the number of runs that have ended, of all runs, and the share of all steps done, in [0, 1].
 
     Returns:
         The rows of the summary.
 
     Raises:
-        UserError: the mistake that a process has found.
+        UserError: a mistake, before anything is run; or one that a process has found.
     """
+    for element in elements:
+        load_dataset(element.config.data)  # a mistake leaves nothing behind, and what has to be prepared is so once
+    write(elements, workdir)
     logs = [Path(workdir) / "workers" / f"{number}.log" for number in range(count)]
     logs[0].parent.mkdir(exist_ok=True)
     workers = [_start_worker(command, number, count, log) for number, log in enumerate(logs)]
     try:
         while any(worker.poll() is None for worker in workers):
-            left = [(_steps_left(element, workdir), element.config.train.steps) for element in read(workdir)]
-            done = sum(steps - steps_left for steps_left, steps in left) / sum(steps for _, steps in left)
-            on_progress(sum(not steps_left for steps_left, _ in left), len(left), done)
+            left = [_steps_left(element, workdir) for element in elements]
+            on_progress(left.count(0), len(left), 1 - sum(left) / sum(_last_step(element) for element in elements))
             time.sleep(0.5)
     except KeyboardInterrupt:
         for worker in workers:
@@ -177,7 +184,10 @@ def run_workers(command, count, workdir, on_progress=lambda ended, total, share:
             logger.warning("A worker was killed by %s; launch again to go on.", signal.Signals(-worker.returncode).name)
         elif worker.returncode == 2:
             raise UserError(log.read_text().strip().rpartition("error: ")[-1])
-    return summarise(workdir)
+    rows = summarise(workdir)
+    if any(worker.returncode == 1 for worker in workers) and not any(row["state"] in ("failed", "diverged") for row in rows):
+        raise UserError(f"The workers fail; why, is in {logs[0]}.")
+    return rows
 
 
 def _start_worker(command, number, count, log):
@@ -186,7 +196,9 @@ def _start_worker(command, number, count, log):
     # workers does not change a bit of the result.
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count()))
     environment = {"NPROC": str(len(cores)), **os.environ}
-    with log.open("w") as file:
+    # Where a GPU is shared, each process may take its part of the memory; by default the first one takes most of it.
+    environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / count:.2f}")
+    with log.open("a") as file:  # a worker of an earlier launch may still write there
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
         )
@@ -206,9 +218,12 @@ def _work_left(element, run):
 
 
 def _steps_left(element, workdir):
-    status, options = runs.Run(Path(workdir) / element.name).status(), element.config.train
-    last = min(options.steps, options.stop_after or options.steps)
-    return 0 if status.state in runs.ENDED else max(0, last - status.step)
+    status = runs.Run(Path(workdir) / element.name).status()
+    return 0 if status.state in runs.ENDED else max(0, _last_step(element) - status.step)
+
+
+def _last_step(element):
+    return min(element.config.train.steps, element.config.train.stop_after or element.config.train.steps)
 
 
 def is_complete(workdir):
@@ -230,7 +245,11 @@ def summarise(workdir):
 
 def _row(run, overrides):
     status = run.status()
-    last = {record["split"]: record for record in run.metrics()}
+    try:
+        last = {record["split"]: record for record in run.metrics()}
+    except UserError as error:  # which the other runs have no part in
+        logger.error("%s", error)
+        status, last = status._replace(state="failed"), {}
     errors = {f"{split}_error": last.get(split, {}).get("top1_error") for split in ("train", "train_clean", "validation", "test")}
     family, depth = parse_name(overrides["model.name"])
     return {

@@ -72,11 +72,19 @@ def _load(*, name, dir, channels, image_size, train_split, test_split, test_shar
             raise UserError(f"The digits have the splits 'train' and 'test' alone; given are {train_split!r} and {test_split!r}.")
         train, test, class_names = _digits()
     elif name.startswith("folder:"):
-        path = Path(dir).expanduser() / Path(name.removeprefix("folder:")).expanduser()
-        train, test, class_names = _folder(path, train_split, test_split, test_share, seed)
+        try:
+            path = Path(dir).expanduser() / Path(name.removeprefix("folder:")).expanduser()
+            train, test, class_names = _folder(path, train_split, test_split, test_share, seed)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"The data set {name!r} cannot be read: {error}.") from error
     else:
         path = Path(dir or os.environ.get("TFDS_DATA_DIR") or DEFAULT_DATA_DIR).expanduser().absolute()
-        train, test, class_names = _tfds(name, path, train_split, test_split)
+        try:
+            train, test, class_names = _tfds(name, path, train_split, test_split)
+        except UserError:
+            raise
+        except Exception as error:  # of many kinds, where its files are damaged
+            raise UserError(f"The data set {name!r} in {path} cannot be read: {_first_line(error)}.") from error
     if len(class_names) < 2:
         raise UserError(f"The data set {name!r} has {len(class_names)} class; needed are at least two.")
     chosen, validation = _carve(train.labels, validation_examples, examples_per_class, class_names, seed)
@@ -116,19 +124,17 @@ def _read(pictures, title, channels, image_size):
     count, images, unreadable = len(pictures.labels), None, []
     numbers = track(range(count), f"Reading {title}", console=Console(stderr=True), transient=True, disable=count < 20_000)
     for i in numbers:
-        image = _decode(pictures.read(i), channels)
+        try:
+            image = _decode(pictures.read(i), channels)
+        except OSError:
+            image = None
         if image is None:
             unreadable.append(i)
             continue
         if image_size:
             image = _fit(image, image_size)
         if images is None:
-            needed, available = count * image.nbytes, psutil.virtual_memory().available
-            if needed > available:
-                raise UserError(
-                    f"The {title} needs {needed / 2**30:.1f} GiB of memory, and {available / 2**30:.1f} GiB are free; a smaller "
-                    "data.image_size or fewer examples need less."
-                )
+            _check_memory(title, count * image.nbytes)
             images = np.empty((count, *image.shape), np.uint8)
         if image.shape != images.shape[1:]:
             raise _sizes_differ(title, (images.shape[1:], image.shape))
@@ -141,6 +147,15 @@ def _read(pictures, title, channels, image_size):
         logger.warning("%s; left out.", found)
         images = np.delete(images, unreadable, axis=0)
     return Split(images, np.delete(pictures.labels, unreadable).astype(np.int32))
+
+
+def _check_memory(title, needed):
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise UserError(
+            f"The {title} needs {needed / 2**30:.1f} GiB of memory, and {available / 2**30:.1f} GiB are free; a smaller "
+            "data.image_size, or a part of it, needs less."
+        )
 
 
 def _sizes_differ(title, shapes):
@@ -258,9 +273,12 @@ def _tfds(name, folder, train_split, test_split):
     try:
         builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=str(folder))
     except (tfds.core.DatasetNotFoundError, ValueError):
+        if any((folder / name.split(":")[0].split("/")[0]).rglob("dataset_info.json")):
+            raise
         builder = _prepare(name, folder)
     features = dict((builder.info.features or {}).items())
-    image_key, label_key = builder.info.supervised_keys or ("image", "label")
+    keys = builder.info.supervised_keys
+    image_key, label_key = keys if keys and len(keys) == 2 and all(isinstance(k, str) for k in keys) else ("image", "label")
     image, label = features.get(image_key), features.get(label_key)
     sound = isinstance(image, tfds.features.Image) and image.np_dtype == np.uint8 and isinstance(label, tfds.features.ClassLabel)
     if not sound:
@@ -272,7 +290,8 @@ def _tfds(name, folder, train_split, test_split):
     splits = []
     for key, split in (("data.train_split", train_split), ("data.test_split", test_split)):
         try:
-            source = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
+            skip = {other: tfds.decode.SkipDecoding() for other in features if other != label_key}
+            source = builder.as_data_source(split, decoders=skip)
         except NotImplementedError as error:
             raise UserError(
                 f"The data set {name!r} in {folder} is stored as {builder.info.file_format.value}, which only TensorFlow reads; "
@@ -283,6 +302,7 @@ def _tfds(name, folder, train_split, test_split):
                 f"{key} is {split!r}, which the data set {name!r} does not have; allowed are {', '.join(builder.info.splits)} "
                 "and parts of them, such as 'train[:80%]' and 'train[80%:]'."
             ) from error
+        _check_memory(f"{split} split of {name!r}", builder.info.splits[split].num_bytes)
         examples = [(example[image_key], example[label_key]) for example in source]
         labels = np.array([label for _, label in examples], np.int32)
         if len(labels) == 0 or labels.min() < 0:
@@ -308,9 +328,12 @@ def _prepare(name, folder):
         builder = tfds.builder(name, data_dir=str(folder), file_format="array_record")
         builder.download_and_prepare()
     except Exception as error:  # whatever a set's own script, the network or the disk raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"TFDS cannot prepare the data set {name!r} in {folder}: {reason.rstrip('.')}.") from error
+        raise UserError(f"TFDS cannot prepare the data set {name!r} in {folder}: {_first_line(error)}.") from error
     return builder
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _command(name, folder):

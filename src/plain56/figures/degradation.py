@@ -38,8 +38,9 @@ def draw(workdir):
     if len(set(shown)) < len(shown):
         raise UserError(f"The runs in {workdir} differ in more than depth, kind and seed, which is all that this figure shows.")
     for (run, _, _), row in zip(runs.read_sweep(workdir), rows, strict=True):
-        if run.metrics():
-            groups.setdefault((row["residual"], row["depth"]), []).append(run)
+        if not run.metrics():
+            continue
+        groups.setdefault((row["residual"], row["depth"]), []).append(run)
         if row["state"] == "finished":
             finished.setdefault((row["residual"], row["depth"]), []).append(run)
     if not groups:

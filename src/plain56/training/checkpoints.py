@@ -15,7 +15,11 @@ logger = logging.getLogger(__name__)
 def open_checkpoints(folder, read_only=False):
     """The Orbax manager of a run's checkpoint folder. Saving is synchronous, so a failed save fails the run at once."""
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=None if read_only else 2, enable_async_checkpointing=False, create=not read_only, read_only=read_only
+        max_to_keep=None if read_only else 2,
+        enable_async_checkpointing=False,
+        create=not read_only,
+        read_only=read_only,
+        cleanup_tmp_directories=not read_only,  # what a kill left of a save
     )
     return ocp.CheckpointManager(folder.absolute(), options=options)
 
@@ -42,6 +46,8 @@ def restore(manager, tree):
     for step in sorted(manager.all_steps(), reverse=True):
         try:
             restored = _restore(manager, step, tree)
+        except (MemoryError, jax.errors.JaxRuntimeError):  # the machine's fault, not the checkpoint's
+            raise
         except Exception as error:  # Orbax and TensorStore raise many types for damaged files
             damaged[step] = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             continue

@@ -26,8 +26,8 @@ from plain56.training.signals import postponed_interrupts
 from plain56.training.state import create_train_state, make_optimizer
 from plain56.training.step import Totals, train_step, train_steps
 
-# Requests to stop are heard between compiled calls, which are cut to about this length: a third of the usual time between
-# SIGTERM and SIGKILL, and long enough for the tenth of a second that beginning a call costs (measured, CIFAR-10 on two cores).
+# Requests to stop are heard between compiled calls. Those of training are cut to about this length: a third of the usual time
+# between SIGTERM and SIGKILL, and long enough for the tenth of a second that a call's beginning costs (CIFAR-10 on two cores).
 CALL_SECONDS = 10
 # Beside JAX's own: the compiler's flags, and the width of its thread pool.
 VARIABLES = ("XLA_FLAGS", "NPROC")
@@ -142,7 +142,8 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None):
         except UserError:
             raise
         except KeyboardInterrupt as error:
-            run.write_status(run.status()._replace(state="preempted", reason=str(error) or "interrupted"))
+            if run.status().state not in runs.ENDED:
+                run.write_status(run.status()._replace(state="preempted", reason=str(error) or "interrupted"))
             raise
         except BaseException as error:
             run.write_status(run.status()._replace(state="failed", reason=f"{type(error).__name__}: {error}".strip(": ")[:500]))
@@ -220,12 +221,12 @@ def _train(config, experiment, run, manager, on_progress):
             # Evaluating and saving are not part of the training rate.
             rate_step, rate_time = step, time.perf_counter()
 
-    status = status._replace(seconds=round(time.perf_counter() - start, 3))
-    if status.state == "running":
-        status = status._replace(state="finished")
-        if step < options.steps:
-            status = status._replace(state="preempted", reason=f"stopped by train.stop_after = {options.stop_after}")
-    run.write_status(status)
+        status = status._replace(seconds=round(time.perf_counter() - start, 3))
+        if status.state == "running":
+            status = status._replace(state="finished")
+            if step < options.steps:
+                status = status._replace(state="preempted", reason=f"stopped by train.stop_after = {options.stop_after}")
+        run.write_status(status)
     return status
 
 
@@ -236,10 +237,11 @@ def evaluate_run(workdir):
         UserError: no run there, or no checkpoint.
     """
     run = runs.read_run(workdir)
+    experiment = prepare(from_json(run.config()))
+    # After the preparation, which takes seconds: a run that goes on saves and removes checkpoints meanwhile.
     with closing(checkpoints.open_checkpoints(run.checkpoints, read_only=True)) as manager:
         if manager.latest_step() is None:
             raise UserError(f"The run {run.path} has no checkpoint yet.")
-        experiment = prepare(from_json(run.config()))
         state, _ = checkpoints.restore(manager, experiment.initial)
     tested = experiment.evaluate(state.params, state.batch_stats, experiment.test)
     return {"step": int(state.step), "split": "test", "examples": int(tested.examples), **tested.means()}

@@ -9,7 +9,11 @@ import threading
 def postponed_interrupts():
     """Holds back SIGINT and SIGTERM while inside, so that the work in hand can be saved; the second one interrupts at once.
 
-    Gives a list that holds the first one's name once it has come. Only a program's main thread can hold signals back.
+    Gives a list that holds the first one's name once it has come. One that nobody has acted on interrupts at the end. Only a
+    program's main thread can hold signals back.
+
+    Raises:
+        KeyboardInterrupt: at the second signal, or at the end.
     """
     received = []
 
@@ -28,3 +32,5 @@ def postponed_interrupts():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if received:
+        raise KeyboardInterrupt(f"stopped by {received[0]}")
