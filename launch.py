@@ -296,8 +296,9 @@ def _run_config(path):
     except (AttributeError, ValueError) as error:
         raise UserError(f"--config is {path}, which does not hold a run's config.") from error
     config = base.get_config()
+    known = flatten(config.to_dict())
     for key in stored:
-        if key not in flatten(config.to_dict()):
+        if key not in known:
             raise UserError(f"--config is {path}, whose key {key!r} no config has.")
     if "model.name" not in stored:
         raise UserError(f"--config is {path}, which does not hold a run's config: it names no network.")

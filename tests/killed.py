@@ -99,6 +99,19 @@ def launch_and_kill(moment, occurrence, delay, arguments):
     sys.exit(launch.main(arguments))
 
 
+def wait_until(process, condition):
+    """Waits for something that a process does, and fails where it ends before, or within two minutes does not."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def has_saved(run):
+    """Whether a run has a checkpoint."""
+    return any(folder.name.isdigit() for folder in run.checkpoints.glob("*"))
+
+
 def launched(workdir, moment=None, occurrence=1, delay=0.0):
     """The exit status of one launch, that is killed unless no moment is given: −9 where the kill came in time."""
     command = ["-m", "tests.killed", moment, str(occurrence), str(delay)] if moment else ["launch.py"]

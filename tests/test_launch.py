@@ -5,13 +5,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 import launch
 from plain56 import runs
+from tests.killed import wait_until
 
 ROOT = Path(__file__).parent.parent
 DIGITS = "--config=configs/digits.py"
@@ -176,10 +176,7 @@ def test_interrupted_run_saves_first_and_goes_on(tmp_path, number):
     run = runs.Run(tmp_path / "run")
     with subprocess.Popen([sys.executable, "-c", code, "train", *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         try:
-            deadline = time.monotonic() + 120
-            while not run.metrics("train"):
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.05)
+            wait_until(process, lambda: run.metrics("train"))
             # Another launch on the same directory is told who holds it.
             other = launched("train", *flags)
             assert other.returncode == 2

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from experiments.degradation import check_claim
 from plain56 import runs, sweeps
 from plain56.errors import UserError
 from plain56.figures import degradation as figure
-from tests.killed import result, same
+from tests.killed import has_saved, result, same, wait_until
 
 ROOT = Path(__file__).parent.parent
 ERRORS = "train_error,train_clean_error,validation_error,test_error"
@@ -74,11 +73,8 @@ def test_killed_sweep_goes_on_and_draws_its_figure(tmp_path):
     command = [sys.executable, "launch.py", "sweep", "--config=configs/sweeps/degradation.py", f"--workdir={tmp_path}"]
     process = subprocess.Popen([*command, *(f"--config.{key}={value}" for key, value in flags.items())], cwd=ROOT)
     first, second = (runs.Run(tmp_path / name) for name in ("plain8-seed0", "resnet8-seed0"))
-    deadline = time.monotonic() + 120
     # The first run is cut as soon as it has saved something: it is far from its end.
-    while not any(folder.name.isdigit() for folder in first.checkpoints.glob("*")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(process, lambda: has_saved(first))
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert (first.status().state, second.status().state) == ("preempted", "queued")
@@ -118,10 +114,7 @@ def test_workers_share_a_sweep_of_which_one_run_is_killed_and_one_diverges(tmp_p
 
     long_run = runs.Run(workdir / "resnet8-learning_rate0.03-steps1000")
     with subprocess.Popen(first, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as sweep:
-        deadline = time.monotonic() + 120
-        while not any(folder.name.isdigit() for folder in long_run.checkpoints.glob("*")):
-            assert sweep.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(sweep, lambda: has_saved(long_run))
         assert long_run.status().state == "running"
         os.kill(int(long_run.lock.read_text().split()[1]), signal.SIGKILL)
         output, errors = sweep.communicate(timeout=120)
@@ -160,10 +153,7 @@ def test_interrupted_workers_save_and_say_so(tmp_path):
     command = [sys.executable, "launch.py", "sweep", f"--config={tmp_path / 'rates.py'}", f"--workdir={workdir}", "--workers=2"]
     long_run = runs.Run(workdir / "resnet8-learning_rate0.03-steps1000")
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as sweep:
-        deadline = time.monotonic() + 120
-        while not long_run.metrics():
-            assert sweep.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(sweep, long_run.metrics)
         sweep.send_signal(signal.SIGTERM)
         _, errors = sweep.communicate(timeout=120)
     assert sweep.returncode == 75

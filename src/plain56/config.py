@@ -72,6 +72,11 @@ def build_model(config, num_classes):
     return create_model(config.model.name, num_classes, **options, **config.batch_norm)
 
 
+def last_step(config):
+    """The step at which a launch of the run ends."""
+    return min(config.train.steps, config.train.stop_after or config.train.steps)
+
+
 def check(config):
     """Checks a resolved config, as far as that goes without data and devices.
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from plain56 import runs
 from plain56.analysis.complexity import count_multiply_adds
-from plain56.config import build_model, check, from_json
+from plain56.config import build_model, check, from_json, last_step
 from plain56.data import load_dataset
 from plain56.errors import UserError
 from plain56.models import parse_name
@@ -170,7 +170,7 @@ def run_workers(elements, workdir, command, count, on_progress=lambda ended, tot
     try:
         while any(worker.poll() is None for worker in workers):
             left = [_steps_left(element, workdir) for element in elements]
-            on_progress(left.count(0), len(left), 1 - sum(left) / sum(_last_step(element) for element in elements))
+            on_progress(left.count(0), len(left), 1 - sum(left) / sum(last_step(element.config) for element in elements))
             time.sleep(0.5)
     except KeyboardInterrupt:
         for worker in workers:
@@ -208,8 +208,7 @@ def _start_worker(command, number, count, log):
 
 
 def _work_left(element, run):
-    """Checks an element against its run directory and data, and returns the multiply-adds that it has left, up to a factor."""
-    runs.check_identity(run, element.config.to_dict())
+    """Checks an element against its data, and returns the multiply-adds that it has left, up to a factor."""
     if run.status().state in runs.ENDED:
         return 0
     dataset = load(element.config)
@@ -219,11 +218,7 @@ def _work_left(element, run):
 
 def _steps_left(element, workdir):
     status = runs.Run(Path(workdir) / element.name).status()
-    return 0 if status.state in runs.ENDED else max(0, _last_step(element) - status.step)
-
-
-def _last_step(element):
-    return min(element.config.train.steps, element.config.train.stop_after or element.config.train.steps)
+    return 0 if status.state in runs.ENDED else max(0, last_step(element.config) - status.step)
 
 
 def is_complete(workdir):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 from plain56 import parallel, runs
-from plain56.config import build_model, check, from_json
+from plain56.config import build_model, check, from_json, last_step
 from plain56.data import Split, load_dataset
 from plain56.errors import UserError
 from plain56.training import checkpoints
@@ -152,7 +152,7 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None):
 
 def _train(config, experiment, run, manager, on_progress):
     options = config.train
-    last = min(options.steps, options.stop_after or options.steps)
+    last = last_step(config)
     # The running totals are part of what is saved, so the intervals of log and checkpoint need not fit each other.
     state, totals = checkpoints.restore(manager, experiment.initial)
     step = int(state.step)
