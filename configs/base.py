@@ -4,6 +4,7 @@ All durations are in steps (one step is one update).
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 # 50 and 152 layers exist in the ImageNet form too (6·8 + 2 and 6·25 + 2); the suffix asks for the CIFAR form.
 SHARED_DEPTHS = ("plain50", "plain152", "resnet50", "resnet152")
@@ -20,13 +21,21 @@ def get_config():
 
     config.model = ConfigDict()
     config.model.name = "resnet20"
-    config.model.shortcut = "A"  # A: identity with zero padding; B: projection where the shape changes; C: projection everywhere
-    config.model.widths = (16, 32, 64)  # filters of the three stages
     config.model.dtype = "float32"  # of activations: float32 | bfloat16
+    # None: as published. The next five are plain and residual networks', the last three VGG's and GoogLeNet's.
+    # A: identity with zero padding; B: projection where the shape changes; C: projection everywhere
+    config.model.shortcut = placeholder(str)  # A in the CIFAR form, B in the ImageNet form
+    config.model.widths = placeholder(tuple)  # filters of the stages: (16, 32, 64), or (64, 128, 256, 512) in the ImageNet form
+    config.model.bottleneck_stride = placeholder(str)  # 1x1 (the paper's) | 3x3 (torchvision's, "v1.5")
+    config.model.pre_activation = placeholder(bool)
+    config.model.zero_init = placeholder(bool)  # the last scale of residual blocks begins at zero
+    config.model.form = placeholder(str)  # imagenet | small; VGG: dense, too
+    config.model.dropout = placeholder(float)  # 0.5 in VGG, 0.4 in googlenet, 0.2 in googlenet_bn
+    config.model.auxiliary = placeholder(bool)  # GoogLeNet's heads in the middle
 
     config.batch_norm = ConfigDict()
     config.batch_norm.momentum = 0.9  # running = momentum · running + (1 − momentum) · batch
-    config.batch_norm.epsilon = 1e-5
+    config.batch_norm.epsilon = placeholder(float)  # None: 1e-5, in googlenet_bn 1e-3
 
     config.data = ConfigDict()
     # "digits"; a TFDS name; or "folder:PATH": one sub-folder of JPEG, PNG or WebP files per class, or one such folder per split

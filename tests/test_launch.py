@@ -83,7 +83,7 @@ MISTAKES = [
     ),
     (["describe"], "describe takes one network"),
     (["describe", "resnet20", DIGITS], "describe takes one network"),
-    (["describe", "resnet50"], "nearest is 'resnet50_cifar'"),
+    (["describe", "vgg16"], "they are 32×32 pixels, and this network needs at least 224×224"),
     (["describe", "resnet56", "--image_size=2"], "2×2 pixels"),
     (["describe", "resnet56", "--image_size=-2"], "image_size=-2"),
 ]

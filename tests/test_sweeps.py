@@ -43,7 +43,7 @@ def sweep(config):
 @pytest.fixture
 def tiny_sweep(tiny_config):
     config = sweep_config.get_config()
-    config.update(tiny_config)
+    config.update_from_flattened_dict(runs.flatten(tiny_config.to_dict()))
     config.sweep.depths = (8,)
     return config
 

@@ -24,7 +24,7 @@ RULES = {
     "data.image_size": NOT_NEGATIVE,
     "seed": SEED,
     "batch_norm.momentum": FRACTION,
-    "batch_norm.epsilon": POSITIVE,
+    "batch_norm.epsilon": (lambda value: value is None or 0 < value < math.inf, "positive numbers"),
     "data.mean": (
         lambda values: len(values) in (1, 3) and all(0 <= value <= 1 for value in values),
         "one number (grey) or three (RGB) in [0, 1]",

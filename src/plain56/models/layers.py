@@ -1,6 +1,5 @@
 """Layers that the networks share."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from plain56 import ops
+from plain56.errors import UserError
 
 # He et al. 2015 ("Delving deep into rectifiers"), equation 10: variance 2 / fan-in, not truncated.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -23,7 +23,8 @@ class Output(NamedTuple):
 class Numerics(NamedTuple):
     """How a network computes: `dtype` of activations, and the batch norm's constants.
 
-    The running statistics follow Flax: `new = momentum · old + (1 − momentum) · batch` (PyTorch's momentum is one minus this).
+    The running statistics follow Flax: `new = momentum · old + (1 − momentum) · batch` (PyTorch's momentum is one minus this),
+    with the biased variance (PyTorch keeps the unbiased one, which is n / (n − 1) times that).
     Parameters and statistics are kept in float32, or in float64 where `dtype` is that.
     """
 
@@ -41,8 +42,8 @@ def _convolve(x, w, strides, padding, *, lhs_dilation, rhs_dilation, feature_gro
     return ops.convolve(x, w, strides, padding)
 
 
-def convolution(numerics, filters, size, strides=1, name=None):
-    """A size×size convolution without bias (batch norm follows), zero-padded by size // 2 on every side as in Caffe and PyTorch.
+def convolution(numerics, filters, size, strides=1, use_bias=False, name=None):
+    """A size×size convolution, zero-padded by size // 2 on every side as in Caffe and PyTorch.
 
     Flax's "SAME" would pad a strided kernel on one side only and shift the image.
     """
@@ -51,7 +52,7 @@ def convolution(numerics, filters, size, strides=1, name=None):
         (size, size),
         strides=(strides, strides),
         padding=((size // 2, size // 2),) * 2,
-        use_bias=False,
+        use_bias=use_bias,
         kernel_init=he_normal,
         dtype=numerics.dtype,
         param_dtype=numerics.parameter_dtype,
@@ -60,7 +61,17 @@ def convolution(numerics, filters, size, strides=1, name=None):
     )
 
 
-def batch_norm(numerics, train, name=None):
+def dense(numerics, features, dtype=None, name=None):
+    """A fully-connected layer."""
+    return nn.Dense(features, kernel_init=he_normal, dtype=dtype, param_dtype=numerics.parameter_dtype, name=name)
+
+
+def head(numerics, num_classes, x):
+    """The last layer, "head": logits in float32 whatever the activations are in (float64 where they are that)."""
+    return dense(numerics, num_classes, name="head")(x.astype(numerics.parameter_dtype))
+
+
+def batch_norm(numerics, train, scale_init=nn.initializers.ones, name=None):
     """Batch normalisation over all images of the (global) batch and all positions."""
     return nn.BatchNorm(
         use_running_average=not train,
@@ -68,8 +79,40 @@ def batch_norm(numerics, train, name=None):
         epsilon=numerics.epsilon,
         dtype=numerics.dtype,
         param_dtype=numerics.parameter_dtype,
+        scale_init=scale_init,
         name=name,
     )
+
+
+def max_pool(x, size, strides, padding=0):
+    """Maximum over size×size windows, ⌈·⌉ positions as in Caffe: the last window may reach over the edge, but begins inside.
+
+    Padding never wins: it is −∞.
+    """
+    pads = []
+    for length in x.shape[1:3]:
+        positions = -(-max(0, length + 2 * padding - size) // strides) + 1
+        if (positions - 1) * strides >= length + padding:
+            positions -= 1
+        pads.append((padding, max(0, (positions - 1) * strides + size - length - padding)))
+    return nn.max_pool(x, (size, size), (strides, strides), pads)
+
+
+def local_response_norm(x, size, alpha, beta, k):
+    """Divides by (k + alpha · Σ x²)^beta, the sum over the `size` channels around each (Krizhevsky et al. 2012, section 3.3)."""
+    channels = x.shape[-1]
+    squares = jnp.pad(x * x, [(0, 0)] * 3 + [(size // 2, size // 2)])
+    sums = sum(squares[..., i : i + channels] for i in range(size))
+    return x / (k + alpha * sums) ** beta
+
+
+def check_image_size(images, least):
+    """Raises UserError where images [N, H, W, C] have fewer than `least` pixels on a side."""
+    if min(images.shape[1:3]) < least:
+        raise UserError(
+            f"The images are too small: they are {images.shape[1]}×{images.shape[2]} pixels, and this network needs at least "
+            f"{least}×{least}."
+        )
 
 
 def scan_blocks(block, length, **fields):
@@ -77,10 +120,7 @@ def scan_blocks(block, length, **fields):
     return nn.scan(
         block,
         variable_axes={"params": 0, "batch_stats": 0},
-        split_rngs={"params": True, "dropout": True},
+        split_rngs={"params": True},
         in_axes=nn.broadcast,
         length=length,
     )(**fields)
-
-
-dense = functools.partial(nn.Dense, kernel_init=he_normal)

@@ -1,31 +1,54 @@
-"""Residual networks and their plain counterparts, CIFAR form.
+"""Residual networks and their plain counterparts, in the paper's two forms.
 
-He, Zhang, Ren, Sun 2015, "Deep residual learning for image recognition", section 4.2: a 3×3 convolution, three stages of n
-blocks of two 3×3 convolutions each, global average pooling and one linear layer: 6n + 2 weighted layers.
+He, Zhang, Ren, Sun 2015, "Deep residual learning for image recognition". The CIFAR form (section 4.2): a 3×3 convolution, three
+stages of n blocks of two 3×3 convolutions each, global average pooling and one linear layer: 6n + 2 weighted layers.
 
     depth                20       32       44       56       110        152        1202
     blocks per stage n   3        5        7        9        18         25         200
     parameters (A)       269,722  464,154  658,586  853,018  1,727,962  2,408,474  19,421,274
 
-A plain network is the residual one minus the additions, nothing else: with shortcut A the two have the same parameters.
+The ImageNet form (Table 1): a 7×7 convolution and a pool, both with stride 2, and four stages.
+
+    depth                18          34          50          101         152
+    blocks               2 2 2 2     3 4 6 3     3 4 6 3     3 4 23 3    3 8 36 3
+    parameters (B)       11,689,512  21,797,672  25,557,032  44,549,160  60,192,808
+
+From 50 layers on, blocks are bottlenecks. A plain network is the residual one minus the additions, nothing else: with shortcut A
+the two have the same parameters. The paper has no plain bottleneck networks; they can be made for comparison.
 """
+
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 
-from plain56.errors import UserError
-from plain56.models.layers import Numerics, Output, batch_norm, convolution, dense, scan_blocks
+from plain56.models.layers import (
+    Numerics,
+    Output,
+    batch_norm,
+    check_image_size,
+    convolution,
+    head,
+    scan_blocks,
+)
 
 SHORTCUTS = ("A", "B", "C")
-MINIMUM_IMAGE_SIZE = 4  # survives two halvings
+IMAGENET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+BOTTLENECK_DEPTHS = (50, 101, 152)
+BOTTLENECK_STRIDES = ("1x1", "3x3")
+WIDTHS = {"cifar": (16, 32, 64), "imagenet": (64, 128, 256, 512)}
+MINIMUM_IMAGE_SIZE = {"cifar": 4, "imagenet": 32}  # survives all halvings
 
 
-class BasicBlock(nn.Module):
-    """Two 3×3 convolutions; a residual one adds its input to their output before the last ReLU (Fig. 2).
+class Block(nn.Module):
+    """What basic and bottleneck blocks share: the shortcut around their convolutions.
 
     `shortcut` names what carries the input where the shape changes (section 4.1): "A" is the identity, subsampled and padded
     with zero channels, without parameters; "B" is a 1×1 projection there, the identity elsewhere; "C" is a projection in every
     block. `residual=False` leaves the shortcut out, and its projection with it.
+
+    `pre_activation` puts batch norm and ReLU before each convolution, and nothing after the addition (He et al. 2016,
+    "Identity mappings in deep residual networks"); with `activate_input` the first pair comes before the shortcut branches off.
 
     Takes and returns `(images [N, H, W, C], train)`; the second output is there for `nn.scan`.
     """
@@ -34,64 +57,129 @@ class BasicBlock(nn.Module):
     strides: int = 1
     residual: bool = True
     shortcut: str = "A"
+    pre_activation: bool = False
+    activate_input: bool = False
+    zero_init: bool = False
+    bottleneck_stride: str = "1x1"
     numerics: Numerics = Numerics()
+
+    def layers(self):
+        """`(filters, kernel size, strides)` of each convolution."""
+        raise NotImplementedError
 
     @nn.compact
     def __call__(self, x, train):
-        y = convolution(self.numerics, self.filters, 3, self.strides, name="conv1")(x)
-        y = nn.relu(batch_norm(self.numerics, train, name="norm1")(y))
-        y = convolution(self.numerics, self.filters, 3, name="conv2")(y)
-        y = batch_norm(self.numerics, train, name="norm2")(y)
+        layers = self.layers()
+        y = x
+        for i, (filters, size, strides) in enumerate(layers, start=1):
+            last = i == len(layers)
+            scale_init = nn.initializers.zeros if last and self.zero_init else nn.initializers.ones
+            norm = batch_norm(self.numerics, train, scale_init, name=f"norm{i}")
+            conv = convolution(self.numerics, filters, size, strides, name=f"conv{i}")
+            if self.pre_activation:
+                y = nn.relu(norm(y))
+                if i == 1 and self.activate_input:
+                    x = y
+                y = conv(y)
+            else:
+                y = norm(conv(y))
+                y = y if last else nn.relu(y)
         if self.residual:
-            y = y + self._shortcut(x, train)
-        return nn.relu(y), None
+            y = y + self._shortcut(x, y.shape[-1], train)
+        return y if self.pre_activation else nn.relu(y), None
 
-    def _shortcut(self, x, train):
-        same_shape = self.strides == 1 and x.shape[-1] == self.filters
+    def _shortcut(self, x, filters, train):
+        same_shape = self.strides == 1 and x.shape[-1] == filters
         if self.shortcut == "C" or (self.shortcut == "B" and not same_shape):
-            # With its own batch norm: an unnormalised projection drowns the residual.
-            x = convolution(self.numerics, self.filters, 1, self.strides, name="shortcut_conv")(x)
-            return batch_norm(self.numerics, train, name="shortcut_norm")(x)
+            x = convolution(self.numerics, filters, 1, self.strides, name="shortcut_conv")(x)
+            # With its own batch norm: an unnormalised projection drowns the residual. With pre-activation its input has one.
+            return x if self.pre_activation else batch_norm(self.numerics, train, name="shortcut_norm")(x)
         if same_shape:
             return x
-        added = self.filters - x.shape[-1]
+        added = filters - x.shape[-1]
         x = x[:, :: self.strides, :: self.strides]
         # Half of the zero channels before and half after, as in the published PyTorch weights.
         return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (added // 2, added - added // 2)))
 
 
+class BasicBlock(Block):
+    """Two 3×3 convolutions (Fig. 5, left)."""
+
+    expansion = 1
+
+    def layers(self):
+        return (self.filters, 3, self.strides), (self.filters, 3, 1)
+
+
+class BottleneckBlock(Block):
+    """1×1 to fewer channels, 3×3, 1×1 to four times as many (Fig. 5, right).
+
+    `bottleneck_stride` names the convolution with the stride: "1x1" is the paper's (v1), "3x3" torchvision's (v1.5), with the
+    same parameters.
+    """
+
+    expansion = 4
+
+    def layers(self):
+        first, second = (self.strides, 1) if self.bottleneck_stride == "1x1" else (1, self.strides)
+        return (self.filters, 1, first), (self.filters, 3, second), (4 * self.filters, 1, 1)
+
+
 class ResNet(nn.Module):
-    """A CIFAR-form network of `2 · 3 · blocks_per_stage + 2` layers.
+    """A residual or plain network.
 
     `module.apply(variables, images [N, H, W, C], train=False)` returns `Output(logits [N, num_classes])`. The stages after
     the first halve the image with stride 2. Blocks of equal shape run under one `nn.scan`, so depth costs nothing to compile.
+
+    Args:
+        blocks: number of blocks in each stage.
+        widths: filters of each stage, before a bottleneck's expansion.
+        form: "cifar" or "imagenet", the stem.
+        zero_init: the last scale of every residual block starts at zero (Goyal et al. 2017); not in the paper.
     """
 
-    blocks_per_stage: int
+    blocks: tuple[int, ...]
     num_classes: int
+    block: Any = BasicBlock
+    form: str = "cifar"
     residual: bool = True
     shortcut: str = "A"
-    widths: tuple[int, ...] = (16, 32, 64)
+    widths: tuple[int, ...] = WIDTHS["cifar"]
+    bottleneck_stride: str = "1x1"
+    pre_activation: bool = False
+    zero_init: bool = False
     numerics: Numerics = Numerics()
 
     @nn.compact
     def __call__(self, images, train=False):
-        if min(images.shape[1:3]) < MINIMUM_IMAGE_SIZE:
-            raise UserError(
-                f"The images are too small: they are {images.shape[1]}×{images.shape[2]} pixels, and this network needs at "
-                f"least {MINIMUM_IMAGE_SIZE}×{MINIMUM_IMAGE_SIZE}."
-            )
-        fields = {"residual": self.residual, "shortcut": self.shortcut, "numerics": self.numerics}
+        check_image_size(images, MINIMUM_IMAGE_SIZE[self.form])
+        fields = {
+            "residual": self.residual,
+            "shortcut": self.shortcut,
+            "pre_activation": self.pre_activation,
+            "zero_init": self.zero_init,
+            "bottleneck_stride": self.bottleneck_stride,
+            "numerics": self.numerics,
+        }
         x = images.astype(self.numerics.dtype)
-        x = convolution(self.numerics, self.widths[0], 3, name="stem_conv")(x)
-        x = nn.relu(batch_norm(self.numerics, train, name="stem_norm")(x))
-        for stage, filters in enumerate(self.widths, start=1):
+        size, strides = (3, 1) if self.form == "cifar" else (7, 2)
+        x = convolution(self.numerics, self.widths[0], size, strides, name="stem_conv")(x)
+        if not self.pre_activation:
+            x = nn.relu(batch_norm(self.numerics, train, name="stem_norm")(x))
+        if self.form == "imagenet":
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        for stage, (blocks, filters) in enumerate(zip(self.blocks, self.widths, strict=True), start=1):
             strides = 1 if stage == 1 else 2
-            equal = self.blocks_per_stage
-            if strides != 1 or x.shape[-1] != filters:
-                x, _ = BasicBlock(filters, strides, **fields, name=f"stage{stage}_first")(x, train)
-                equal -= 1
-            if equal:
-                x, _ = scan_blocks(BasicBlock, equal, filters=filters, **fields, name=f"stage{stage}")(x, train)
-        x = jnp.mean(x, axis=(1, 2)).astype(self.numerics.parameter_dtype)
-        return Output(dense(self.num_classes, param_dtype=self.numerics.parameter_dtype, name="head")(x))
+            changes = strides != 1 or x.shape[-1] != filters * self.block.expansion
+            # "We adopt the first activation right after conv1 and before splitting into two paths", and projections take
+            # activated input, too (He et al. 2016, section 3.2 and appendix).
+            activate_input = self.pre_activation and (stage == 1 or (changes and self.shortcut != "A"))
+            first = self.block(filters, strides, activate_input=activate_input, **fields, name=f"stage{stage}_first")
+            alone = changes or activate_input
+            if alone:
+                x, _ = first(x, train)
+            if blocks - alone:
+                x, _ = scan_blocks(self.block, blocks - alone, filters=filters, **fields, name=f"stage{stage}")(x, train)
+        if self.pre_activation:
+            x = nn.relu(batch_norm(self.numerics, train, name="head_norm")(x))
+        return Output(head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2))))

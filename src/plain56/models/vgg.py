@@ -1,0 +1,117 @@
+"""VGG: stacks of 3×3 convolutions.
+
+Simonyan, Zisserman 2014, "Very deep convolutional networks for large-scale image recognition", Table 1: five blocks of
+convolutions with 64, 128, 256, 512 and 512 filters, each followed by a 2×2 pool, and three fully-connected layers.
+
+    configuration        A (vgg11)    A-LRN (vgg11_lrn)  B (vgg13)    C (vgg16_1x1)  D (vgg16)    E (vgg19)
+    parameters           132,863,336  132,863,336        133,047,848  133,638,952    138,357,544  143,667,240
+    with batch norm      132,868,840  –                  133,053,736  –              138,365,992  143,678,248
+
+Batch norm after every convolution is not in the paper, which is older; the convolutions keep their biases then, as in
+torchvision. Initialisation is He et al. 2015's, which trains all of these from scratch; the paper copied layers of A into the
+deeper ones.
+"""
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from plain56 import ops
+from plain56.errors import UserError
+from plain56.models.layers import (
+    Numerics,
+    Output,
+    batch_norm,
+    check_image_size,
+    convolution,
+    dense,
+    he_normal,
+    head,
+    local_response_norm,
+)
+
+# Kernel sizes of the convolutions of each block.
+CONFIGURATIONS = {
+    "vgg11": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
+    "vgg13": ((3, 3), (3, 3), (3, 3), (3, 3), (3, 3)),
+    "vgg16_1x1": ((3, 3), (3, 3), (3, 3, 1), (3, 3, 1), (3, 3, 1)),
+    "vgg16": ((3, 3), (3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
+    "vgg19": ((3, 3), (3, 3), (3, 3, 3, 3), (3, 3, 3, 3), (3, 3, 3, 3)),
+}
+WIDTHS = (64, 128, 256, 512, 512)
+HIDDEN = 4096
+MAP = 7  # what the five pools leave of 224 pixels, and the first fully-connected layer takes
+FORMS = ("imagenet", "dense", "small")
+
+
+class FullyConnectedMap(nn.Module):
+    """A fully-connected layer on a 7×7 map, or the same parameters read as a 7×7 convolution that slides over a larger one.
+
+    Takes images [N, h, w, C] and returns [N, h − 6, w − 6, features] (section 3.2: dense evaluation).
+    """
+
+    features: int
+    numerics: Numerics = Numerics()
+
+    @nn.compact
+    def __call__(self, x):
+        rows = MAP * MAP * x.shape[-1]
+        kernel = self.param("kernel", he_normal, (rows, self.features), self.numerics.parameter_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.numerics.parameter_dtype)
+        kernel, bias = (value.astype(self.numerics.dtype) for value in (kernel, bias))
+        if x.shape[1:3] == (MAP, MAP):
+            y = jnp.dot(x.reshape(x.shape[0], rows), kernel).reshape(-1, 1, 1, self.features)
+        else:
+            y = ops.convolve(x, kernel.reshape(MAP, MAP, x.shape[-1], self.features), (1, 1), ((0, 0), (0, 0)))
+        return y + bias.reshape(1, 1, 1, -1)
+
+
+class VGG(nn.Module):
+    """A VGG network.
+
+    `module.apply(variables, images [N, H, W, C], train=False, rngs={"dropout": key})` returns `Output(logits [N, num_classes])`.
+
+    Args:
+        configuration: kernel sizes of the convolutions, block by block.
+        normalise: batch norm after every convolution.
+        respond: local response normalisation after the first one (A-LRN).
+        form: "imagenet" takes images of 224 pixels. "dense" is the same network with the same parameters, its
+            fully-connected layers read as convolutions, for images of any size from 224: logits are means over positions.
+            "small" leaves out pools that would leave nothing, and has a global average and one layer for a head.
+        dropout: of both hidden fully-connected layers.
+    """
+
+    configuration: tuple
+    num_classes: int
+    normalise: bool = False
+    respond: bool = False
+    form: str = "imagenet"
+    dropout: float = 0.5
+    numerics: Numerics = Numerics()
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        check_image_size(images, {"small": 1}.get(self.form, 32 * MAP))
+        x = images.astype(self.numerics.dtype)
+        for block, (sizes, filters) in enumerate(zip(self.configuration, WIDTHS, strict=True), start=1):
+            for i, size in enumerate(sizes, start=1):
+                x = convolution(self.numerics, filters, size, use_bias=True, name=f"block{block}_conv{i}")(x)
+                if self.normalise:
+                    x = batch_norm(self.numerics, train, name=f"block{block}_norm{i}")(x)
+                x = nn.relu(x)
+                if self.respond and (block, i) == (1, 1):
+                    x = local_response_norm(x, size=5, alpha=1e-4, beta=0.75, k=2.0)  # Krizhevsky et al. 2012's constants
+            if min(x.shape[1:3]) > 1:
+                x = nn.max_pool(x, (2, 2), (2, 2))
+        if self.form == "small":
+            return Output(head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2))))
+        if self.form == "imagenet" and x.shape[1:3] != (MAP, MAP):
+            raise UserError(
+                f"The images are {images.shape[1]}×{images.shape[2]} pixels; the fully-connected layers need 224×224, model.form "
+                "'dense' takes larger ones and 'small' takes any."
+            )
+        x = nn.relu(FullyConnectedMap(HIDDEN, self.numerics, name="fc6")(x))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = nn.relu(dense(self.numerics, HIDDEN, self.numerics.dtype, name="fc7")(x))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        # A linear layer and a mean over positions may change places.
+        return Output(head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2))))
