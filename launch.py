@@ -347,7 +347,8 @@ def _parse(argv):
 
 class _ToStderr(logging.Handler):
     def emit(self, record):
-        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr, flush=True)
+        kind = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        print(f"{kind}{record.getMessage()}", file=sys.stderr, flush=True)
 
 
 def run(mode, argv, usage=__doc__):
@@ -357,7 +358,7 @@ def run(mode, argv, usage=__doc__):
         return 0
     absl.logging.set_verbosity(absl.logging.ERROR)  # what libraries warn of is not for the user of a command
     logger = logging.getLogger("plain56")
-    logger.handlers, logger.propagate = [_ToStderr()], False
+    logger.handlers, logger.propagate, logger.level = [_ToStderr()], False, logging.INFO
     # Until training holds them back to save, both signals interrupt alike. A test may run this outside the main thread.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -15,6 +15,13 @@ def cifar_form(name):
     return f"{name}_cifar" if name in SHARED_DEPTHS else name
 
 
+def use_small_form(config, name):
+    """Makes a config's network `name`, in the form for small images."""
+    config.model.name = cifar_form(name)
+    if name.startswith(("vgg", "googlenet")):
+        config.model.form = "small"
+
+
 def get_config():
     config = ConfigDict()
     config.seed = 0  # of initialisation, order of examples and augmentation
@@ -51,13 +58,18 @@ def get_config():
     config.data.mean = (0.4914, 0.4822, 0.4465)  # by channel, of values in [0, 1]; one number makes images grey, three RGB
     config.data.std = (0.2470, 0.2435, 0.2616)
     config.data.augment = ConfigDict()
+    # One of the first three, which all cut out a random part; none where pad is 0 and the others are ().
     config.data.augment.pad = 4  # zeros on every side, then a random crop of the original size
+    config.data.augment.enlarge = ()  # (least, most): enlarged by a random factor, then a random crop of the original size
+    config.data.augment.area = ()  # (least, most): a random share of the area, 3:4 to 4:3, resized to the original size
     config.data.augment.flip = True  # mirror every second image on average
+    config.data.augment.colour = 0.0  # RGB moves along ImageNet's principal components by normal multiples of this size
 
     config.train = ConfigDict()
     config.train.steps = 64_000
     config.train.batch_size = 128  # over all devices
     config.train.label_smoothing = 0.0
+    config.train.warm_start = ""  # a run: layers of its network that have the same name and shape here begin as they are there
     config.train.stop_after = 0  # end early without rescaling the schedule; 0: never
     config.train.steps_per_call = 100  # steps in one compiled call
     config.train.log_every = 100
@@ -72,7 +84,8 @@ def get_config():
     config.optimizer.decay_all = False  # decay biases and batch norm's parameters too, as Caffe did
     config.optimizer.schedule = ConfigDict()
     config.optimizer.schedule.name = "step"  # step | cosine (to zero at train.steps)
-    config.optimizer.schedule.boundaries = (32_000, 48_000)  # step: from each of these steps on, divided by 10
+    config.optimizer.schedule.boundaries = (32_000, 48_000)  # step: from each of these steps on, …
+    config.optimizer.schedule.factor = 0.1  # … multiplied by this
     config.optimizer.schedule.warmup_steps = 0
     # step: held during warm-up, as for ResNet-110; cosine: rises linearly from here to learning_rate.
     config.optimizer.schedule.warmup_learning_rate = 0.0

@@ -18,9 +18,9 @@ DEEP_WARMUP = {"optimizer.schedule.warmup_steps": 400, "optimizer.schedule.warmu
 
 
 def get_config(name="resnet20"):
-    """`name`: plainN or resnetN with N = 6n + 2 layers, always in the CIFAR form."""
+    """`name`: plainN or resnetN with N = 6n + 2, in the CIFAR form, or a VGG or GoogLeNet, in the form for small images."""
     config = base.get_config()
-    config.model.name = base.cifar_form(name)
+    base.use_small_form(config, name)
     depth = re.search(r"\d+", name)
     if depth and int(depth[0]) >= DEEP:
         config.update_from_flattened_dict(DEEP_WARMUP)

@@ -7,9 +7,9 @@ from configs import base
 
 
 def get_config(name="resnet20"):
-    """`name`: plainN or resnetN with N = 6n + 2 layers, always in the CIFAR form."""
+    """`name`: plainN or resnetN with N = 6n + 2, in the CIFAR form, or a VGG or GoogLeNet, in the form for small images."""
     config = base.get_config()
-    config.model.name = base.cifar_form(name)
+    base.use_small_form(config, name)
     config.data.name = "digits"
     config.data.mean = (0.3057,)
     config.data.std = (0.3762,)

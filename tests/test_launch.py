@@ -74,6 +74,13 @@ MISTAKES = [
     (["sweep", "--status", "--workdir=W"], "is not a sweep directory"),
     (["train", DIGITS, "--workdir=W", "--workers=2"], "--workers belongs to launch.py sweep"),
     (["train", "--config=W.json", "--workdir=W"], "which cannot be read: No such file or directory"),
+    (
+        ["train", DIGITS, "--config.data.augment.enlarge=(1.0,2.0)", "--workdir=W"],
+        "pad is 1 and data.augment.enlarge is (1.0, 2.0)",
+    ),
+    (["train", DIGITS, "--config.data.augment.area=(0.5,2.0)", "--workdir=W"], "with 0.001 ≤ least ≤ most ≤ 1"),
+    (["train", DIGITS, "--config.data.augment.colour=0.1", "--workdir=W"], "allowed is 0 for grey images"),
+    (["train", DIGITS, "--config.train.warm_start=configs", "--workdir=W"], "configs is not a run directory"),
     (["train", DIGITS, "--config.data.mean=(0.1,0.2)", "--workdir=W"], "one number (grey) or three (RGB)"),
     (["train", DIGITS, "--config.data.name=folder:W", "--workdir=W"], "There is no folder"),
     (["train", DIGITS, "--config.data.test_split=val", "--workdir=W"], "The digits have the splits 'train' and 'test' alone"),

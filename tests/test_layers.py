@@ -7,7 +7,7 @@ import pytest
 
 from plain56.models import create_model
 from plain56.models.googlenet import Inception, _adaptive_average
-from plain56.models.layers import local_response_norm, max_pool
+from plain56.models.layers import local_response_norm, max_pool, taps_on_image
 
 
 def test_local_response_norm_equals_a_direct_computation():
@@ -116,3 +116,21 @@ def test_inception_without_reductions_is_the_naive_block():
     # Fig. 2a against 2b, for 3a: 1×1, 3×3, 5×5 and the projection, with biases.
     assert counts[0] == 192 * 64 + 9 * 192 * 128 + 25 * 192 * 32 + 192 * 32 + 64 + 128 + 32 + 32
     assert counts[1] == 163_696
+
+
+@pytest.mark.parametrize(("size", "height", "width"), [(3, 1, 1), (3, 2, 5), (5, 2, 3), (1, 4, 4), (7, 3, 9)])
+def test_taps_on_image_are_the_products_that_padding_leaves(size, height, width):
+    ones = jnp.ones((1, height, width, 1))
+    counted = jax.lax.conv_general_dilated(
+        ones, jnp.ones((size, size, 1, 1)), (1, 1), [(size // 2,) * 2] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    assert taps_on_image(size, ones) == pytest.approx(float(counted.mean()) / size**2)
+
+
+@pytest.mark.parametrize("name", ["vgg19", "googlenet"])
+def test_small_forms_without_batch_norm_keep_their_signal(name):
+    model = create_model(name, 10, form="small")
+    images = jax.random.normal(jax.random.key(1), (16, 8, 8, 1))
+    logits = jax.jit(lambda: model.apply(model.init(jax.random.key(0), images), images).logits)()
+    # Logits of order one that differ from image to image; with He's variance on maps of one pixel VGG-19's are 1e-4.
+    assert 0.1 < float(jnp.std(logits, axis=0).mean()) < 10

@@ -233,3 +233,44 @@ def test_failed_run_says_why(tmp_path, tiny_config, monkeypatch):
         train(tiny_config, tmp_path / "run")
     status = runs.read_run(tmp_path / "run").status()
     assert (status.state, status.reason) == ("failed", "OSError: No space left on device")
+
+
+def test_a_network_without_batch_norm_begins_with_a_shallower_ones_layers(tmp_path, tiny_config, caplog):
+    config = digits.get_config("vgg11")
+    config.train.batch_size, config.train.steps, config.optimizer.schedule.warmup_steps = 8, 3, 0
+    config.optimizer.learning_rate = 0.01
+    assert train(config, tmp_path / "vgg11").state == "finished"
+    before = final_parameters(config, tmp_path / "vgg11")
+    config.model.name = "vgg13"
+    config.train.warm_start = str(tmp_path / "vgg11")
+    config.optimizer.learning_rate = 1e-30  # nothing moves
+    config.optimizer.weight_decay = 0.0
+    with caplog.at_level("INFO", "plain56"):
+        assert train(config, tmp_path / "vgg13").state == "finished"
+    assert "From step 3 of" in caplog.text and "block3_conv2" in caplog.text and "block1_conv2" not in caplog.text
+    after = final_parameters(config, tmp_path / "vgg13")
+    shared = before.params.keys()
+    for name in shared:  # a bias of zero moves by 1e-36
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-30), before.params[name], after.params[name])
+    assert after.params.keys() - shared == {"block1_conv2", "block2_conv2"}
+    assert after.batch_stats == {}
+
+    tiny_config.train.warm_start = str(tmp_path / "vgg11")
+    tiny_config.train.batch_size = 8
+    tiny_config.data.examples_per_class = 1
+    with pytest.raises(UserError, match="shares no layer of the same name and shape with resnet8"):
+        train(tiny_config, tmp_path / "resnet8")
+
+
+def test_warns_when_the_loss_stays_at_that_of_guessing(tmp_path, tiny_config, monkeypatch, caplog):
+    monkeypatch.setattr(training_loop, "STUCK_STEPS", 4)
+    config = digits.get_config("vgg11")
+    config.train.update(tiny_config.train)
+    config.train.batch_size = 8
+    config.optimizer.schedule.warmup_steps = 2
+    config.data.std = (1e5,)  # nothing of the images reaches the last layer
+    train(config, tmp_path / "stuck")
+    assert caplog.text.count("After 4 steps the training loss is still 2.30") == 1
+    caplog.clear()
+    train(tiny_config, tmp_path / "learns")
+    assert "training loss" not in caplog.text

@@ -9,13 +9,14 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from configs import cifar10, digits
-from plain56.data import Split
+from configs import cifar10, digits, imagenet
+from plain56.data import Batch, Split
+from plain56.models import create_model
 from plain56.training import prepare
 from plain56.training.evaluate import evaluate
 from plain56.training.schedules import make_schedule
-from plain56.training.state import TrainState, make_optimizer
-from plain56.training.step import Totals, count, example_losses, train_steps
+from plain56.training.state import TrainState, create_train_state, make_optimizer
+from plain56.training.step import Totals, count, example_losses, train_step, train_steps
 
 
 def options(**changes):
@@ -59,10 +60,17 @@ def test_two_updates_equal_hand_arithmetic(decay_all):
         ("resnet110", 399, 0.01),
         ("resnet110", 400, 0.1),
         ("resnet110", 32_000, 0.01),
+        # Section 3.4 on ImageNet; Szegedy et al. 2014, section 6: 4 % less every 8 epochs.
+        ("resnet50", 149_999, 0.1),
+        ("resnet50", 300_000, 0.001),
+        ("googlenet", 319_999, 0.01),
+        ("googlenet", 640_000, 0.01 * 0.96**2),
+        ("vgg16", 370_000 - 1, 0.01 / 1000),
     ],
 )
 def test_step_schedule_at_both_sides_of_its_boundaries(name, step, rate):
-    config = cifar10.get_config(name)
+    recipe = imagenet if name in ("resnet50", "googlenet", "vgg16") else cifar10
+    config = recipe.get_config(name)
     assert float(make_schedule(config.optimizer, config.train.steps)(step)) == pytest.approx(rate)
 
 
@@ -147,3 +155,19 @@ def test_non_finite_update_keeps_the_last_finite_state():
         state, totals = run(state, Totals.zero(), split, first_step, 0, 0, 5)
         assert (int(state.step), float(state.params)) == (3, 3.0)
     assert int(totals.examples) == 0
+
+
+def test_dropout_is_a_function_of_seed_and_step_and_auxiliary_heads_learn():
+    model, optimizer = create_model("googlenet", 10, form="small"), optax.sgd(0.1)
+    state = jax.jit(lambda: create_train_state(model, optimizer, 0, (8, 8, 1)))()
+    images = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
+    batch = Batch(images, jnp.arange(4, dtype=jnp.int32), jnp.ones(4, bool))
+    step = jax.jit(lambda state, seed: train_step(state, batch, model=model, optimizer=optimizer, seed=seed))
+    (first, totals), (again, _), (_, later), (_, seeded) = (
+        step(state.replace(step=jnp.int32(k)), seed) for k, seed in ((7, 0), (7, 0), (8, 0), (7, 1))
+    )
+    jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
+    assert len({float(totals.loss), float(later.loss), float(seeded.loss)}) == 3
+    # The totals are the last layer's loss alone; the heads learn from their own.
+    for head in ("auxiliary4a", "auxiliary4d"):
+        assert (first.params[head]["head"]["kernel"] != state.params[head]["head"]["kernel"]).any()

@@ -31,6 +31,9 @@ RULES = {
     ),
     "data.std": (lambda values: all(0 < value < math.inf for value in values), "positive numbers"),
     "data.augment.pad": NOT_NEGATIVE,
+    "data.augment.enlarge": (lambda values: _is_range(values, 1, math.inf), "() and (least, most) with 1 ≤ least ≤ most"),
+    "data.augment.area": (lambda values: _is_range(values, 1e-3, 1), "() and (least, most) with 0.001 ≤ least ≤ most ≤ 1"),
+    "data.augment.colour": NOT_NEGATIVE,
     "train.steps": POSITIVE,
     "train.batch_size": POSITIVE,
     "train.label_smoothing": FRACTION,
@@ -48,9 +51,14 @@ RULES = {
         lambda values: all(isinstance(b, int) and a < b for a, b in zip((0, *values), values, strict=False)),
         "rising positive integers",
     ),
+    "optimizer.schedule.factor": (lambda value: 0 < value < 1, "numbers between 0 and 1"),
     "optimizer.schedule.warmup_steps": NOT_NEGATIVE,
     "optimizer.schedule.warmup_learning_rate": NOT_NEGATIVE,
 }
+
+
+def _is_range(values, least, most):
+    return values == () or (len(values) == 2 and least <= values[0] <= values[1] <= most and values[1] < math.inf)
 
 
 def from_json(nested):
@@ -101,6 +109,13 @@ def check(config):
         raise UserError(
             f"data.std has {len(config.data.std)} numbers; needed are as many as data.mean has, {len(config.data.mean)}."
         )
+    options = config.data.augment
+    crops = {f"data.augment.{key}": options[key] for key in ("pad", "enlarge", "area") if options[key]}
+    if len(crops) > 1:
+        given = " and ".join(f"{key} is {value}" for key, value in crops.items())
+        raise UserError(f"{given}; allowed is one of them.")
+    if options.colour and len(config.data.mean) != 3:
+        raise UserError(f"data.augment.colour is {options.colour}; allowed is 0 for grey images.")
     schedule = config.optimizer.schedule
     if schedule.name == "step" and schedule.warmup_steps and not schedule.warmup_learning_rate:
         raise UserError(

@@ -1,23 +1,46 @@
-"""What happens to images on the devices: shift, flip, normalise."""
+"""What happens to images on the devices: crop, flip, colour, normalise."""
 
 import jax
 import jax.numpy as jnp
 
+# The principal components of RGB values in [0, 1] over ImageNet: standard deviations along them, and the components as columns.
+# As published with fb.resnet.torch; Krizhevsky et al. 2012, section 4.1, say how they come about.
+COLOUR_DEVIATIONS = (0.2175, 0.0188, 0.0045)
+COLOUR_COMPONENTS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+
 
 def augment(images, key, options):
-    """Random pad-and-crop and horizontal flip (He et al. 2015, section 4.2).
+    """One random crop of each image, then perhaps its mirror image, then other colours; sizes stay.
 
     Args:
         images: uint8 [N, H, W, C].
-        options: `pad`, the zeros put on every side before a random H×W crop (0: none), and `flip`, a mirror image for every
-            second image on average.
+        options: the config's `data.augment` section:
+            pad: zeros put on every side before a random H×W crop (He et al. 2015, section 4.2).
+            enlarge: `(least, most)`, enlarged by a uniformly random factor before a random H×W crop; the scale jitter of VGG
+                (section 3.1) and ResNet (section 3.4).
+            area: `(least, most)`, a uniformly random share of the area with a random aspect ratio from 3:4 to 4:3, resized to
+                H×W (Szegedy et al. 2014, section 6).
+            flip: a mirror image for every second image on average.
+            colour: the deviation of the random multiples of `COLOUR_COMPONENTS` that are added (Krizhevsky et al. 2012).
+
+    Returns:
+        [N, H, W, C], from 0 to 255 before colour is added; uint8 where no option needs other numbers.
     """
+    # Split in two, and the later ones folded in: a recipe keeps its random numbers when options are added here.
     crop_key, flip_key = jax.random.split(key)
     if options.pad:
         images = _shift(images, crop_key, options.pad)
+    elif options.enlarge or options.area:
+        sizes = _enlarged if options.enlarge else _shares
+        keys = jax.random.split(crop_key, images.shape[0])
+        images = jax.vmap(lambda image, key: _crop(image, key, sizes, options.enlarge or options.area))(images, keys)
     if options.flip:
         flip = jax.random.bernoulli(flip_key, shape=(images.shape[0], 1, 1, 1))
         images = jnp.where(flip, images[:, :, ::-1], images)
+    if options.colour:
+        multiples = options.colour * jax.random.normal(jax.random.fold_in(key, 2), (images.shape[0], 3))
+        added = 255 * (multiples * jnp.array([COLOUR_DEVIATIONS])) @ jnp.array(COLOUR_COMPONENTS).T
+        images = images + added[:, None, None]
     return images
 
 
@@ -29,7 +52,32 @@ def _shift(images, key, pad):
     return padded[jnp.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
+def _enlarged(key, least, most):
+    """Height and width of the crop, as shares of the image's."""
+    return jnp.full(2, 1 / jax.random.uniform(key, (), minval=least, maxval=most))
+
+
+def _shares(key, least, most):
+    area_key, ratio_key = jax.random.split(key)
+    area = jax.random.uniform(area_key, (), minval=least, maxval=most)
+    ratio = jnp.exp(jax.random.uniform(ratio_key, (), minval=-1.0, maxval=1.0) * jnp.log(4 / 3))
+    # Large areas leave no room for long sides.
+    return jnp.minimum(1.0, jnp.sqrt(jnp.stack([area * ratio, area / ratio])))
+
+
+def _crop(image, key, sizes, limits):
+    """Cuts a random part of these relative sizes out of an image [H, W, C] and resizes it to H×W, bilinearly."""
+    size_key, place_key = jax.random.split(key)
+    shares = sizes(size_key, *limits)
+    scale = 1 / shares
+    lengths = jnp.array(image.shape[:2])
+    start = jax.random.uniform(place_key, (2,)) * (1 - shares) * lengths
+    return jax.image.scale_and_translate(
+        image.astype(float), image.shape, (0, 1), scale, -start * scale, "linear", antialias=False
+    )
+
+
 def normalise(images, mean, std):
-    """uint8 [N, H, W, C] to JAX's default float: values in [0, 1], less the channel's `mean`, divided by its `std`."""
+    """Values from 0 to 255, [N, H, W, C], in JAX's default float: over 255, less the channel's `mean`, over its `std`."""
     mean, std = (jnp.asarray(values, float).reshape(1, 1, 1, -1) for values in (mean, std))
     return (images.astype(float) / 255 - mean) / std

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from plain56.data.augment import augment, normalise
 
 # Each use of a run's seed draws from a stream of its own.
-ORDER_STREAM, AUGMENTATION_STREAM = 1, 2
+ORDER_STREAM, AUGMENTATION_STREAM, DROPOUT_STREAM = 1, 2, 3
 
 
 class Batch(NamedTuple):

@@ -28,6 +28,7 @@ from plain56.models.layers import (
     head,
     local_response_norm,
     max_pool,
+    taps_on_image,
 )
 
 # Table 1: 1×1; reduction before 3×3, 3×3; reduction before 5×5, 5×5; projection after the pool.
@@ -56,11 +57,13 @@ class ConvolutionUnit(nn.Module):
     size: int
     strides: int = 1
     normalise: bool = False
+    small: bool = False
     numerics: Numerics = Numerics()
 
     @nn.compact
     def __call__(self, x, train):
-        x = convolution(self.numerics, self.filters, self.size, self.strides, not self.normalise, name="conv")(x)
+        taps = taps_on_image(self.size, x) if self.small else 1.0
+        x = convolution(self.numerics, self.filters, self.size, self.strides, not self.normalise, taps, name="conv")(x)
         return nn.relu(batch_norm(self.numerics, train, name="norm")(x) if self.normalise else x)
 
 
@@ -75,11 +78,12 @@ class Inception(nn.Module):
     filters: tuple[int, ...]
     large: int = 5
     normalise: bool = False
+    small: bool = False
     numerics: Numerics = Numerics()
 
     @nn.compact
     def __call__(self, x, train):
-        unit = functools.partial(ConvolutionUnit, normalise=self.normalise, numerics=self.numerics)
+        unit = functools.partial(ConvolutionUnit, normalise=self.normalise, small=self.small, numerics=self.numerics)
         single, reduced3, size3, reduced5, size5, pooled = self.filters
         middle = unit(reduced3, 1, name="reduce3x3")(x, train) if reduced3 else x
         wide = unit(reduced5, 1, name="reduce5x5")(x, train) if reduced5 else x
@@ -96,9 +100,9 @@ class AuxiliaryHead(nn.Module):
     """A classifier on a layer in the middle, for the gradient's sake (section 5)."""
 
     num_classes: int
-    small: bool = False
     dropout: float = AUXILIARY_DROPOUT
     normalise: bool = False
+    small: bool = False
     numerics: Numerics = Numerics()
 
     @nn.compact
@@ -109,7 +113,7 @@ class AuxiliaryHead(nn.Module):
             x = _adaptive_average(x, 4)
         else:
             x = nn.avg_pool(x, (5, 5), (3, 3))
-        x = ConvolutionUnit(128, 1, normalise=self.normalise, numerics=self.numerics, name="conv")(x, train)
+        x = ConvolutionUnit(128, 1, normalise=self.normalise, small=self.small, numerics=self.numerics, name="conv")(x, train)
         x = nn.relu(dense(self.numerics, 1024, self.numerics.dtype, name="fc")(x.reshape(x.shape[0], -1)))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return head(self.numerics, self.num_classes, x)
@@ -154,7 +158,7 @@ class GoogLeNet(nn.Module):
         with_heads = self.auxiliary and (train or self.is_initializing())
         pooled_heads = with_heads and not self.normalise
         check_image_size(images, 1 if small else MINIMUM_AUXILIARY_IMAGE_SIZE if pooled_heads else MINIMUM_IMAGE_SIZE)
-        shared = {"normalise": self.normalise, "numerics": self.numerics}
+        shared = {"normalise": self.normalise, "small": small, "numerics": self.numerics}
         x = images.astype(self.numerics.dtype)
         x = ConvolutionUnit(64, 3 if small else 7, 1 if small else 2, **shared, name="conv1")(x, train)
         x = self._normalise_response(x if small else max_pool(x, 3, 2))
@@ -168,7 +172,7 @@ class GoogLeNet(nn.Module):
             x = Inception(filters, 3 if self.normalise else 5, **shared, name=f"inception{name}")(x, train)
             if with_heads and name in AUXILIARY_AFTER:
                 dropout = AUXILIARY_DROPOUT if self.dropout else 0.0
-                auxiliary = AuxiliaryHead(self.num_classes, small, dropout, **shared, name=f"auxiliary{name}")
+                auxiliary = AuxiliaryHead(self.num_classes, dropout, **shared, name=f"auxiliary{name}")
                 auxiliary_logits.append(auxiliary(x, train))
         x = nn.Dropout(self.dropout, deterministic=not train)(jnp.mean(x, axis=(1, 2)))
         return Output(head(self.numerics, self.num_classes, x), tuple(auxiliary_logits) if train else ())

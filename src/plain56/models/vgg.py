@@ -27,6 +27,7 @@ from plain56.models.layers import (
     he_normal,
     head,
     local_response_norm,
+    taps_on_image,
 )
 
 # Kernel sizes of the convolutions of each block.
@@ -94,7 +95,8 @@ class VGG(nn.Module):
         x = images.astype(self.numerics.dtype)
         for block, (sizes, filters) in enumerate(zip(self.configuration, WIDTHS, strict=True), start=1):
             for i, size in enumerate(sizes, start=1):
-                x = convolution(self.numerics, filters, size, use_bias=True, name=f"block{block}_conv{i}")(x)
+                taps = taps_on_image(size, x) if self.form == "small" else 1.0
+                x = convolution(self.numerics, filters, size, use_bias=True, taps=taps, name=f"block{block}_conv{i}")(x)
                 if self.normalise:
                     x = batch_norm(self.numerics, train, name=f"block{block}_norm{i}")(x)
                 x = nn.relu(x)

@@ -3,6 +3,8 @@
 import datetime
 import functools
 import importlib.metadata
+import logging
+import math
 import os
 import platform
 import subprocess
@@ -23,7 +25,7 @@ from plain56.training import checkpoints
 from plain56.training.evaluate import evaluate
 from plain56.training.schedules import make_schedule
 from plain56.training.signals import postponed_interrupts
-from plain56.training.state import create_train_state, make_optimizer
+from plain56.training.state import copy_layers, create_train_state, make_optimizer
 from plain56.training.step import Totals, train_step, train_steps
 
 # Requests to stop are heard between compiled calls. Those of training are cut to about this length: a third of the usual time
@@ -31,6 +33,11 @@ from plain56.training.step import Totals, train_step, train_steps
 CALL_SECONDS = 10
 # Beside JAX's own: the compiler's flags, and the width of its thread pool.
 VARIABLES = ("XLA_FLAGS", "NPROC")
+# By then a network that learns at all has left the loss of guessing, ln(classes), by more than this share.
+STUCK_STEPS = 300
+STUCK_SHARE = 0.01
+
+logger = logging.getLogger(__name__)
 
 
 class Experiment(NamedTuple):
@@ -75,7 +82,8 @@ def prepare(config):
         "data": config.data,
         "place_batch": functools.partial(parallel.split_batch, mesh=mesh),
     }
-    step_fn = functools.partial(train_step, model=model, optimizer=optimizer, label_smoothing=config.train.label_smoothing)
+    options = {"seed": config.seed, "label_smoothing": config.train.label_smoothing}
+    step_fn = functools.partial(train_step, model=model, optimizer=optimizer, **options)
     return Experiment(
         data=_describe(dataset),
         train=jax.device_put(dataset.train, everywhere),
@@ -134,6 +142,8 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None):
             keys = [key for key, new in experiment.data.items() if before.get(key) != new]
             changes = ", ".join(f"{key} ({before.get(key)} then, {experiment.data[key]} now)" for key in keys)
             raise UserError(f"The data set has changed since {run.path} began: {changes}; needed is the same data.")
+        if config.train.warm_start and not _has_checkpoint(run):
+            experiment = _warm_start(config, experiment)
         run.write_config(config.to_dict())
         run.write_environment(_environment() | {"data": experiment.data})
         try:
@@ -150,6 +160,51 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None):
             raise
 
 
+def _has_checkpoint(run):
+    if not run.checkpoints.is_dir():
+        return False
+    with closing(checkpoints.open_checkpoints(run.checkpoints, read_only=True)) as manager:
+        return manager.latest_step() is not None
+
+
+def _warm_start(config, experiment):
+    """The experiment, begun with the layers that its network shares with that of the run `train.warm_start`.
+
+    Simonyan & Zisserman 2014, section 3.1, began deeper networks with the first four convolutions and the fully-connected
+    layers of VGG-11.
+    """
+    run = runs.read_run(config.train.warm_start)
+    source, image_shape = from_json(run.config()), experiment.train.images.shape[1:]
+    model = build_model(source, len(run.environment()["data"]["class_names"]))
+    optimizer = make_optimizer(source.optimizer, make_schedule(source.optimizer, source.train.steps))
+    shapes = jax.eval_shape(lambda: (create_train_state(model, optimizer, source.seed, image_shape), Totals.zero()))
+    shapes = jax.tree.map(lambda x: x.update(sharding=parallel.replicated(parallel.data_mesh())), shapes)
+    if not _has_checkpoint(run):
+        raise UserError(f"train.warm_start is {config.train.warm_start!r}, a run that has no checkpoint yet.")
+    with closing(checkpoints.open_checkpoints(run.checkpoints, read_only=True)) as manager:
+        trained, _ = checkpoints.restore(manager, shapes)
+    state, totals = experiment.initial
+    params, layers = copy_layers(state.params, trained.params)
+    batch_stats, _ = copy_layers(state.batch_stats, trained.batch_stats)
+    if not layers:
+        raise UserError(
+            f"train.warm_start is {config.train.warm_start!r}, whose network {source.model.name} shares no layer of the same "
+            f"name and shape with {config.model.name}."
+        )
+    logger.info("From step %d of %s: %s.", trained.step, run.path, ", ".join(layers))
+    return experiment._replace(initial=(state.replace(params=params, batch_stats=batch_stats), totals))
+
+
+def _warn_if_stuck(loss, num_classes, step):
+    if abs(loss / math.log(num_classes) - 1) < STUCK_SHARE:
+        logger.warning(
+            "After %d steps the training loss is still %.3f, that of guessing among %d classes (ln %d): it does not learn. "
+            "Without batch norm, too small an initialisation or a wrong rate does this; try a lower optimizer.learning_rate, the "
+            "network with batch norm, or a train.warm_start from a shallower one.",
+            *(step, loss, num_classes, num_classes),
+        )
+
+
 def _train(config, experiment, run, manager, on_progress):
     options = config.train
     last = last_step(config)
@@ -164,6 +219,8 @@ def _train(config, experiment, run, manager, on_progress):
     splits = {"train_clean": experiment.train, "validation": experiment.validation, "test": experiment.test}
     intervals = {split: options.evaluate_every for split in splits} | {"train_clean": options.evaluate_train_every}
     evaluated = {split: interval for split, interval in intervals.items() if interval and splits[split]}
+    num_classes = len(experiment.data["class_names"])
+    watching = step < STUCK_STEPS
     on_progress(0.0, 0.0)
 
     with run.open_log(step, time.time() - status.seconds) as log, postponed_interrupts() as interrupts:
@@ -204,7 +261,11 @@ def _train(config, experiment, run, manager, on_progress):
             if (due(options.log_every) or diverged) and totals.examples > 0:
                 rate = (reached - rate_step) * options.batch_size / (time.perf_counter() - rate_time)
                 rates = {"learning_rate": float(experiment.schedule(reached - 1)), "images_per_second": rate}
-                record("train", totals.means() | rates)
+                means = totals.means()
+                record("train", means | rates)
+                if watching and reached >= STUCK_STEPS:
+                    watching = False
+                    _warn_if_stuck(means["loss"], num_classes, reached)
                 totals = jax.tree.map(lambda total: total * 0, totals)
             if diverged:
                 reason = f"the update at step {reached} gave a loss, parameters or statistics that are not finite"

@@ -9,7 +9,7 @@ from flax import struct, traverse_util
 
 
 class TrainState(struct.PyTreeNode):
-    """Parameters, batch statistics and optimiser state after `step` updates (int32)."""
+    """Parameters, batch statistics ({} without batch norm) and optimiser state after `step` updates (int32)."""
 
     step: jax.Array
     params: Any
@@ -34,6 +34,21 @@ def _is_kernel(params):
     return traverse_util.path_aware_map(lambda path, _: path[-1] == "kernel", params)
 
 
+def copy_layers(tree, source):
+    """`tree` with the layers of `source` that have the same name and the same shapes, and the names of those layers."""
+    new, old = traverse_util.flatten_dict(tree), traverse_util.flatten_dict(source)
+    shared = {layer for layer, shapes in _layers(new).items() if _layers(old).get(layer) == shapes}
+    copied = {path: old[path].astype(leaf.dtype) if path[:-1] in shared else leaf for path, leaf in new.items()}
+    return traverse_util.unflatten_dict(copied), ["/".join(layer) for layer in _layers(new) if layer in shared]
+
+
+def _layers(flat):
+    layers = {}
+    for (*layer, name), leaf in flat.items():
+        layers.setdefault(tuple(layer), {})[name] = leaf.shape
+    return layers
+
+
 def create_train_state(model, optimizer, seed, image_shape):
     """Initial state, a pure function of the seed.
 
@@ -44,5 +59,5 @@ def create_train_state(model, optimizer, seed, image_shape):
     params = variables["params"]
     # Flax starts the statistics in float32 whatever the parameters are in.
     dtype = jnp.result_type(*jax.tree.leaves(params))
-    batch_stats = jax.tree.map(lambda leaf: leaf.astype(dtype), variables["batch_stats"])
+    batch_stats = jax.tree.map(lambda leaf: leaf.astype(dtype), variables.get("batch_stats", {}))
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))

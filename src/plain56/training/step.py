@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from plain56.data import batch_indices, epoch_order, train_batch
+from plain56.data import DROPOUT_STREAM, batch_indices, epoch_order, stream_key, train_batch
 from plain56.training.state import TrainState
+
+# Szegedy et al. 2014, section 5: "the losses of the auxiliary classifiers were weighted by 0.3".
+AUXILIARY_WEIGHT = 0.3
 
 
 class Totals(struct.PyTreeNode):
@@ -49,18 +52,23 @@ def count(losses, logits, labels, mask):
     )
 
 
-def train_step(state, batch, *, model, optimizer, label_smoothing=0.0):
+def train_step(state, batch, *, model, optimizer, seed, label_smoothing=0.0):
     """One update: `(state, batch) -> (state, totals)`. The totals describe the state before the update, in training mode.
 
-    The same function for one device and for many: over a batch that is shared out, sums and batch statistics are global.
+    Auxiliary heads add 0.3 times their loss to what is minimised; the totals are the last layer's alone. Dropout is a pure
+    function of the seed and the state's step. The same function for one device and for many: over a batch that is shared out,
+    sums and batch statistics are global.
     """
 
     def loss_fn(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
-        output, changes = model.apply(variables, batch.images, train=True, mutable=["batch_stats"])
+        rngs = {"dropout": stream_key(seed, DROPOUT_STREAM, state.step)}
+        output, changes = model.apply(variables, batch.images, train=True, mutable=["batch_stats"], rngs=rngs)
         losses = example_losses(output.logits, batch.labels, label_smoothing)
-        loss = jnp.sum(jnp.where(batch.mask, losses, 0)) / jnp.sum(batch.mask)
-        return loss, (changes["batch_stats"], count(losses, output.logits, batch.labels, batch.mask))
+        auxiliary = [example_losses(logits, batch.labels, label_smoothing) for logits in output.auxiliary_logits]
+        minimised = losses + AUXILIARY_WEIGHT * sum(auxiliary)
+        loss = jnp.sum(jnp.where(batch.mask, minimised, 0)) / jnp.sum(batch.mask)
+        return loss, (changes.get("batch_stats", {}), count(losses, output.logits, batch.labels, batch.mask))
 
     gradients, (batch_stats, totals) = jax.grad(loss_fn, has_aux=True)(state.params)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)

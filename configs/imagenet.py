@@ -1,0 +1,50 @@
+"""ImageNet as in the papers of the three networks: schedules in iterations, batch size, weight decay, crops and dropout.
+
+    TFDS_DATA_DIR=FOLDER python launch.py train --config=configs/imagenet.py:resnet50 --workdir=runs/resnet50
+
+FOLDER holds imagenet2012 prepared for TFDS; --config.data.name=folder:PATH takes one's own pictures, with --config.data.mean and
+--config.data.std theirs. All networks begin from He et al. 2015's initialisation, where VGG's paper drew from N(0, 0.01²) and
+copied layers of VGG-11 into deeper ones (--config.train.warm_start=RUN), and GoogLeNet's says nothing.
+"""
+
+from configs import base
+
+
+def get_config(name="resnet50"):
+    """`name`: a ResNet or plain network in the ImageNet form, a VGG or a GoogLeNet."""
+    config = base.get_config()
+    config.model.name = name
+    config.data.name = "imagenet2012"
+    config.data.test_split = "validation"
+    config.data.image_size = 224
+    config.data.mean = (0.485, 0.456, 0.406)
+    config.data.std = (0.229, 0.224, 0.225)
+    config.data.augment.pad = 0
+    config.data.augment.colour = 0.1  # Krizhevsky et al. 2012, section 4.1
+    config.train.evaluate_every = config.train.checkpoint_every = 5_000
+    schedule = config.optimizer.schedule
+    config.optimizer.learning_rate = 0.01
+    if name.startswith("vgg"):
+        # Simonyan & Zisserman 2014, section 3.1: divided by 10 three times, when validation accuracy stood still; when that was,
+        # the paper does not say, and these are quarters.
+        config.train.steps = 370_000
+        config.train.batch_size = 256
+        config.optimizer.weight_decay = 5e-4
+        schedule.boundaries = (92_500, 185_000, 277_500)
+        config.data.augment.enlarge = (256 / 224, 512 / 224)  # the shorter side from [256, 512]
+    elif name.startswith("googlenet"):
+        # Szegedy et al. 2014, section 6: 4 % less every 8 epochs; the batch, rate, decay and length are the reference model's.
+        config.train.steps = 10_000_000
+        config.train.batch_size = 32
+        config.optimizer.weight_decay = 2e-4
+        schedule.boundaries = tuple(range(320_000, 10_000_000, 320_000))
+        schedule.factor = 0.96
+        config.data.augment.area = (0.08, 1.0)
+    else:
+        # He et al. 2015, section 3.4: divided by 10 when the error stood still, in Fig. 4 at 15·10⁴ and 30·10⁴ iterations.
+        config.train.steps = 600_000
+        config.train.batch_size = 256
+        config.optimizer.learning_rate = 0.1
+        schedule.boundaries = (150_000, 300_000)
+        config.data.augment.enlarge = (256 / 224, 480 / 224)  # the shorter side from [256, 480]
+    return config
