@@ -53,7 +53,11 @@ def evaluate(options, arguments):
     from plain56 import training
 
     _refuse_config(options, "the run's own config")
-    result = training.evaluate_run(_required(options, "workdir"))
+    workdir, sides = _required(options, "workdir"), tuple(options.side or ())
+    with _progress() as show:
+        result = training.evaluate_run(
+            workdir, options.protocol, sides, options.exact_statistics, lambda share: show("evaluate", share)
+        )
     _print_table("test split", [result | {key: _percent(result[key]) for key in ("top1_error", "top5_error")}])
     _print_result(result)
 
@@ -142,30 +146,129 @@ def report(options, arguments):
 
 def describe(options, arguments):
     from configs import base
-    from plain56.analysis import complexity
+    from plain56.analysis import savings
     from plain56.config import build_model
 
+    if options.all:
+        return _describe_all(options, arguments)
     if len(arguments) + bool(options.config) != 1:
         raise UserError("describe takes one network, by name or by config, for example: launch.py describe resnet56.")
     config = options.config or base.get_config()
     config.model.name = name = arguments[0] if arguments else config.model.name
-    model, image_shape = build_model(config, options.num_classes), (options.image_size, options.image_size, len(config.data.mean))
-    rows = [stage._asdict() for stage in complexity.stages(model, image_shape)]
-    totals = {key: sum(row[key] for row in rows) for key in ("parameters", "multiply_adds")}
+    model, size, rows = _measure(build_model(config, num_classes=2), options, len(config.data.mean))
+    _print_stages(name, model, size, rows)
+    saved = savings.savings(model, size["image_shape"], rows)
+    if saved:
+        _print_savings(saved)
+    details = {"stages": [row._asdict() for row in rows], "savings": [row._asdict() for row in saved]}
+    _print_result({"model": name, **size, **_total(rows), **details})
+
+
+def _describe_all(options, arguments):
+    from plain56.models import create_model, list_models, parse_name
+
+    if arguments or options.config or options["image_size"].present or options["num_classes"].present:
+        raise UserError("--all describes every network as published; allowed beside it are no name and no other flags.")
+    networks, names = [], list_models()
+    with _progress() as show:
+        for i, name in enumerate(names):
+            show("describe", i / len(names))
+            _, size, rows = _measure(create_model(name, num_classes=2), options)
+            networks.append({"model": name, "layers": parse_name(name)[1], **size, **_total(rows)})
     shown = [
         {
-            "stage": row["name"],
-            "output": "×".join(map(str, row["output_shape"])),
-            **{key: f"{row[key]:,}" for key in totals},
+            "network": row["model"],
+            "layers": str(row["layers"]),
+            "image\n(pixels)": str(row["image_shape"][0]),
+            "classes": str(row["num_classes"]),
+            **_costs(row),
         }
-        for row in [*rows, {"name": "total", "output_shape": (), **totals}]
+        for row in networks
     ]
-    _print_table(f"{name}: {options.num_classes} classes, {'×'.join(map(str, image_shape))} images", shown)
-    _print_result({"model": name, **totals, "stages": rows})
+    _print_numbers("networks as published", shown)
+    print(DEFINITIONS)
+    _print_result({"networks": networks})
+
+
+def _measure(model, options, channels=3):
+    """A network of as many classes as the flags say, the size that it is described at, and its stages."""
+    from plain56.analysis import complexity
+
+    side, num_classes = complexity.PUBLISHED_SIZES[model.form]
+    side, num_classes = options.image_size or side, options.num_classes or num_classes
+    model, size = model.clone(num_classes=num_classes), {"image_shape": (side, side, channels), "num_classes": num_classes}
+    return model, size, complexity.stages(model, size["image_shape"])
+
+
+def _total(rows):
+    from plain56.analysis import complexity
+
+    return complexity.total(rows)._asdict()
+
+
+DEFINITIONS = """\
+Multiply-adds: in convolutions and matrix products, for one image. The total is that of evaluation.
+Activation memory (MB: 10⁶ bytes): what the backward pass reads of one image, each value once: what
+goes into convolutions, dense layers, normalisations and max pools, and what leaves ReLUs.
+Receptive field: side of the square of pixels that one value depends on, before averaging over the
+whole image; it reaches into the padding, and may be larger than the image."""
+
+
+def _costs(row):
+    """The numbers of a stage or network, as they are shown."""
+    return {
+        "parameters": f"{row['parameters']:,}",
+        "multiply-adds": f"{row['multiply_adds']:,}",
+        "activation\nmemory (MB)": f"{row['activation_bytes'] / 1e6:,.3f}",
+        "receptive\nfield (pixels)": f"{row['receptive_field'] or 'whole image'}",
+    }
+
+
+def _print_stages(name, model, size, rows):
+    from plain56.models import resnet
+
+    shown = [
+        {
+            "stage": row.name + " (training)" * row.training_only,
+            "output": "×".join(map(str, row.output_shape)),
+            **_costs(row._asdict()),
+        }
+        for row in rows
+    ]
+    shown.append({"stage": "total", "output": "", **_costs(_total(rows))})
+    title = f"{name}: {size['num_classes']} classes, {'×'.join(map(str, size['image_shape']))} images"
+    if isinstance(model, resnet.ResNet) and not model.residual and model.block is resnet.BottleneckBlock:
+        title += "\nnot in the paper: a plain network of bottlenecks"
+    _print_numbers(title, shown)
+    print(DEFINITIONS)
+    if any(row.training_only for row in rows):
+        print("Auxiliary heads are there in training alone: their multiply-adds are not in the total, all else is.")
+
+
+def _print_savings(saved):
+    from plain56.analysis import savings
+
+    shown = [
+        {
+            "block": row.name,
+            "parameters": f"{row.parameters:,}",
+            "instead of": f"{row.parameters_without:,}",
+            "saved": _saved(row.parameters, row.parameters_without),
+            "multiply-adds": f"{row.multiply_adds:,}",
+            "instead of ": f"{row.multiply_adds_without:,}",
+            "saved ": _saved(row.multiply_adds, row.multiply_adds_without),
+        }
+        for row in [*saved, savings.total(saved)]
+    ]
+    _print_numbers(savings.TITLES[saved[0].idea], shown)
 
 
 # The flags that one mode alone has.
-OWNERS = {"image_size": describe, "num_classes": describe, "workers": sweep, "index": sweep, "status": sweep, "dry_run": sweep}
+OWNERS = {
+    **dict.fromkeys(("protocol", "side", "exact_statistics"), evaluate),
+    **dict.fromkeys(("all", "image_size", "num_classes"), describe),
+    **dict.fromkeys(("workers", "index", "status", "dry_run"), sweep),
+}
 MODES = {mode.__name__: mode for mode in (train, evaluate, sweep, report, describe)}
 
 
@@ -275,8 +378,15 @@ def _define_flags(argv, config=None):
     else:
         config_flags.DEFINE_config_dict("config", config, flag_values=options, lock_config=True, sys_argv=argv)
     flags.DEFINE_string("workdir", None, "directory of the run or sweep", options)
-    flags.DEFINE_integer("image_size", 32, "describe: height and width of the images", 1, flag_values=options)
-    flags.DEFINE_integer("num_classes", 10, "describe: number of classes", 2, flag_values=options)
+    flags.DEFINE_boolean("all", False, "describe: all networks as published, in one table", options)
+    size = "height and width of the images; as published if left out: 224 for ImageNet, 32 for CIFAR-10"
+    flags.DEFINE_integer("image_size", None, f"describe: {size}", 1, flag_values=options)
+    classes = "number of classes; as published if left out: 1000 or 10"
+    flags.DEFINE_integer("num_classes", None, f"describe: {classes}", 2, flag_values=options)
+    protocols = ("centre", "ten_crop", "dense")
+    flags.DEFINE_enum("protocol", None, protocols, "evaluate: how pictures meet the network; as in training if left out", options)
+    flags.DEFINE_multi_integer("side", None, "evaluate --protocol=dense: a size of the shorter side", 1, flag_values=options)
+    flags.DEFINE_boolean("exact_statistics", False, "evaluate: batch norm by statistics over the whole training split", options)
     flags.DEFINE_integer("workers", 1, "sweep: processes at a time, which share the CPU cores", 1, flag_values=options)
     flags.DEFINE_integer("index", None, "sweep: run only this element, counted from 0", 0, flag_values=options)
     flags.DEFINE_boolean("status", False, "sweep: only show how the runs stand", options)

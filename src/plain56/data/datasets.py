@@ -51,6 +51,13 @@ class Pictures(NamedTuple):
         """The pictures at these places, in this order."""
         return Pictures(self.labels[indices], lambda i: self.read(indices[i]), lambda i: self.name(indices[i]))
 
+    def decode(self, i, channels):
+        """Picture i as uint8 [H, W, channels], at its own size; None where it cannot be read."""
+        try:
+            return _decode(self.read(i), channels)
+        except OSError:
+            return None
+
 
 def load_dataset(data):
     """Loads a data set whole; the newest one is kept, so the runs of a sweep read it once.
@@ -65,8 +72,14 @@ def load_dataset(data):
     return _load(channels=len(data.mean), seed=data.split_seed, **{key: data[key] for key in keys})
 
 
-@functools.lru_cache(maxsize=1)
-def _load(*, name, dir, channels, image_size, train_split, test_split, test_share, validation_examples, examples_per_class, seed):
+def open_test_split(data):
+    """The test split's `Pictures`, each of its own size, unread; raises as `load_dataset`."""
+    keys = ("name", "dir", "train_split", "test_split", "test_share")
+    return _open(seed=data.split_seed, **{key: data[key] for key in keys})[1]
+
+
+def _open(*, name, dir, train_split, test_split, test_share, seed):
+    """The pictures to train and to test on, and the names of the classes."""
     if name == "digits":
         if (train_split, test_split) != ("train", "test"):
             raise UserError(f"The digits have the splits 'train' and 'test' alone; given are {train_split!r} and {test_split!r}.")
@@ -87,6 +100,14 @@ def _load(*, name, dir, channels, image_size, train_split, test_split, test_shar
             raise UserError(f"The data set {name!r} in {path} cannot be read: {_first_line(error)}.") from error
     if len(class_names) < 2:
         raise UserError(f"The data set {name!r} has {len(class_names)} class; needed are at least two.")
+    return train, test, class_names
+
+
+@functools.lru_cache(maxsize=1)
+def _load(*, name, dir, channels, image_size, train_split, test_split, test_share, validation_examples, examples_per_class, seed):
+    train, test, class_names = _open(
+        name=name, dir=dir, train_split=train_split, test_split=test_split, test_share=test_share, seed=seed
+    )
     chosen, validation = _carve(train.labels, validation_examples, examples_per_class, class_names, seed)
     selected = {"train": train.take(chosen), "validation": train.take(validation), "test": test}
     splits = {
@@ -124,29 +145,38 @@ def _read(pictures, title, channels, image_size):
     count, images, unreadable = len(pictures.labels), None, []
     numbers = track(range(count), f"Reading {title}", console=Console(stderr=True), transient=True, disable=count < 20_000)
     for i in numbers:
-        try:
-            image = _decode(pictures.read(i), channels)
-        except OSError:
-            image = None
+        image = pictures.decode(i, channels)
         if image is None:
             unreadable.append(i)
             continue
         if image_size:
-            image = _fit(image, image_size)
+            image = centre(resize(image, image_size), image_size)
         if images is None:
             _check_memory(title, count * image.nbytes)
             images = np.empty((count, *image.shape), np.uint8)
         if image.shape != images.shape[1:]:
             raise _sizes_differ(title, (images.shape[1:], image.shape))
         images[i] = image
+    readable = leave_out(pictures, unreadable, title)
+    if unreadable:
+        images = np.delete(images, unreadable, axis=0)
+    return Split(images, pictures.labels[readable].astype(np.int32))
+
+
+def leave_out(pictures, unreadable, title):
+    """The places of all pictures but the `unreadable` ones, which are named in a warning.
+
+    Raises:
+        UserError: too many cannot be read.
+    """
+    count = len(pictures.labels)
     if unreadable:
         named = ", ".join(pictures.name(i) for i in unreadable[:3]) + (", …" if len(unreadable) > 3 else "")
         found = f"{len(unreadable)} of {count} images in the {title} cannot be read: {named}"
         if len(unreadable) > UNREADABLE_SHARE * count:
             raise UserError(f"{found}; allowed are {100 * UNREADABLE_SHARE:.0f} %, which would be left out.")
         logger.warning("%s; left out.", found)
-        images = np.delete(images, unreadable, axis=0)
-    return Split(images, np.delete(pictures.labels, unreadable).astype(np.int32))
+    return np.delete(np.arange(count), unreadable)
 
 
 def _check_memory(title, needed):
@@ -177,17 +207,22 @@ def _decode(source, channels):
     return image if image is None or channels == 3 else image[..., None]
 
 
-def _fit(image, size):
-    """Resizes an image so that its shorter side is `size`, and cuts the middle out of the longer one."""
+def resize(image, side):
+    """Resizes an image [H, W, C] so that its shorter side is `side`."""
     height, width, channels = image.shape
-    if (height, width) != (size, size):
-        scale = size / min(height, width)
-        to = max(size, round(width * scale)), max(size, round(height * scale))
-        # Shrinking averages over areas, which does not alias.
-        image = cv2.resize(image, to, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-        top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
-        image = image[top : top + size, left : left + size].reshape(size, size, channels)
-    return image
+    if min(height, width) == side:
+        return image
+    scale = side / min(height, width)
+    to = max(side, round(width * scale)), max(side, round(height * scale))
+    # Shrinking averages over areas, which does not alias.
+    resized = cv2.resize(image, to, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    return resized.reshape(*resized.shape[:2], channels)
+
+
+def centre(image, side):
+    """The side×side middle of an image [H, W, C]."""
+    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+    return image[top : top + side, left : left + side]
 
 
 def _digits():

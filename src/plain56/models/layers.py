@@ -85,9 +85,19 @@ def head(numerics, num_classes, x):
     return dense(numerics, num_classes, name="head")(x.astype(numerics.parameter_dtype))
 
 
+class BatchNorm(nn.BatchNorm):
+    """Flax's, which also tells the moments of its input: where the collection "moments" is mutable, `mean` and `var` [C]."""
+
+    def __call__(self, x):
+        if self.is_mutable_collection("moments") and not self.is_initializing():
+            self.put_variable("moments", "mean", jnp.mean(x, axis=(0, 1, 2), dtype=jnp.float32))
+            self.put_variable("moments", "var", jnp.var(x, axis=(0, 1, 2), dtype=jnp.float32))
+        return super().__call__(x)
+
+
 def batch_norm(numerics, train, scale_init=nn.initializers.ones, name=None):
     """Batch normalisation over all images of the (global) batch and all positions."""
-    return nn.BatchNorm(
+    return BatchNorm(
         use_running_average=not train,
         momentum=numerics.momentum,
         epsilon=numerics.epsilon,
@@ -133,7 +143,7 @@ def scan_blocks(block, length, **fields):
     """`length` equal blocks under one `nn.scan`: one body is compiled, parameters and statistics get a leading `block` axis."""
     return nn.scan(
         block,
-        variable_axes={"params": 0, "batch_stats": 0},
+        variable_axes={"params": 0, "batch_stats": 0, "moments": 0},
         split_rngs={"params": True},
         in_axes=nn.broadcast,
         length=length,

@@ -19,10 +19,12 @@ import jax
 
 from plain56 import parallel, runs
 from plain56.config import build_model, check, from_json, last_step
-from plain56.data import Split, load_dataset
+from plain56.data import Split, load_dataset, open_test_split
 from plain56.errors import UserError
-from plain56.training import checkpoints
-from plain56.training.evaluate import evaluate
+from plain56.models import parse_name
+from plain56.models.vgg import VGG
+from plain56.training import checkpoints, protocols
+from plain56.training.evaluate import evaluate, exact_batch_stats, measure_moments
 from plain56.training.schedules import make_schedule
 from plain56.training.signals import postponed_interrupts
 from plain56.training.state import copy_layers, create_train_state, make_optimizer
@@ -51,6 +53,16 @@ class Experiment(NamedTuple):
     schedule: Any
     train_steps: Any  # (state, totals, split, first_step, first_epoch, first_position, steps) -> (state, totals)
     evaluate: Any  # (params, batch_stats, split) -> totals
+    measure_moments: Any  # (params, batch_stats, split) -> batch_stats
+
+
+class Trained(NamedTuple):
+    """A run's config, network, newest state, and the shape `(H, W, C)` of its images."""
+
+    config: Any
+    model: Any
+    state: Any
+    image_shape: tuple[int, int, int]
 
 
 def load(config):
@@ -89,9 +101,7 @@ def prepare(config):
         train=jax.device_put(dataset.train, everywhere),
         validation=jax.device_put(dataset.validation, everywhere),
         test=jax.device_put(dataset.test, everywhere),
-        initial=jax.jit(
-            lambda: (create_train_state(model, optimizer, config.seed, image_shape), Totals.zero()), out_shardings=everywhere
-        )(),
+        initial=jax.jit(lambda: _initial(model, optimizer, config, image_shape), out_shardings=everywhere)(),
         schedule=schedule,
         train_steps=jax.jit(
             functools.partial(train_steps, step_fn=step_fn, seed=config.seed, **shared),
@@ -99,6 +109,7 @@ def prepare(config):
             out_shardings=everywhere,
         ),
         evaluate=jax.jit(functools.partial(evaluate, model=model, **shared), out_shardings=everywhere),
+        measure_moments=jax.jit(functools.partial(measure_moments, model=model, **shared), out_shardings=everywhere),
     )
 
 
@@ -107,6 +118,7 @@ def _describe(dataset):
     checksum = functools.reduce(lambda checksum, array: zlib.crc32(array, checksum), [a for s in splits.values() for a in s], 0)
     return {
         **{name: len(split.labels) for name, split in splits.items()},
+        "image_shape": list(dataset.train.images.shape[1:]),
         "class_names": list(dataset.class_names),
         "crc32": checksum,
     }
@@ -167,31 +179,47 @@ def _has_checkpoint(run):
         return manager.latest_step() is not None
 
 
+def load_run(path):
+    """What a run has trained, from its newest checkpoint; its data is not read.
+
+    Raises:
+        UserError: no run there, or no checkpoint.
+    """
+    run = runs.read_run(path)
+    if not _has_checkpoint(run):
+        raise UserError(f"The run {run.path} has no checkpoint yet.")
+    config, data = from_json(run.config()), run.environment()["data"]
+    image_shape = tuple(data["image_shape"])
+    model = build_model(config, len(data["class_names"]))
+    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.steps))
+    shapes = jax.eval_shape(lambda: _initial(model, optimizer, config, image_shape))
+    everywhere = parallel.replicated(parallel.data_mesh())
+    shapes = jax.tree.map(lambda shape: shape.update(sharding=everywhere), shapes)
+    with closing(checkpoints.open_checkpoints(run.checkpoints, read_only=True)) as manager:
+        state, _ = checkpoints.restore(manager, shapes)
+    return Trained(config, model, state, image_shape)
+
+
+def _initial(model, optimizer, config, image_shape):
+    return create_train_state(model, optimizer, config.seed, image_shape), Totals.zero()
+
+
 def _warm_start(config, experiment):
     """The experiment, begun with the layers that its network shares with that of the run `train.warm_start`.
 
     Simonyan & Zisserman 2014, section 3.1, began deeper networks with the first four convolutions and the fully-connected
     layers of VGG-11.
     """
-    run = runs.read_run(config.train.warm_start)
-    source, image_shape = from_json(run.config()), experiment.train.images.shape[1:]
-    model = build_model(source, len(run.environment()["data"]["class_names"]))
-    optimizer = make_optimizer(source.optimizer, make_schedule(source.optimizer, source.train.steps))
-    shapes = jax.eval_shape(lambda: (create_train_state(model, optimizer, source.seed, image_shape), Totals.zero()))
-    shapes = jax.tree.map(lambda x: x.update(sharding=parallel.replicated(parallel.data_mesh())), shapes)
-    if not _has_checkpoint(run):
-        raise UserError(f"train.warm_start is {config.train.warm_start!r}, a run that has no checkpoint yet.")
-    with closing(checkpoints.open_checkpoints(run.checkpoints, read_only=True)) as manager:
-        trained, _ = checkpoints.restore(manager, shapes)
+    source = load_run(config.train.warm_start)
     state, totals = experiment.initial
-    params, layers = copy_layers(state.params, trained.params)
-    batch_stats, _ = copy_layers(state.batch_stats, trained.batch_stats)
+    params, layers = copy_layers(state.params, source.state.params)
+    batch_stats, _ = copy_layers(state.batch_stats, source.state.batch_stats)
     if not layers:
         raise UserError(
-            f"train.warm_start is {config.train.warm_start!r}, whose network {source.model.name} shares no layer of the same "
-            f"name and shape with {config.model.name}."
+            f"train.warm_start is {config.train.warm_start!r}, whose network {source.config.model.name} shares no layer of "
+            f"the same name and shape with {config.model.name}."
         )
-    logger.info("From step %d of %s: %s.", trained.step, run.path, ", ".join(layers))
+    logger.info("From step %d of %s: %s.", source.state.step, config.train.warm_start, ", ".join(layers))
     return experiment._replace(initial=(state.replace(params=params, batch_stats=batch_stats), totals))
 
 
@@ -291,21 +319,46 @@ def _train(config, experiment, run, manager, on_progress):
     return status
 
 
-def evaluate_run(workdir):
+def evaluate_run(workdir, protocol=None, sides=(), exact_statistics=False, on_progress=lambda share: None):
     """Loss and errors (fractions) of a run's newest checkpoint on the whole test split, and its step.
 
+    Args:
+        protocol: a name in `protocols`; None takes the images as training does, without augmentation.
+        sides: of the protocol "dense", sizes of the shorter side in pixels; () for the published ones.
+        exact_statistics: batch norm by statistics over the whole training split, in place of running averages.
+
     Raises:
-        UserError: no run there, or no checkpoint.
+        UserError: no run there, no checkpoint, or a protocol that does not fit it.
     """
-    run = runs.read_run(workdir)
-    experiment = prepare(from_json(run.config()))
-    # After the preparation, which takes seconds: a run that goes on saves and removes checkpoints meanwhile.
-    with closing(checkpoints.open_checkpoints(run.checkpoints, read_only=True)) as manager:
-        if manager.latest_step() is None:
-            raise UserError(f"The run {run.path} has no checkpoint yet.")
-        state, _ = checkpoints.restore(manager, experiment.initial)
-    tested = experiment.evaluate(state.params, state.batch_stats, experiment.test)
-    return {"step": int(state.step), "split": "test", "examples": int(tested.examples), **tested.means()}
+    config, model, state, image_shape = load_run(workdir)
+    if sides and protocol != "dense":
+        raise UserError("--side belongs to --protocol=dense, and is not allowed here.")
+    if protocol and image_shape[0] != image_shape[1]:
+        raise UserError(f"--protocol needs square images; this run's are {image_shape[0]}×{image_shape[1]} pixels.")
+    if exact_statistics:
+        if not state.batch_stats:
+            raise UserError(f"--exact_statistics is not allowed here: {config.model.name} has no batch norm.")
+        experiment = prepare(config)
+        measure = functools.partial(experiment.measure_moments, state.params, split=experiment.train)
+        batch_stats, passes = exact_batch_stats(state.batch_stats, measure)
+        logger.info("Batch statistics over the training split: exact after %d passes.", passes)
+        state = state.replace(batch_stats=batch_stats)
+    result = {"step": int(state.step), "split": "test"}
+    if protocol:
+        if protocol == "dense":
+            sides = sides or protocols.dense_sides(parse_name(config.model.name)[0], image_shape[0])
+            result["sides"] = list(sides)
+            if isinstance(model, VGG) and model.form == "imagenet":
+                model = model.clone(form="dense")
+        pictures = open_test_split(config.data)
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        views = {"protocol": protocol, "size": image_shape[0], "sides": sides}
+        tested = protocols.evaluate_pictures(model, variables, pictures, config.data, **views, on_progress=on_progress)
+        result["protocol"] = protocol
+    else:
+        experiment = prepare(config)
+        tested = experiment.evaluate(state.params, state.batch_stats, experiment.test)
+    return result | {"examples": int(tested.examples), **tested.means()}
 
 
 def _environment():

@@ -1,0 +1,119 @@
+"""How test pictures meet a trained network: one crop, ten crops, or whole at several sizes. Published errors depend on it.
+
+    centre    the shorter side resized to 256, and the 224×224 middle
+    ten_crop  the middle 256×256, of which the four corners and the middle, and their mirror images (Krizhevsky et al. 2012,
+              section 4.1; He et al. 2015, Table 3)
+    dense     the whole picture at several sizes of the shorter side, and its mirror image, through the network read as a
+              convolution (Simonyan & Zisserman 2014, section 3.2; He et al. 2015, Table 4)
+
+Class probabilities are averaged over crops, mirror images and sizes. For networks of S pixels all sizes are times S / 224.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from plain56 import parallel
+from plain56.data import centre, leave_out, normalise, resize
+from plain56.training.step import count, example_losses
+
+PUBLISHED_SIZE = 224
+RESIZED = 256
+# Simonyan & Zisserman 2014, Table 4, of networks trained with scale jitter; He et al. 2015, section 3.4.
+DENSE_SIDES = {"vgg": (256, 384, 512)}
+RESNET_SIDES = (224, 256, 384, 480, 640)
+# One batch holds about as many pixels as this many images of 224×224.
+BATCH_IMAGES = 64
+
+
+def dense_sides(family, size):
+    """The published sizes of the shorter side, for a network that takes `size` pixels."""
+    return tuple(_scaled(side, size) for side in DENSE_SIDES.get(family, RESNET_SIDES))
+
+
+def _scaled(side, size):
+    return round(side * size / PUBLISHED_SIZE)
+
+
+def views(picture, protocol, size, sides=()):
+    """What the network sees of a picture: arrays [views, h, w, C], one for each size.
+
+    Args:
+        picture: uint8 [H, W, C].
+        size: height and width of crops.
+        sides: of "dense", the sizes of the shorter side.
+    """
+    if protocol == "dense":
+        resized = [resize(picture, side) for side in sides]
+        return [np.stack([image, image[:, ::-1]]) for image in resized]
+    side = _scaled(RESIZED, size)
+    square = centre(resize(picture, side), side)
+    if protocol == "centre":
+        return [centre(square, size)[None]]
+    last = side - size
+    corners = [square[top : top + size, left : left + size] for top in (0, last) for left in (0, last)]
+    crops = np.stack([*corners, centre(square, size)])
+    return [np.concatenate([crops, crops[:, :, ::-1]])]
+
+
+def evaluate_pictures(model, variables, pictures, data, protocol, size, sides=(), on_progress=lambda share: None):
+    """The totals of a test split under a protocol.
+
+    Args:
+        model, variables: a network that takes images of the sizes that the protocol asks for.
+        pictures: `Pictures`.
+        data: the config's `data` section.
+        protocol, size, sides: see `views`.
+
+    Raises:
+        UserError: too many pictures cannot be read, or a picture is too small for the network.
+    """
+    mesh = parallel.data_mesh()
+    split = functools.partial(parallel.split_batch, mesh=mesh)
+
+    @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
+    def log_probabilities(variables, stacks):
+        """Of the sum over views; as logarithms, because a sure network's probabilities underflow."""
+        number, count = stacks.shape[:2]
+        images = normalise(stacks.reshape(number * count, *stacks.shape[2:]), data.mean, data.std)
+        logits = model.apply(variables, split(images)).logits
+        return jax.nn.logsumexp(jax.nn.log_softmax(logits).reshape(number, count, -1), axis=1)
+
+    total = len(pictures.labels)
+    sums = np.full((total, model.num_classes), -np.inf, np.float32)
+    waiting, unreadable = {}, []
+
+    def run(shape):
+        """Sends off what waits in this shape, filled up to a whole batch, so that each shape is compiled once."""
+        places, stacks = zip(*waiting.pop(shape), strict=True)
+        batch = np.zeros((batch_size(shape, mesh.size), *shape), np.uint8)
+        batch[: len(stacks)] = stacks
+        results = np.asarray(log_probabilities(variables, batch))[: len(stacks)]
+        sums[list(places)] = np.logaddexp(sums[list(places)], results)
+
+    for i in range(total):
+        picture = pictures.decode(i, len(data.mean))
+        if picture is None:
+            unreadable.append(i)
+            continue
+        for stack in views(picture, protocol, size, sides):
+            waiting.setdefault(stack.shape, []).append((i, stack))
+            if len(waiting[stack.shape]) == batch_size(stack.shape, mesh.size):
+                run(stack.shape)
+                on_progress((i + 1) / total)
+    for shape in list(waiting):
+        run(shape)
+    readable = leave_out(pictures, unreadable, "test split")
+    labels = jnp.asarray(pictures.labels[readable], jnp.int32)
+    # All pictures have as many views, so their logarithmic sums differ from probabilities by a factor that softmax removes.
+    logits = jnp.asarray(sums[readable])
+    return count(example_losses(logits, labels), logits, labels, jnp.ones(labels.shape, bool))
+
+
+def batch_size(shape, devices):
+    """How many stacks [views, h, w, C] go into one batch: a multiple of the devices."""
+    views, height, width, _ = shape
+    fitting = BATCH_IMAGES * PUBLISHED_SIZE**2 // (views * height * width * devices)
+    return devices * min(max(1, fitting), 256)

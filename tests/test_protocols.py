@@ -1,0 +1,114 @@
+"""Evaluation protocols and exact batch statistics, each against a direct computation."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from plain56.data import Pictures, Split
+from plain56.errors import UserError
+from plain56.models import create_model
+from plain56.training import evaluate_run, train
+from plain56.training.evaluate import exact_batch_stats, measure_moments
+from plain56.training.protocols import dense_sides, evaluate_pictures, views
+
+DATA = ConfigDict({"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.3)})
+
+
+def pictures(shapes):
+    generator = np.random.default_rng(0)
+    images = [generator.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
+    return images, Pictures(np.arange(len(images)) % 3, lambda i: images[i], "picture {}".format)
+
+
+def network(**options):
+    model = create_model("resnet8", 3, widths=(4, 4, 8), **options)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    # Statistics that matter, and logits that differ.
+    spread = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.uniform(jax.random.key(leaf.size), leaf.shape), variables)
+    return model, spread
+
+
+def test_ten_crops_by_hand():
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)  # 256 / 224 of 56 pixels
+    (crops,) = views(picture, "ten_crop", 56)
+    (middle,) = views(picture, "centre", 56)
+    corners = [picture[:56, :56], picture[:56, 8:], picture[8:, :56], picture[8:, 8:], picture[4:60, 4:60]]
+    np.testing.assert_array_equal(crops, [*corners, *(crop[:, ::-1] for crop in corners)])
+    np.testing.assert_array_equal(middle, [corners[4]])
+
+
+def test_a_wide_picture_loses_its_ends():
+    picture = np.zeros((64, 96, 3), np.uint8)
+    picture[:, 16:80] = 255
+    for protocol in ("centre", "ten_crop"):
+        assert all((stack == 255).all() for stack in views(picture, protocol, 56))
+    assert [stack.shape for stack in views(picture, "dense", 56, (64, 32))] == [(2, 64, 96, 3), (2, 32, 48, 3)]
+
+
+def test_published_sides():
+    # Simonyan & Zisserman 2014, Table 4; He et al. 2015, section 3.4.
+    assert dense_sides("vgg", 224) == (256, 384, 512)
+    assert dense_sides("resnet", 224) == (224, 256, 384, 480, 640)
+    assert dense_sides("resnet", 56) == (56, 64, 96, 120, 160)
+
+
+@pytest.mark.parametrize(("protocol", "sides"), [("centre", ()), ("ten_crop", ()), ("dense", (14, 20))])
+def test_totals_equal_a_direct_computation(protocol, sides):
+    images, split = pictures([(16, 16, 3)] * 3 + [(20, 30, 3), (14, 15, 3), (16, 16, 3)])
+    model, variables = network()
+    probabilities = []
+    for image in images:
+        seen = []
+        for stack in views(image, protocol, 14, sides):
+            x = (stack / 255 - np.array(DATA.mean)) / np.array(DATA.std)
+            seen.append(jax.nn.softmax(model.apply(variables, x.astype(np.float32)).logits).mean(axis=0))
+        probabilities.append(np.mean(seen, axis=0))
+    probabilities = np.array(probabilities)
+    own = probabilities[np.arange(6), split.labels]
+    totals = evaluate_pictures(model, variables, split, DATA, protocol, 14, sides)
+    assert float(totals.loss) == pytest.approx(-np.log(own).sum(), rel=1e-4)
+    assert int(totals.top1_errors) == (probabilities.argmax(axis=1) != split.labels).sum()
+    assert int(totals.examples) == 6
+
+
+def test_pictures_that_cannot_be_read_are_left_out():
+    images, split = pictures([(16, 16, 3)] * 30)
+    model, variables = network()
+    images[7] = b"no picture"
+    with pytest.raises(UserError, match="1 of 10 images in the test split cannot be read: picture 7"):
+        evaluate_pictures(model, variables, split.take(np.arange(10)), DATA, "centre", 14)
+    assert int(evaluate_pictures(model, variables, split, DATA, "centre", 14).examples) == 29
+
+
+@pytest.mark.parametrize("pre_activation", [False, True])
+def test_exact_statistics_are_those_of_one_big_batch(pre_activation):
+    # 21 images in batches of 8: the last one is not full.
+    images = np.random.default_rng(0).integers(0, 256, (21, 8, 8, 3), dtype=np.uint8)
+    model, variables = network(momentum=0.0, pre_activation=pre_activation)
+    measure = functools.partial(
+        measure_moments, model=model, batch_size=8, data=DATA, place_batch=lambda batch: batch, params=variables["params"]
+    )
+    split = Split(jnp.asarray(images), jnp.zeros(21, jnp.int32))
+    found, passes = exact_batch_stats(variables["batch_stats"], jax.jit(lambda stats: measure(batch_stats=stats, split=split)))
+    x = (images / 255 - np.array(DATA.mean)) / np.array(DATA.std)
+    _, changes = jax.jit(lambda: model.apply(variables, x.astype(np.float32), train=True, mutable=["batch_stats"]))()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, changes["batch_stats"])
+    assert passes <= 8  # seven layers with batch norm, and a pass in which nothing changes
+
+
+def test_a_run_is_evaluated_by_every_protocol(tmp_path, tiny_config):
+    train(tiny_config, tmp_path / "run")
+    plain, exact, dense = (
+        evaluate_run(tmp_path / "run", **options)
+        for options in ({}, {"exact_statistics": True}, {"protocol": "dense", "sides": (8,)})
+    )
+    assert plain["loss"] != exact["loss"] != dense["loss"]
+    assert dense["examples"] == plain["examples"] == 449
+    with pytest.raises(UserError, match="--side belongs to --protocol=dense"):
+        evaluate_run(tmp_path / "run", sides=(8,))
+    with pytest.raises(UserError, match="2×2 pixels, and this network needs at least"):
+        evaluate_run(tmp_path / "run", protocol="dense", sides=(2,))
