@@ -24,4 +24,8 @@ def get_config(name="resnet20"):
     depth = re.search(r"\d+", name)
     if depth and int(depth[0]) >= DEEP:
         config.update_from_flattened_dict(DEEP_WARMUP)
+    if config.model.form == "small":
+        # Rate and weight decay of these networks on ImageNet, see configs/imagenet.py; 0.1 diverges without batch norm.
+        config.optimizer.learning_rate = 0.01
+        config.optimizer.weight_decay = 5e-4 if name.startswith("vgg") else 2e-4
     return config

@@ -142,7 +142,7 @@ def test_evaluation_equals_a_direct_one(tiny_config):
 
 def test_non_finite_update_keeps_the_last_finite_state():
     split = Split(jnp.zeros((8, 1, 1, 1), jnp.uint8), jnp.zeros(8, jnp.int32))
-    data = ConfigDict({"mean": (0.0,), "std": (1.0,), "augment": {"pad": 0, "flip": False}})
+    data = digits.get_config().data
 
     def step_fn(state, batch):
         bad = state.step == 3
