@@ -145,12 +145,18 @@ def report(options, arguments):
 
 
 def describe(options, arguments):
+    if options.all:
+        _describe_all(options, arguments)
+    else:
+        _describe_one(options, arguments)
+
+
+def _describe_one(options, arguments):
     from configs import base
     from plain56.analysis import savings
     from plain56.config import build_model
+    from plain56.models import parse_name
 
-    if options.all:
-        return _describe_all(options, arguments)
     if len(arguments) + bool(options.config) != 1:
         raise UserError("describe takes one network, by name or by config, for example: launch.py describe resnet56.")
     config = options.config or base.get_config()
@@ -159,7 +165,7 @@ def describe(options, arguments):
     _print_stages(name, model, size, rows)
     saved = savings.savings(model, size["image_shape"], rows)
     if saved:
-        _print_savings(saved)
+        _print_savings(parse_name(name)[0], saved)
     details = {"stages": [row._asdict() for row in rows], "savings": [row._asdict() for row in saved]}
     _print_result({"model": name, **size, **_total(rows), **details})
 
@@ -171,21 +177,14 @@ def _describe_all(options, arguments):
         raise UserError("--all describes every network as published; allowed beside it are no name and no other flags.")
     networks, names = [], list_models()
     with _progress() as show:
-        for i, name in enumerate(names):
-            show("describe", i / len(names))
+        for i, name in enumerate(names, start=1):
             _, size, rows = _measure(create_model(name, num_classes=2), options)
             networks.append({"model": name, "layers": parse_name(name)[1], **size, **_total(rows)})
+            show("describe", i / len(names))
     shown = [
-        {
-            "network": row["model"],
-            "layers": str(row["layers"]),
-            "image\n(pixels)": str(row["image_shape"][0]),
-            "classes": str(row["num_classes"]),
-            **_costs(row),
-        }
-        for row in networks
+        (row["model"], str(row["layers"]), str(row["image_shape"][0]), str(row["num_classes"]), *_costs(row)) for row in networks
     ]
-    _print_numbers("networks as published", shown)
+    _print_numbers("networks as published", ("network", "layers", "image\n(px)", "classes", *COSTS), shown)
     print(DEFINITIONS)
     _print_result({"networks": networks})
 
@@ -207,60 +206,60 @@ def _total(rows):
 
 
 DEFINITIONS = """\
-Multiply-adds: in convolutions and matrix products, for one image. The total is that of evaluation.
+Multiply-adds: in convolutions and matrix products, for one image; the total is that of evaluation.
 Activation memory (MB: 10⁶ bytes): what the backward pass reads of one image, each value once: what
 goes into convolutions, dense layers, normalisations and max pools, and what leaves ReLUs.
-Receptive field: side of the square of pixels that one value depends on, before averaging over the
-whole image; it reaches into the padding, and may be larger than the image."""
+Receptive field: side of the square of pixels that one value depends on; in total, before a dense
+layer or an average takes in the whole image. It counts padding, and may be larger than the image."""
+COSTS = ("parameters", "multiply-\nadds\n(M: 10⁶)", "activation\nmemory\n(MB)", "receptive\nfield\n(px)")
 
 
 def _costs(row):
-    """The numbers of a stage or network, as they are shown."""
-    return {
-        "parameters": f"{row['parameters']:,}",
-        "multiply-adds": f"{row['multiply_adds']:,}",
-        "activation\nmemory (MB)": f"{row['activation_bytes'] / 1e6:,.3f}",
-        "receptive\nfield (pixels)": f"{row['receptive_field'] or 'whole image'}",
-    }
+    """What the columns `COSTS` show of a stage or a network."""
+    return (
+        f"{row['parameters']:,}",
+        f"{row['multiply_adds'] / 1e6:,.3f}",
+        f"{row['activation_bytes'] / 1e6:,.3f}",
+        f"{row['receptive_field'] or 'image'}",
+    )
 
 
 def _print_stages(name, model, size, rows):
     from plain56.models import resnet
 
-    shown = [
-        {
-            "stage": row.name + " (training)" * row.training_only,
-            "output": "×".join(map(str, row.output_shape)),
-            **_costs(row._asdict()),
-        }
-        for row in rows
-    ]
-    shown.append({"stage": "total", "output": "", **_costs(_total(rows))})
     title = f"{name}: {size['num_classes']} classes, {'×'.join(map(str, size['image_shape']))} images"
     if isinstance(model, resnet.ResNet) and not model.residual and model.block is resnet.BottleneckBlock:
         title += "\nnot in the paper: a plain network of bottlenecks"
-    _print_numbers(title, shown)
+    shown = [(row.name + " *" * row.training_only, "×".join(map(str, row.output_shape)), *_costs(row._asdict())) for row in rows]
+    _print_numbers(title, ("stage", "output", *COSTS), [*shown, ("total", "", *_costs(_total(rows)))])
     print(DEFINITIONS)
     if any(row.training_only for row in rows):
-        print("Auxiliary heads are there in training alone: their multiply-adds are not in the total, all else is.")
+        print("* in training alone: its multiply-adds are not in the total, its parameters and its memory are.")
 
 
-def _print_savings(saved):
+def _print_savings(family, saved):
     from plain56.analysis import savings
 
+    title = {
+        "googlenet": "what the 1×1 reductions before the larger convolutions save\n(the projection after the pool stays)",
+        "vgg": "what stacks of convolutions save against one layer that sees as far\n"
+        "(of the size in brackets; all with the block's channels in and out, no biases)",
+    }
     shown = [
-        {
-            "block": row.name,
-            "parameters": f"{row.parameters:,}",
-            "instead of": f"{row.parameters_without:,}",
-            "saved": _saved(row.parameters, row.parameters_without),
-            "multiply-adds": f"{row.multiply_adds:,}",
-            "instead of ": f"{row.multiply_adds_without:,}",
-            "saved ": _saved(row.multiply_adds, row.multiply_adds_without),
-        }
+        (
+            row.name,
+            *_compared(row.parameters, row.parameters_without),
+            *_compared(row.multiply_adds, row.multiply_adds_without),
+        )
         for row in [*saved, savings.total(saved)]
     ]
-    _print_numbers(savings.TITLES[saved[0].idea], shown)
+    headers = ("block", "parameters\n(M: 10⁶)", "without\n(M)", "saved", "multiply-\nadds (M)", "without\n(M)", "saved")
+    print()
+    _print_numbers(title[family], headers, shown)
+
+
+def _compared(count, without):
+    return f"{count / 1e6:,.2f}", f"{without / 1e6:,.2f}", f"{100 * (1 - count / without):.0f} %"
 
 
 # The flags that one mode alone has.
@@ -296,6 +295,19 @@ def _print_table(title, rows):
     for row in rows:
         table.add_row(*map(str, row.values()))
     # A pipe has no width; cutting columns there would lose numbers.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _print_numbers(title, headers, rows):
+    """Prints a table whose columns from the second on are aligned on the right. A narrow terminal folds cells, and cuts none."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    first, *rest = headers
+    table = Table(Column(first, overflow="fold"), *(Column(header, justify="right", overflow="fold") for header in rest))
+    table.title = title
+    for row in rows:
+        table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 

@@ -12,6 +12,7 @@ import pytest
 import launch
 from plain56 import runs
 from tests.killed import wait_until
+from tests.test_models import PARAMETERS
 
 ROOT = Path(__file__).parent.parent
 DIGITS = "--config=configs/digits.py"
@@ -90,7 +91,13 @@ MISTAKES = [
     ),
     (["describe"], "describe takes one network"),
     (["describe", "resnet20", DIGITS], "describe takes one network"),
-    (["describe", "vgg16"], "they are 32×32 pixels, and this network needs at least 224×224"),
+    (["describe", "reznet56"], "nearest is 'resnet56'"),
+    (["describe", "resnet20", "--all"], "--all describes every network as published"),
+    (["describe", DIGITS, "--all"], "--all describes every network as published"),
+    (["describe", "--all", "--image_size=64"], "--all describes every network as published"),
+    (["describe", "--all", "--num_classes=10"], "--all describes every network as published"),
+    (["train", DIGITS, "--workdir=W", "--all"], "--all belongs to launch.py describe"),
+    (["describe", "vgg16", "--image_size=32"], "they are 32×32 pixels, and this network needs at least 224×224"),
     (["describe", "resnet56", "--image_size=2"], "2×2 pixels"),
     (["describe", "resnet56", "--image_size=-2"], "image_size=-2"),
 ]
@@ -154,17 +161,72 @@ def test_help_is_quick_because_it_imports_no_jax():
     assert "--workdir" in result.stdout
 
 
+def described(capsys, *arguments):
+    """What `describe` prints, and its last line as a dictionary."""
+    assert launch.main(["describe", *arguments]) == 0
+    printed = capsys.readouterr().out
+    return printed, json.loads(printed.splitlines()[-1])
+
+
 def test_describe_prints_the_stages_and_one_json_line():
     result = launched("describe", "resnet56", check=True)
-    assert "125,485,696" in result.stdout
+    assert re.search(r"total +│ +│ +853,018 │ +125.486 │ +4.260 │ +249 │", result.stdout)
     last = json.loads(result.stdout.splitlines()[-1])
+    assert (last["image_shape"], last["num_classes"]) == ([32, 32, 3], 10)
     assert (last["parameters"], last["multiply_adds"]) == (853_018, 125_485_696)
+    assert [stage["receptive_field"] for stage in last["stages"]] == [3, 39, 109, 249, None]
+
+
+def test_describe_takes_the_published_size_unless_told(capsys):
+    _, published = described(capsys, "vgg11")
+    assert (published["image_shape"], published["num_classes"]) == ([224, 224, 3], 1000)
+    _, other = described(capsys, "resnet18", "--image_size=64", "--num_classes=200")
+    assert (other["image_shape"], other["num_classes"]) == ([64, 64, 3], 200)
+    assert other["parameters"] == 11_689_512 - 800 * 513
+    _, small = described(capsys, "--config=configs/digits.py:vgg11")
+    assert (small["image_shape"], small["num_classes"]) == ([32, 32, 1], 10)
+
+
+def test_describe_shows_auxiliary_heads_and_what_reductions_save(capsys):
+    printed, result = described(capsys, "googlenet")
+    assert result["parameters"] == 13_378_280
+    assert "auxiliary4a *" in printed
+    assert "* in training alone" in printed
+    assert re.search(r"total +│ +5.85 │ +24.16 │ +76 % │ +1,103.97 │ +3,947.85 │ +72 % │", printed)
+    assert len(result["savings"]) == 9
+
+
+def test_describe_says_what_is_not_in_the_paper(capsys):
+    line = "not in the paper: a plain network of bottlenecks"
+    assert line in described(capsys, "plain50")[0]
+    for name in ("plain34", "resnet50", "plain50_cifar"):
+        assert line not in described(capsys, name)[0]
+
+
+def test_describe_all(capsys, monkeypatch):
+    monkeypatch.setattr("plain56.models.list_models", lambda: ["plain20", "vgg11_bn"])
+    printed, result = described(capsys, "--all")
+    assert re.search(r"plain20 +│ +20 │ +32 │ +10 │ +269,722 │ +40.551 │ +1.508 │ +81 │", printed)
+    assert re.search(r"vgg11_bn +│ +11 │ +224 │ +1000 │ +132,868,840 │ +7,609.090 │ +65.595 │ +150 │", printed)
+    assert [network["layers"] for network in result["networks"]] == [20, 11]
+
+
+@pytest.mark.slow
+def test_describe_all_has_every_published_network(capsys):
+    networks = {network["model"]: network for network in described(capsys, "--all")[1]["networks"]}
+    assert set(networks) == set(PARAMETERS)
+    for name, ((num_classes, image_shape), parameters) in PARAMETERS.items():
+        network = networks[name]
+        assert (network["num_classes"], tuple(network["image_shape"]), network["parameters"]) == (
+            num_classes,
+            image_shape,
+            parameters,
+        )
 
 
 def test_describe_takes_a_config(capsys):
     flags = ["--config=configs/digits.py:resnet56", "--config.model.shortcut=B", "--image_size=8"]
-    assert launch.main(["describe", *flags]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["parameters"] == 855_770 - 2 * 9 * 16
+    assert described(capsys, *flags)[1]["parameters"] == 855_770 - 2 * 9 * 16
 
 
 def test_a_config_file_that_fails_is_a_mistake(tmp_path, capsys):

@@ -1,23 +1,55 @@
-"""What a network costs: parameters and multiply-adds, stage by stage, read off the traced program."""
+"""What a network costs and what it sees, stage by stage, read off the traced program: nothing is computed.
 
+parameters        trained values, those of auxiliary heads among them.
+multiply-adds     of convolutions and matrix products, for one image. Auxiliary heads only have them in training: a total is
+                  that of evaluation, without them.
+activation bytes  what the backward pass reads of one image's forward pass in training: the values that go into convolutions,
+                  dense layers, normalisations and max pools, and those that leave ReLUs, each once, in its own dtype.
+                  Additions, averages and concatenations need nothing for their gradients. Not counted are the image itself,
+                  dropout's masks and statistics, which are one number per channel. What a compiler keeps may be more or less.
+receptive field   side of the square of pixels that one value of the stage's output depends on, along the longest path. It
+                  reaches into the padding, and so may be larger than the image.
+"""
+
+import dataclasses
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Literal
+
+# Side of the images in pixels, and number of classes: ImageNet's and CIFAR-10's.
+PUBLISHED_SIZES = {"imagenet": (224, 1000), "dense": (224, 1000), "cifar": (32, 10), "small": (32, 10)}
 
 
 class Stage(NamedTuple):
-    """A top-level part of a network: its output `(H, W, C)` (or `(C,)`), trained values, and multiply-adds for one image."""
+    """A top-level part of a network, with the pools and ReLUs that follow it.
+
+    `output_shape` is `(H, W, C)`, or `(C,)` where no positions are left; `receptive_field` is None where that is the whole
+    image, after a global average or a dense layer; `training_only` tells the auxiliary heads.
+    """
 
     name: str
     output_shape: tuple[int, ...]
     parameters: int
     multiply_adds: int
+    activation_bytes: int
+    receptive_field: int | None
+    training_only: bool
+
+
+class Total(NamedTuple):
+    """Of all stages. Multiply-adds are those of evaluation; the receptive field is that of the last stage with positions."""
+
+    parameters: int
+    multiply_adds: int
+    activation_bytes: int
+    receptive_field: int | None
 
 
 def stages(model, image_shape):
-    """The network's stages in the order of computation, from abstract values: nothing is computed.
+    """The network's stages in the order of computation.
 
     Args:
         image_shape: `(H, W, C)`.
@@ -27,18 +59,33 @@ def stages(model, image_shape):
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    traced = jax.make_jaxpr(lambda variables, images: model.apply(variables, images).logits)(variables, images)
-    costs, shapes = {}, {}
-    _walk(traced.jaxpr, 1, "", costs, shapes)
     parameters = {}
     for part, values in variables["params"].items():
         parameters[_stage(part)] = parameters.get(_stage(part), 0) + sum(leaf.size for leaf in jax.tree.leaves(values))
-    rows = {}
-    for part, cost in costs.items():
-        name = _stage(part)
-        earlier = rows[name].multiply_adds if name in rows else 0
-        rows[name] = Stage(name, shapes[part][1:], parameters[name], earlier + cost)
-    return list(rows.values())
+    # Batch norm's averages over all positions are there in training alone, and hide what the layers themselves see.
+    evaluation, training = (_trace(model, variables, images, train) for train in (False, True))
+    rows = []
+    for name, cost in training.items():
+        output = evaluation.get(name, cost).output
+        field = None if output.field == math.inf else output.field
+        kept = sum(value.bytes for value in cost.kept)
+        rows.append(Stage(name, output.shape[1:], parameters[name], cost.multiply_adds, kept, field, name not in evaluation))
+    return rows
+
+
+def total(rows):
+    """The sum of `stages`."""
+    return Total(
+        sum(row.parameters for row in rows),
+        sum(row.multiply_adds for row in rows if not row.training_only),
+        sum(row.activation_bytes for row in rows),
+        next((row.receptive_field for row in reversed(rows) if row.receptive_field), None),
+    )
+
+
+def count_multiply_adds(model, image_shape):
+    """Multiply-adds of convolutions and matrix products in one forward pass of one image."""
+    return total(stages(model, image_shape)).multiply_adds
 
 
 def _stage(part):
@@ -46,28 +93,135 @@ def _stage(part):
     return part.partition("_")[0]
 
 
-def count_multiply_adds(model, image_shape):
-    """Multiply-adds of convolutions and matrix products in one forward pass of one image."""
-    return sum(stage.multiply_adds for stage in stages(model, image_shape))
+@dataclasses.dataclass(eq=False)  # two values are one only if they are the same object
+class _Value:
+    """A value that depends on the image: `field` is its receptive field, `jump` how many pixels lie between neighbouring rows."""
+
+    shape: tuple[int, ...]
+    bytes: int = 0
+    stage: str | None = None
+    field: float = 1
+    jump: int = 1
 
 
-def _walk(jaxpr, repeats, outer, costs, shapes):
-    """Adds up multiply-adds by the top-level module they were traced in; a scan's body counts as often as it runs."""
-    for equation in jaxpr.eqns:
-        path = "/".join(filter(None, (outer, str(equation.source_info.name_stack))))
-        inner_repeats = repeats * equation.params.get("length", 1) if equation.primitive.name == "scan" else repeats
-        for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                _walk(inner, inner_repeats, path, costs, shapes)
-        if equation.primitive.name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
-            cost = equation.outvars[0].aval.size * math.prod(kernel[:-1])
-        elif equation.primitive.name == "dot_general":
-            contracted = equation.params["dimension_numbers"][0][0]
-            cost = equation.outvars[0].aval.size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-        else:
-            continue
-        part = path.split("/")[1]
-        costs[part] = costs.get(part, 0) + cost * repeats
-        shapes[part] = equation.outvars[0].aval.shape
+@dataclasses.dataclass
+class _Cost:
+    """What is known of a stage so far."""
+
+    output: _Value | None = None
+    multiply_adds: int = 0
+    kept: set[_Value] = dataclasses.field(default_factory=set)
+
+
+def _trace(model, variables, images, train):
+    """Costs by stage, in the order of computation."""
+
+    def forward(variables, images):
+        return model.apply(variables, images, train, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
+
+    program = jax.make_jaxpr(forward)(variables, images).jaxpr
+    tracer = _Tracer(variables["params"])
+    tracer.walk(program, [None] * (len(program.invars) - 1) + [_Value(images.shape)])
+    return tracer.costs
+
+
+class _Tracer:
+    """Follows through a program what depends on the image, and adds up its costs by the top-level module it was traced in."""
+
+    def __init__(self, modules):
+        self.modules, self.costs, self.stage = modules, {}, None
+
+    def walk(self, program, inputs, outer=""):
+        """The outputs of a program; None stands for what does not depend on the image."""
+        values = dict(zip(program.invars, inputs, strict=True))
+
+        def read(variables):
+            return [None if isinstance(variable, Literal) else values.get(variable) for variable in variables]
+
+        for equation in program.eqns:
+            operands = read(equation.invars)
+            if any(operands):
+                path = f"{outer}/{equation.source_info.name_stack}"
+                values.update(zip(equation.outvars, self.follow(equation, operands, path), strict=True))
+        return read(program.outvars)
+
+    def follow(self, equation, operands, path):
+        """The outputs of one equation."""
+        kind, parameters = equation.primitive.name, equation.params
+        inner = parameters.get("jaxpr", parameters.get("call_jaxpr"))
+        if kind == "scan":
+            return self.repeat(parameters, operands, path)
+        if inner:
+            outputs = self.walk(getattr(inner, "jaxpr", inner), operands, path)
+            if kind == "custom_jvp_call":  # a ReLU
+                self.keep(outputs)
+            return outputs
+        if kind == "convert_element_type":
+            return operands
+        self.keep(_read_by_gradient(kind, operands))
+        # What is done between two modules, such as a pool, belongs to the stage before it.
+        module = next((part for part in path.split("/") if part in self.modules), None)
+        self.stage = _stage(module) if module else self.stage
+        outputs = [_output(equation, operands, variable.aval, self.stage) for variable in equation.outvars]
+        if self.stage:
+            cost = self.costs.setdefault(self.stage, _Cost())
+            cost.multiply_adds += _multiply_adds(equation)
+            if module or len(outputs[0].shape) == 4:  # not the global average
+                cost.output = outputs[0]
+        return outputs
+
+    def repeat(self, parameters, operands, path):
+        """The outputs of a scan, whose body runs as often as it says."""
+        constants, carried = parameters["num_consts"], parameters["num_carry"]
+        carry, rest = operands[constants : constants + carried], operands[constants + carried :]
+        for _ in range(parameters["length"]):
+            outputs = self.walk(parameters["jaxpr"].jaxpr, operands[:constants] + carry + rest, path)
+            carry = outputs[:carried]
+        return outputs
+
+    def keep(self, values):
+        for value in values:
+            # Statistics have one axis; the image has no stage.
+            if value and value.stage and len(value.shape) > 1:
+                self.costs[value.stage].kept.add(value)
+
+
+def _read_by_gradient(kind, operands):
+    """The operands that the gradient of an operation is made from. A normalisation is known by the square of its input."""
+    squared = kind == "square" or (kind == "mul" and operands[0] is operands[1])
+    return operands if squared or kind in ("conv_general_dilated", "dot_general", "reduce_window_max") else ()
+
+
+def _output(equation, operands, output, stage):
+    """What an equation makes: it sees the most that one of its operands sees, and the neighbours that it adds itself."""
+    operands = [operand for operand in operands if operand]
+    field, jump = max(operand.field for operand in operands), max(operand.jump for operand in operands)
+    extent, stride = _window(equation, operands[0], output)
+    return _Value(output.shape, output.size * output.dtype.itemsize, stage, field + (extent - 1) * jump, jump * stride)
+
+
+def _window(equation, operand, output):
+    """How many rows of its operand [N, H, W, C] one row of an operation's output is made from, and the stride of these."""
+    kind, parameters = equation.primitive.name, equation.params
+    if len(operand.shape) == len(output.shape) == 4:
+        if kind == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape[parameters["dimension_numbers"].rhs_spec[2]]
+            return (kernel - 1) * parameters["rhs_dilation"][0] + 1, parameters["window_strides"][0]
+        if kind.startswith("reduce_window"):
+            return parameters["window_dimensions"][1], parameters["window_strides"][1]
+        if kind == "slice":
+            return 1, (parameters["strides"] or (1, 1))[1]
+        if kind == "pad" or operand.shape[1] == output.shape[1]:
+            return 1, 1
+    return math.inf, 1  # rows were averaged, multiplied or joined
+
+
+def _multiply_adds(equation):
+    output = equation.outvars[0].aval
+    if equation.primitive.name == "conv_general_dilated":
+        kernel = equation.invars[1].aval
+        return output.size * kernel.size // kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
+    if equation.primitive.name == "dot_general":
+        contracted = equation.params["dimension_numbers"][0][0]
+        return output.size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+    return 0
