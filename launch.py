@@ -4,10 +4,11 @@
     python launch.py evaluate --workdir=runs/resnet56
     python launch.py sweep    --config=configs/sweeps/degradation.py --workdir=runs/degradation
     python launch.py report   --workdir=runs/degradation
-    python launch.py describe resnet56 --image_size=32 --num_classes=10
+    python launch.py describe resnet56        (or --all; any size: --image_size=64 --num_classes=5)
 
 Any key of the config is overridden by a flag: --config.train.steps=1000. --config=RUN/config.json repeats a run. A sweep that has
-begun goes on from its --workdir alone, also with --workers=N, or element by element with --index=K.
+begun goes on from its --workdir alone, also with --workers=N, or element by element with --index=K. Published test protocols:
+evaluate --protocol=centre, ten_crop or dense, with --exact_statistics for batch norm over the whole training split.
 
 Tables go to stdout, whose last line is one JSON object; progress goes to stderr. Exit status: 0 done; 1 ran but failed; 2 a
 mistake in the command; 75 interrupted, launch again. SIGTERM and Ctrl-C save first.

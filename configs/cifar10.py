@@ -25,7 +25,10 @@ def get_config(name="resnet20"):
     if depth and int(depth[0]) >= DEEP:
         config.update_from_flattened_dict(DEEP_WARMUP)
     if config.model.form == "small":
-        # Rate and weight decay of these networks on ImageNet, see configs/imagenet.py; 0.1 diverges without batch norm.
+        # Rate and weight decay of these networks on ImageNet, see configs/imagenet.py; without batch norm they begin more slowly.
         config.optimizer.learning_rate = 0.01
         config.optimizer.weight_decay = 5e-4 if name.startswith("vgg") else 2e-4
+        if not name.endswith("_bn"):
+            config.optimizer.schedule.warmup_steps = 400
+            config.optimizer.schedule.warmup_learning_rate = 0.001
     return config

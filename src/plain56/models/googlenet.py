@@ -28,6 +28,7 @@ from plain56.models.layers import (
     head,
     local_response_norm,
     max_pool,
+    small_normal,
     taps_on_image,
 )
 
@@ -116,7 +117,7 @@ class AuxiliaryHead(nn.Module):
         x = ConvolutionUnit(128, 1, normalise=self.normalise, small=self.small, numerics=self.numerics, name="conv")(x, train)
         x = nn.relu(dense(self.numerics, 1024, self.numerics.dtype, name="fc")(x.reshape(x.shape[0], -1)))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return head(self.numerics, self.num_classes, x)
+        return head(self.numerics, self.num_classes, x, small_normal)
 
 
 def _adaptive_average(x, size):
@@ -175,7 +176,7 @@ class GoogLeNet(nn.Module):
                 auxiliary = AuxiliaryHead(self.num_classes, dropout, **shared, name=f"auxiliary{name}")
                 auxiliary_logits.append(auxiliary(x, train))
         x = nn.Dropout(self.dropout, deterministic=not train)(jnp.mean(x, axis=(1, 2)))
-        return Output(head(self.numerics, self.num_classes, x), tuple(auxiliary_logits) if train else ())
+        return Output(head(self.numerics, self.num_classes, x, small_normal), tuple(auxiliary_logits) if train else ())
 
     def _normalise_response(self, x):
         # Caffe divides alpha by the window size, and the paper's network was Caffe's.

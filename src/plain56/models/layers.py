@@ -11,6 +11,9 @@ from plain56.errors import UserError
 
 # He et al. 2015 ("Delving deep into rectifiers"), equation 10: variance 2 / fan-in, not truncated.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+# For the last layer of VGG and GoogLeNet (Simonyan & Zisserman 2014, section 3.1, have it in all layers): the first losses are
+# then near ln(classes); without batch norm, the gradients of larger ones end the training before it begins.
+small_normal = nn.initializers.normal(0.01)
 
 
 class Output(NamedTuple):
@@ -75,14 +78,14 @@ def convolution(numerics, filters, size, strides=1, use_bias=False, taps=1.0, na
     )
 
 
-def dense(numerics, features, dtype=None, name=None):
+def dense(numerics, features, dtype=None, kernel_init=he_normal, name=None):
     """A fully-connected layer."""
-    return nn.Dense(features, kernel_init=he_normal, dtype=dtype, param_dtype=numerics.parameter_dtype, name=name)
+    return nn.Dense(features, kernel_init=kernel_init, dtype=dtype, param_dtype=numerics.parameter_dtype, name=name)
 
 
-def head(numerics, num_classes, x):
+def head(numerics, num_classes, x, kernel_init=he_normal):
     """The last layer, "head": logits in float32 whatever the activations are in (float64 where they are that)."""
-    return dense(numerics, num_classes, name="head")(x.astype(numerics.parameter_dtype))
+    return dense(numerics, num_classes, kernel_init=kernel_init, name="head")(x.astype(numerics.parameter_dtype))
 
 
 class BatchNorm(nn.BatchNorm):

@@ -8,8 +8,8 @@ convolutions with 64, 128, 256, 512 and 512 filters, each followed by a 2×2 poo
     with batch norm      132,868,840  –                  133,053,736  –              138,365,992  143,678,248
 
 Batch norm after every convolution is not in the paper, which is older; the convolutions keep their biases then, as in
-torchvision. Initialisation is He et al. 2015's, which trains all of these from scratch; the paper copied layers of A into the
-deeper ones.
+torchvision. Initialisation is He et al. 2015's, N(0, 0.01²) in the last layer, which trains all of these from scratch; the paper
+drew all from N(0, 0.01²) and copied layers of A into the deeper ones.
 """
 
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from plain56.models.layers import (
     he_normal,
     head,
     local_response_norm,
+    small_normal,
     taps_on_image,
 )
 
@@ -105,7 +106,7 @@ class VGG(nn.Module):
             if min(x.shape[1:3]) > 1:
                 x = nn.max_pool(x, (2, 2), (2, 2))
         if self.form == "small":
-            return Output(head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2))))
+            return Output(head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2)), small_normal))
         if self.form == "imagenet" and x.shape[1:3] != (MAP, MAP):
             raise UserError(
                 f"The images are {images.shape[1]}×{images.shape[2]} pixels; the fully-connected layers need 224×224, model.form "
@@ -116,4 +117,4 @@ class VGG(nn.Module):
         x = nn.relu(dense(self.numerics, HIDDEN, self.numerics.dtype, name="fc7")(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         # A linear layer and a mean over positions may change places.
-        return Output(head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2))))
+        return Output(head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2)), small_normal))
