@@ -267,10 +267,12 @@ def test_warns_when_the_loss_stays_at_that_of_guessing(tmp_path, tiny_config, mo
     config = digits.get_config("vgg11")
     config.train.update(tiny_config.train)
     config.train.batch_size = 8
+    config.data.examples_per_class = 3
     config.optimizer.schedule.warmup_steps = 2
     config.data.std = (1e5,)  # nothing of the images reaches the last layer
     train(config, tmp_path / "stuck")
-    assert caplog.text.count("After 4 steps the training loss is still 2.30") == 1
+    assert caplog.text.count("After 8 steps the training loss is still 2.30") == 1
     caplog.clear()
+    tiny_config.data.examples_per_class = 20
     train(tiny_config, tmp_path / "learns")
     assert "training loss" not in caplog.text

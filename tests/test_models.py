@@ -126,6 +126,7 @@ def test_listed_names_are_filtered():
         (("resnet20", 10), {"widths": (16, 32)}, "3 positive numbers"),
         (("resnet50", 10), {"bottleneck_stride": "5x5"}, "model.bottleneck_stride is '5x5'; allowed are 1x1, 3x3"),
         (("plain20", 10), {"zero_init": True}, "no gradient"),
+        (("resnet20", 10), {"zero_init": True, "pre_activation": True}, "allowed is one of them"),
         (("resnet20", 10), {"dropout": 0.5}, "model.dropout is 0.5, which resnet20 does not have"),
         (("vgg16", 10), {"dropout": 1.0}, "model.dropout is 1.0; allowed are numbers from 0"),
         (("vgg16", 10), {"form": "tiny"}, "model.form is 'tiny'; allowed are imagenet, dense, small"),

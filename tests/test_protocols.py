@@ -13,7 +13,7 @@ from plain56.errors import UserError
 from plain56.models import create_model
 from plain56.training import evaluate_run, train
 from plain56.training.evaluate import exact_batch_stats, measure_moments
-from plain56.training.protocols import dense_sides, evaluate_pictures, views
+from plain56.training.protocols import dense_sides, evaluate_pictures, for_any_size, views
 
 DATA = ConfigDict({"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.3)})
 
@@ -24,8 +24,8 @@ def pictures(shapes):
     return images, Pictures(np.arange(len(images)) % 3, lambda i: images[i], "picture {}".format)
 
 
-def network(**options):
-    model = create_model("resnet8", 3, widths=(4, 4, 8), **options)
+def network(name="resnet8", **options):
+    model = create_model(name, 3, **({"widths": (4, 4, 8)} | options))
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     # Statistics that matter, and logits that differ.
     spread = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.uniform(jax.random.key(leaf.size), leaf.shape), variables)
@@ -75,6 +75,17 @@ def test_totals_equal_a_direct_computation(protocol, sides):
     assert int(totals.examples) == 6
 
 
+def test_a_small_vgg_keeps_its_pools_on_larger_pictures():
+    model = create_model("vgg11", 3, form="small")
+    larger = for_any_size(model, (8, 8, 3))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+
+    def pools(images):
+        return str(jax.make_jaxpr(lambda: larger.apply(variables, images))()).count("reduce_window_max")
+
+    assert [pools(jnp.zeros((1, size, size, 3))) for size in (8, 18, 64)] == [3, 3, 3]
+
+
 def test_pictures_that_cannot_be_read_are_left_out():
     images, split = pictures([(16, 16, 3)] * 30)
     model, variables = network()
@@ -84,11 +95,12 @@ def test_pictures_that_cannot_be_read_are_left_out():
     assert int(evaluate_pictures(model, variables, split, DATA, "centre", 14).examples) == 29
 
 
-@pytest.mark.parametrize("pre_activation", [False, True])
-def test_exact_statistics_are_those_of_one_big_batch(pre_activation):
+@pytest.mark.parametrize("name", ["resnet8", pytest.param("googlenet_bn", marks=pytest.mark.slow)])
+def test_exact_statistics_are_those_of_one_big_batch(name):
     # 21 images in batches of 8: the last one is not full.
     images = np.random.default_rng(0).integers(0, 256, (21, 8, 8, 3), dtype=np.uint8)
-    model, variables = network(momentum=0.0, pre_activation=pre_activation)
+    options = {"pre_activation": True} if name == "resnet8" else {"widths": None, "form": "small", "dropout": 0.0}
+    model, variables = network(name, momentum=0.0, **options)
     measure = functools.partial(
         measure_moments, model=model, batch_size=8, data=DATA, place_batch=lambda batch: batch, params=variables["params"]
     )
@@ -96,8 +108,11 @@ def test_exact_statistics_are_those_of_one_big_batch(pre_activation):
     found, passes = exact_batch_stats(variables["batch_stats"], jax.jit(lambda stats: measure(batch_stats=stats, split=split)))
     x = (images / 255 - np.array(DATA.mean)) / np.array(DATA.std)
     _, changes = jax.jit(lambda: model.apply(variables, x.astype(np.float32), train=True, mutable=["batch_stats"]))()
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, changes["batch_stats"])
-    assert passes <= 8  # seven layers with batch norm, and a pass in which nothing changes
+    for part, expected in changes["batch_stats"].items():
+        if part.startswith("auxiliary"):  # evaluation does without
+            expected = variables["batch_stats"][part]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6), found[part], expected)
+    assert passes <= (8 if name == "resnet8" else 60)  # one for each layer with batch norm, and one in which nothing changes
 
 
 def test_a_run_is_evaluated_by_every_protocol(tmp_path, tiny_config):

@@ -63,7 +63,7 @@ class _Alone(nn.Module):
 def _reductions(model, row, input_shape):
     single, _, size3, _, size5, pooled = INCEPTIONS[row.name.removeprefix("inception")]
     large = 3 if model.normalise else 5
-    naive = Inception((single, 0, size3, 0, size5, pooled), large, model.normalise, model.numerics)
+    naive = Inception((single, 0, size3, 0, size5, pooled), large, normalise=model.normalise, numerics=model.numerics)
     (without,) = complexity.stages(_Alone(naive), input_shape)
     return Saving(row.name, row.parameters, without.parameters, row.multiply_adds, without.multiply_adds)
 

@@ -73,13 +73,14 @@ def load_dataset(data):
 
 
 def open_test_split(data):
-    """The test split's `Pictures`, each of its own size, unread; raises as `load_dataset`."""
+    """The test split's `Pictures`, each of its own size, and the names of the classes; raises as `load_dataset`."""
     keys = ("name", "dir", "train_split", "test_split", "test_share")
-    return _open(seed=data.split_seed, **{key: data[key] for key in keys})[1]
+    _, test, class_names = _open(seed=data.split_seed, test_alone=True, **{key: data[key] for key in keys})
+    return test, class_names
 
 
-def _open(*, name, dir, train_split, test_split, test_share, seed):
-    """The pictures to train and to test on, and the names of the classes."""
+def _open(*, name, dir, train_split, test_split, test_share, seed, test_alone=False):
+    """The pictures to train and to test on, and the names of the classes; of TFDS's, one may do without the first."""
     if name == "digits":
         if (train_split, test_split) != ("train", "test"):
             raise UserError(f"The digits have the splits 'train' and 'test' alone; given are {train_split!r} and {test_split!r}.")
@@ -93,7 +94,9 @@ def _open(*, name, dir, train_split, test_split, test_share, seed):
     else:
         path = Path(dir or os.environ.get("TFDS_DATA_DIR") or DEFAULT_DATA_DIR).expanduser().absolute()
         try:
-            train, test, class_names = _tfds(name, path, train_split, test_split)
+            splits = {"data.train_split": train_split, "data.test_split": test_split}
+            *train, test, class_names = _tfds(name, path, dict(list(splits.items())[test_alone:]))
+            train = train[0] if train else None
         except UserError:
             raise
         except Exception as error:  # of many kinds, where its files are damaged
@@ -301,8 +304,11 @@ def _files(by_class):
     return Pictures(labels, lambda i: files[i].read_bytes(), lambda i: str(files[i]))
 
 
-def _tfds(name, folder, train_split, test_split):
-    """A TFDS set; one that lies prepared in `folder` needs no TensorFlow to be read."""
+def _tfds(name, folder, wanted):
+    """The splits of a TFDS set that are `wanted`, by config key, and its classes.
+
+    One that lies prepared in `folder` needs no TensorFlow to be read.
+    """
     import tensorflow_datasets as tfds
 
     try:
@@ -323,7 +329,7 @@ def _tfds(name, folder, train_split, test_split):
             f"ClassLabel in each example, and there is {found or 'neither'}."
         )
     splits = []
-    for key, split in (("data.train_split", train_split), ("data.test_split", test_split)):
+    for key, split in wanted.items():
         try:
             skip = {other: tfds.decode.SkipDecoding() for other in features if other != label_key}
             source = builder.as_data_source(split, decoders=skip)

@@ -93,8 +93,8 @@ class BatchNorm(nn.BatchNorm):
 
     def __call__(self, x):
         if self.is_mutable_collection("moments") and not self.is_initializing():
-            self.put_variable("moments", "mean", jnp.mean(x, axis=(0, 1, 2), dtype=jnp.float32))
-            self.put_variable("moments", "var", jnp.var(x, axis=(0, 1, 2), dtype=jnp.float32))
+            self.put_variable("moments", "mean", jnp.mean(x, axis=(0, 1, 2), dtype=self.param_dtype))
+            self.put_variable("moments", "var", jnp.var(x, axis=(0, 1, 2), dtype=self.param_dtype))
         return super().__call__(x)
 
 

@@ -122,6 +122,11 @@ def _resnet(
         raise UserError(
             "model.zero_init is True; a plain network whose last scales are zero has no gradient, so allowed is False."
         )
+    if pre_activation and zero_init:
+        raise UserError(
+            "model.pre_activation and model.zero_init are True; the norm at zero would stand before the last convolution, which "
+            "then has no gradient, so allowed is one of them."
+        )
     return resnet.ResNet(
         blocks=resnet.IMAGENET_BLOCKS[depth] if form == "imagenet" else ((depth - 2) // 6,) * 3,
         num_classes=num_classes,

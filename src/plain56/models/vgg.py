@@ -67,6 +67,11 @@ class FullyConnectedMap(nn.Module):
         return y + bias.reshape(1, 1, 1, -1)
 
 
+def possible_pools(image_shape):
+    """How many of the pools leave something of an image `(H, W, C)`."""
+    return min(len(WIDTHS), min(image_shape[:2]).bit_length() - 1)
+
+
 class VGG(nn.Module):
     """A VGG network.
 
@@ -79,6 +84,7 @@ class VGG(nn.Module):
         form: "imagenet" takes images of 224 pixels. "dense" is the same network with the same parameters, its
             fully-connected layers read as convolutions, for images of any size from 224: logits are means over positions.
             "small" leaves out pools that would leave nothing, and has a global average and one layer for a head.
+        pools: of the small form: how many there are; 0 for as many as the images allow.
         dropout: of both hidden fully-connected layers.
     """
 
@@ -87,6 +93,7 @@ class VGG(nn.Module):
     normalise: bool = False
     respond: bool = False
     form: str = "imagenet"
+    pools: int = 0
     dropout: float = 0.5
     numerics: Numerics = Numerics()
 
@@ -94,6 +101,7 @@ class VGG(nn.Module):
     def __call__(self, images, train=False):
         check_image_size(images, {"small": 1}.get(self.form, 32 * MAP))
         x = images.astype(self.numerics.dtype)
+        pools = (self.pools or possible_pools(images.shape[1:])) if self.form == "small" else len(WIDTHS)
         for block, (sizes, filters) in enumerate(zip(self.configuration, WIDTHS, strict=True), start=1):
             for i, size in enumerate(sizes, start=1):
                 taps = taps_on_image(size, x) if self.form == "small" else 1.0
@@ -103,7 +111,7 @@ class VGG(nn.Module):
                 x = nn.relu(x)
                 if self.respond and (block, i) == (1, 1):
                     x = local_response_norm(x, size=5, alpha=1e-4, beta=0.75, k=2.0)  # Krizhevsky et al. 2012's constants
-            if min(x.shape[1:3]) > 1:
+            if block <= pools:
                 x = nn.max_pool(x, (2, 2), (2, 2))
         if self.form == "small":
             return Output(head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2)), small_normal))

@@ -25,31 +25,38 @@ def evaluate(params, batch_stats, split, *, model, batch_size, data, place_batch
 def measure_moments(params, batch_stats, split, *, model, batch_size, data, place_batch):
     """Mean and variance of the input of every batch norm over the resident `split`, without augmentation.
 
-    The network runs in evaluation mode, normalising by the given `batch_stats`, and the result has their shapes.
+    The network runs in evaluation mode, normalising by the given `batch_stats`, and the result has their shapes. Norms that
+    evaluation leaves out, those of auxiliary heads, keep what was given.
     """
-    examples = split.labels.shape[0]
+    examples, given = split.labels.shape[0], traverse_util.flatten_dict(batch_stats)
 
     def weighted(images):
-        """The means and the mean squares of a batch, times its share of the examples."""
+        """A batch's deviations from the given means, and its mean squares around these, times its share of the examples."""
         variables = {"params": params, "batch_stats": batch_stats}
         moments = model.apply(variables, images, train=False, mutable=["moments"])[1]["moments"]
-        flat = traverse_util.flatten_dict(moments)
-        squares = {path: value + flat[(*path[:-1], "mean")] ** 2 for path, value in flat.items() if path[-1] == "var"}
-        return jax.tree.map(lambda value: value * (images.shape[0] / examples), flat | squares)
+        sums = {}
+        for path, value in traverse_util.flatten_dict(moments).items():
+            if path[-1] == "mean":
+                variance_path = (*path[:-1], "var")
+                sums[path] = value - given[path]
+                sums[variance_path] = traverse_util.flatten_dict(moments)[variance_path] + sums[path] ** 2
+        return jax.tree.map(lambda value: value * (images.shape[0] / examples), sums)
 
-    def body(sums, number):
-        batch = place_batch(evaluation_batch(split, number, batch_size, data))
-        return jax.tree.map(jnp.add, sums, weighted(batch.images)), None
+    def batch(number):
+        return place_batch(evaluation_batch(split, number, batch_size, data)).images
 
     batches, rest = divmod(examples, batch_size)
-    sums = jax.tree.map(jnp.zeros_like, traverse_util.flatten_dict(batch_stats))
-    sums, _ = jax.lax.scan(body, sums, jnp.arange(batches, dtype=jnp.int32))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(lambda: weighted(batch(0))))
+    numbers = jnp.arange(batches, dtype=jnp.int32)
+    sums, _ = jax.lax.scan(lambda sums, i: (jax.tree.map(jnp.add, sums, weighted(batch(i))), None), zeros, numbers)
     if rest:
         last = weighted(normalise(split.images[-rest:], data.mean, data.std))
         sums = jax.tree.map(jnp.add, sums, last)
-    return traverse_util.unflatten_dict(
-        {path: value - sums[(*path[:-1], "mean")] ** 2 if path[-1] == "var" else value for path, value in sums.items()}
-    )
+    found = {
+        path: jnp.maximum(0, value - sums[(*path[:-1], "mean")] ** 2) if path[-1] == "var" else given[path] + value
+        for path, value in sums.items()
+    }
+    return traverse_util.unflatten_dict(given | found)
 
 
 def exact_batch_stats(batch_stats, measure):
@@ -62,8 +69,9 @@ def exact_batch_stats(batch_stats, measure):
         batch_stats: to begin with.
         measure: `batch_stats -> moments`, as `measure_moments`.
     """
+    layers = sum(leaf.size // leaf.shape[-1] for leaf in jax.tree.leaves(batch_stats)) // 2
     passes, settled = 0, False
-    while not settled:
+    while not settled and passes <= layers:
         before, batch_stats, passes = batch_stats, measure(batch_stats), passes + 1
         pairs = zip(*(jax.tree.leaves(jax.device_get(tree)) for tree in (before, batch_stats)), strict=True)
         settled = all(np.abs(new - old).max() <= 1e-6 * np.abs(new).max() for old, new in pairs)

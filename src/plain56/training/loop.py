@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from plain56 import parallel, runs
 from plain56.config import build_model, check, from_json, last_step
 from plain56.data import Split, load_dataset, open_test_split
 from plain56.errors import UserError
 from plain56.models import parse_name
-from plain56.models.vgg import VGG
 from plain56.training import checkpoints, protocols
 from plain56.training.evaluate import evaluate, exact_batch_stats, measure_moments
 from plain56.training.schedules import make_schedule
@@ -35,7 +35,7 @@ from plain56.training.step import Totals, train_step, train_steps
 CALL_SECONDS = 10
 # Beside JAX's own: the compiler's flags, and the width of its thread pool.
 VARIABLES = ("XLA_FLAGS", "NPROC")
-# By then a network that learns at all has left the loss of guessing, ln(classes), by more than this share.
+# So many steps after the warm-up, and not before one epoch, a network that learns has left the loss of guessing by this share.
 STUCK_STEPS = 300
 STUCK_SHARE = 0.01
 
@@ -149,17 +149,16 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None):
         if run.status().state in runs.ENDED:
             return run.status()
         experiment = prepare(config)
-        before = run.environment().get("data", experiment.data)
-        if before != experiment.data:
-            keys = [key for key, new in experiment.data.items() if before.get(key) != new]
-            changes = ", ".join(f"{key} ({before.get(key)} then, {experiment.data[key]} now)" for key in keys)
-            raise UserError(f"The data set has changed since {run.path} began: {changes}; needed is the same data.")
-        if config.train.warm_start and not _has_checkpoint(run):
+        _check_data(run, experiment.data)
+        warm = config.train.warm_start and not _has_checkpoint(run)
+        if warm:
             experiment = _warm_start(config, experiment)
         run.write_config(config.to_dict())
         run.write_environment(_environment() | {"data": experiment.data})
         try:
             with closing(checkpoints.open_checkpoints(run.checkpoints)) as manager:
+                if warm:  # the other run may go on, so what was taken from it is kept
+                    checkpoints.save(manager, 0, experiment.initial)
                 return _train(config, experiment, run, manager, on_progress)
         except UserError:
             raise
@@ -170,6 +169,14 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None):
         except BaseException as error:
             run.write_status(run.status()._replace(state="failed", reason=f"{type(error).__name__}: {error}".strip(": ")[:500]))
             raise
+
+
+def _check_data(run, found):
+    """Raises UserError where what was found of the data set differs from what the run began with."""
+    before = run.environment().get("data", found)
+    changes = ", ".join(f"{key} ({before.get(key)} then, {new} now)" for key, new in found.items() if before.get(key) != new)
+    if changes:
+        raise UserError(f"The data set has changed since {run.path} began: {changes}; needed is the same data.")
 
 
 def _has_checkpoint(run):
@@ -188,7 +195,12 @@ def load_run(path):
     run = runs.read_run(path)
     if not _has_checkpoint(run):
         raise UserError(f"The run {run.path} has no checkpoint yet.")
-    config, data = from_json(run.config()), run.environment()["data"]
+    config, data = from_json(run.config()), run.environment().get("data", {})
+    check(config)
+    if not {"image_shape", "class_names"} <= data.keys():
+        raise UserError(
+            f"{run.path / 'environment.json'} does not say what data the run has; another version may have written it."
+        )
     image_shape = tuple(data["image_shape"])
     model = build_model(config, len(data["class_names"]))
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.steps))
@@ -207,8 +219,8 @@ def _initial(model, optimizer, config, image_shape):
 def _warm_start(config, experiment):
     """The experiment, begun with the layers that its network shares with that of the run `train.warm_start`.
 
-    Simonyan & Zisserman 2014, section 3.1, began deeper networks with the first four convolutions and the fully-connected
-    layers of VGG-11.
+    All of them: Simonyan & Zisserman 2014, section 3.1, began deeper networks with the first four convolutions and the
+    fully-connected layers of VGG-11, and drew the others anew.
     """
     source = load_run(config.train.warm_start)
     state, totals = experiment.initial
@@ -223,13 +235,16 @@ def _warm_start(config, experiment):
     return experiment._replace(initial=(state.replace(params=params, batch_stats=batch_stats), totals))
 
 
-def _warn_if_stuck(loss, num_classes, step):
-    if abs(loss / math.log(num_classes) - 1) < STUCK_SHARE:
+def _warn_if_stuck(loss, labels, step):
+    counts = np.bincount(jax.device_get(labels))
+    shares = counts[counts > 0] / counts.sum()
+    guessing = -(shares * np.log(shares)).sum()
+    if abs(loss / guessing - 1) < STUCK_SHARE:
         logger.warning(
-            "After %d steps the training loss is still %.3f, that of guessing among %d classes (ln %d): it does not learn. "
-            "Without batch norm, too small an initialisation or a wrong rate does this; try a lower optimizer.learning_rate, the "
-            "network with batch norm, or a train.warm_start from a shallower one.",
-            *(step, loss, num_classes, num_classes),
+            "After %d steps the training loss is still %.3f, and guessing by the classes' shares has %.3f (ln %d is %.3f): it "
+            "may not be learning. Without batch norm, too small an initialisation or a wrong rate does this; try a lower "
+            "optimizer.learning_rate, the network with batch norm, or a train.warm_start from a shallower one.",
+            *(step, loss, guessing, len(shares), math.log(len(shares))),
         )
 
 
@@ -247,8 +262,9 @@ def _train(config, experiment, run, manager, on_progress):
     splits = {"train_clean": experiment.train, "validation": experiment.validation, "test": experiment.test}
     intervals = {split: options.evaluate_every for split in splits} | {"train_clean": options.evaluate_train_every}
     evaluated = {split: interval for split, interval in intervals.items() if interval and splits[split]}
-    num_classes = len(experiment.data["class_names"])
-    watching = step < STUCK_STEPS
+    epoch_steps = experiment.data["train"] // options.batch_size
+    watch_step = max(config.optimizer.schedule.warmup_steps + STUCK_STEPS, epoch_steps)
+    watching = step < watch_step
     on_progress(0.0, 0.0)
 
     with run.open_log(step, time.time() - status.seconds) as log, postponed_interrupts() as interrupts:
@@ -291,9 +307,9 @@ def _train(config, experiment, run, manager, on_progress):
                 rates = {"learning_rate": float(experiment.schedule(reached - 1)), "images_per_second": rate}
                 means = totals.means()
                 record("train", means | rates)
-                if watching and reached >= STUCK_STEPS:
+                if watching and reached >= watch_step:
                     watching = False
-                    _warn_if_stuck(means["loss"], num_classes, reached)
+                    _warn_if_stuck(means["loss"], experiment.train.labels, reached)
                 totals = jax.tree.map(lambda total: total * 0, totals)
             if diverged:
                 reason = f"the update at step {reached} gave a loss, parameters or statistics that are not finite"
@@ -331,32 +347,33 @@ def evaluate_run(workdir, protocol=None, sides=(), exact_statistics=False, on_pr
         UserError: no run there, no checkpoint, or a protocol that does not fit it.
     """
     config, model, state, image_shape = load_run(workdir)
+    run = runs.read_run(workdir)
     if sides and protocol != "dense":
         raise UserError("--side belongs to --protocol=dense, and is not allowed here.")
     if protocol and image_shape[0] != image_shape[1]:
         raise UserError(f"--protocol needs square images; this run's are {image_shape[0]}×{image_shape[1]} pixels.")
-    if exact_statistics:
-        if not state.batch_stats:
-            raise UserError(f"--exact_statistics is not allowed here: {config.model.name} has no batch norm.")
+    if exact_statistics and not state.batch_stats:
+        raise UserError(f"--exact_statistics is not allowed here: {config.model.name} has no batch norm.")
+    if exact_statistics or not protocol:
         experiment = prepare(config)
+        _check_data(run, experiment.data)
+    if exact_statistics:
         measure = functools.partial(experiment.measure_moments, state.params, split=experiment.train)
         batch_stats, passes = exact_batch_stats(state.batch_stats, measure)
         logger.info("Batch statistics over the training split: exact after %d passes.", passes)
         state = state.replace(batch_stats=batch_stats)
     result = {"step": int(state.step), "split": "test"}
     if protocol:
-        if protocol == "dense":
-            sides = sides or protocols.dense_sides(parse_name(config.model.name)[0], image_shape[0])
-            result["sides"] = list(sides)
-            if isinstance(model, VGG) and model.form == "imagenet":
-                model = model.clone(form="dense")
-        pictures = open_test_split(config.data)
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        views = {"protocol": protocol, "size": image_shape[0], "sides": sides}
-        tested = protocols.evaluate_pictures(model, variables, pictures, config.data, **views, on_progress=on_progress)
         result["protocol"] = protocol
+        if protocol == "dense":
+            result["sides"] = list(sides or protocols.dense_sides(parse_name(config.model.name)[0], image_shape[0]))
+            model = protocols.for_any_size(model, image_shape)
+        pictures, class_names = open_test_split(config.data)
+        _check_data(run, {"class_names": list(class_names)})
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        views = {"protocol": protocol, "size": image_shape[0], "sides": result.get("sides", ())}
+        tested = protocols.evaluate_pictures(model, variables, pictures, config.data, **views, on_progress=on_progress)
     else:
-        experiment = prepare(config)
         tested = experiment.evaluate(state.params, state.batch_stats, experiment.test)
     return result | {"examples": int(tested.examples), **tested.means()}
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from plain56 import parallel
 from plain56.data import centre, leave_out, normalise, resize
+from plain56.models.vgg import VGG, possible_pools
 from plain56.training.step import count, example_losses
 
 PUBLISHED_SIZE = 224
@@ -35,6 +36,15 @@ def dense_sides(family, size):
 
 def _scaled(side, size):
     return round(side * size / PUBLISHED_SIZE)
+
+
+def for_any_size(model, image_shape):
+    """The network that was trained on images of `image_shape`, for pictures of other sizes: the same layers and pools."""
+    if not isinstance(model, VGG):
+        return model
+    if model.form == "small":
+        return model.clone(pools=possible_pools(image_shape))
+    return model.clone(form="dense")
 
 
 def views(picture, protocol, size, sides=()):
