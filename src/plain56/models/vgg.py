@@ -84,8 +84,8 @@ class VGG(nn.Module):
         form: "imagenet" takes images of 224 pixels. "dense" is the same network with the same parameters, its
             fully-connected layers read as convolutions, for images of any size from 224: logits are means over positions.
             "small" leaves out pools that would leave nothing, and has a global average and one layer for a head.
-        pools: of the small form: how many there are; 0 for as many as the images allow.
         dropout: of both hidden fully-connected layers.
+        pools: of the small form: how many there are; 0 for as many as the images allow.
     """
 
     configuration: tuple
@@ -93,9 +93,9 @@ class VGG(nn.Module):
     normalise: bool = False
     respond: bool = False
     form: str = "imagenet"
-    pools: int = 0
     dropout: float = 0.5
     numerics: Numerics = Numerics()
+    pools: int = 0
 
     @nn.compact
     def __call__(self, images, train=False):
