@@ -29,16 +29,18 @@ def measure_moments(params, batch_stats, split, *, model, batch_size, data, plac
     evaluation leaves out, those of auxiliary heads, keep what was given.
     """
     examples, given = split.labels.shape[0], traverse_util.flatten_dict(batch_stats)
+    # Deviations from the given means do not cancel. Where those overflowed, because layers before were far off, zero will do.
+    centres = jax.tree.map(lambda mean: jnp.where(jnp.isfinite(mean), mean, 0), given)
 
     def weighted(images):
-        """A batch's deviations from the given means, and its mean squares around these, times its share of the examples."""
+        """A batch's deviations from the centres, and its mean squares around these, times its share of the examples."""
         variables = {"params": params, "batch_stats": batch_stats}
         moments = model.apply(variables, images, train=False, mutable=["moments"])[1]["moments"]
         sums = {}
         for path, value in traverse_util.flatten_dict(moments).items():
             if path[-1] == "mean":
                 variance_path = (*path[:-1], "var")
-                sums[path] = value - given[path]
+                sums[path] = value - centres[path]
                 sums[variance_path] = traverse_util.flatten_dict(moments)[variance_path] + sums[path] ** 2
         return jax.tree.map(lambda value: value * (images.shape[0] / examples), sums)
 
@@ -53,7 +55,7 @@ def measure_moments(params, batch_stats, split, *, model, batch_size, data, plac
         last = weighted(normalise(split.images[-rest:], data.mean, data.std))
         sums = jax.tree.map(jnp.add, sums, last)
     found = {
-        path: jnp.maximum(0, value - sums[(*path[:-1], "mean")] ** 2) if path[-1] == "var" else given[path] + value
+        path: jnp.maximum(0, value - sums[(*path[:-1], "mean")] ** 2) if path[-1] == "var" else centres[path] + value
         for path, value in sums.items()
     }
     return traverse_util.unflatten_dict(given | found)
