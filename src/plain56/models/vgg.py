@@ -8,7 +8,7 @@ convolutions with 64, 128, 256, 512 and 512 filters, each followed by a 2×2 poo
     with batch norm      132,868,840  –                  133,053,736  –              138,365,992  143,678,248
 
 Batch norm after every convolution is not in the paper, which is older; the convolutions keep their biases then, as in
-torchvision. Initialisation is He et al. 2015's, N(0, 0.01²) in the last layer, which trains all of these from scratch; the paper
+torchvision. Initialisation is He et al. 2015's, N(0, 0.01²) in the last layer; the paper
 drew all from N(0, 0.01²) and copied layers of A into the deeper ones.
 """
 
