@@ -289,26 +289,26 @@ def _percent(fraction):
 
 
 def _print_table(title, rows):
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table(*rows[0], title=title)
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    # A pipe has no width; cutting columns there would lose numbers.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    _print_rows(Table(*rows[0], title=title), (map(str, row.values()) for row in rows))
 
 
 def _print_numbers(title, headers, rows):
     """Prints a table whose columns from the second on are aligned on the right. A narrow terminal folds cells, and cuts none."""
-    from rich.console import Console
     from rich.table import Column, Table
 
     first, *rest = headers
-    table = Table(Column(first, overflow="fold"), *(Column(header, justify="right", overflow="fold") for header in rest))
-    table.title = title
+    columns = Column(first, overflow="fold"), *(Column(header, justify="right", overflow="fold") for header in rest)
+    _print_rows(Table(*columns, title=title), rows)
+
+
+def _print_rows(table, rows):
+    from rich.console import Console
+
     for row in rows:
         table.add_row(*row)
+    # A pipe has no width; cutting columns there would lose numbers.
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 

@@ -35,13 +35,13 @@ def measure_moments(params, batch_stats, split, *, model, batch_size, data, plac
     def weighted(images):
         """A batch's deviations from the centres, and its mean squares around these, times its share of the examples."""
         variables = {"params": params, "batch_stats": batch_stats}
-        moments = model.apply(variables, images, train=False, mutable=["moments"])[1]["moments"]
-        sums = {}
-        for path, value in traverse_util.flatten_dict(moments).items():
+        _, changes = model.apply(variables, images, train=False, mutable=["moments"])
+        moments, sums = traverse_util.flatten_dict(changes["moments"]), {}
+        for path, value in moments.items():
             if path[-1] == "mean":
                 variance_path = (*path[:-1], "var")
                 sums[path] = value - centres[path]
-                sums[variance_path] = traverse_util.flatten_dict(moments)[variance_path] + sums[path] ** 2
+                sums[variance_path] = moments[variance_path] + sums[path] ** 2
         return jax.tree.map(lambda value: value * (images.shape[0] / examples), sums)
 
     def batch(number):
