@@ -1,4 +1,7 @@
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +10,7 @@ import pytest
 from jax import lax
 
 from plain56 import ops
-from plain56.ops import convolution
+from plain56.ops import convolution, native
 
 CASES = [
     # kernel, strides, padding, image
@@ -23,30 +26,79 @@ CASES = [
 ]
 
 
-def arrays(size, strides, padding, image, dtype):
+def arrays(size, strides, padding, image, dtype, channels=(3, 5), images=2):
     generator = np.random.default_rng(0)
     height, width = ((n + sum(p) - size) // s + 1 for n, p, s in zip(image, padding, strides, strict=True))
-    shapes = (2, *image, 3), (size, size, 3, 5), (2, height, width, 5)
+    shapes = (images, *image, channels[0]), (size, size, *channels), (images, height, width, channels[1])
     return [jnp.asarray(generator.normal(size=shape), dtype) for shape in shapes]
 
 
+def reference(x, w, strides, padding):
+    return lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+@pytest.fixture
+def lanes(monkeypatch):
+    """The native convolution, though this process has two devices."""
+    if native.load() == 0:
+        pytest.skip("there is no C++ compiler here")
+    monkeypatch.setattr(native, "lanes", native.load)
+    return native.load()
+
+
+def agree(x, w, g, strides, padding, compute=None):
+    with jax.enable_x64(True):
+        doubles = [jnp.asarray(array, jnp.float64) for array in (x, w, g)]
+        y, pull_back = jax.vjp(functools.partial(reference, strides=strides, padding=padding), *doubles[:2])
+        expected = [np.asarray(array) for array in (y, *pull_back(doubles[2]))]
+    compute = compute or functools.partial(ops.convolve, strides=strides, padding=padding)
+    ours, our_pull_back = jax.vjp(compute, x, w)
+    for mine, theirs in zip((ours, *our_pull_back(g)), expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=3e-6 * abs(theirs).max() + 1e-6)
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_on_both_paths_equal_lax_autodiff(case):
+def test_portable_convolution_and_gradients_equal_lax(case):
     _, strides, padding, _ = case
     x, w, g = arrays(*case, jnp.float32)
+    agree(x, w, g, strides, padding)
+    for ours, theirs in zip(
+        convolution._xla_gradients(strides, padding, x, w, g),
+        jax.vjp(functools.partial(reference, strides=strides, padding=padding), x, w)[1](g),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours, theirs)
 
-    def reference(x, w):
-        return lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
-    y, pull_back = jax.vjp(reference, x, w)
-    np.testing.assert_array_equal(ops.convolve(x, w, strides, padding), y)
-    for gradients in (convolution._cpu_gradients, convolution._native_gradients):
-        for ours, theirs in zip(gradients(strides, padding, x, w, g), pull_back(g), strict=True):
-            np.testing.assert_allclose(ours, theirs, atol=2e-6 * float(jnp.abs(theirs).max()) + 1e-6)
+@pytest.mark.parametrize("channels", [(3, 1), (2, 3)])
+@pytest.mark.parametrize("case", CASES)
+def test_native_convolution_and_gradients_equal_lax(case, channels, lanes):
+    _, strides, padding, _ = case
+    into, out = channels
+    # Three input channels as in the first layer, whose own gradient is then the portable one.
+    x, w, g = arrays(*case, jnp.float32, (into if into == 3 else into * lanes, out * lanes))
+    agree(x, w, g, strides, padding)
+
+
+@pytest.mark.parametrize(
+    ("size", "image", "images", "channels"),
+    [
+        (3, (300, 40), 1, (1, 2)),  # bands of rows
+        (3, (6, 5), 67, (1, 1)),  # several images at a time
+        (3, (2, 2), 67, (4, 4)),  # one position of many images at a time
+        (3, (4, 4), 3, (20, 8)),  # more input channels than one pass takes
+        (3, (7, 7), 8, (12, 40)),  # a kernel that is shared out among the tasks
+        (1, (9, 30), 5, (30, 3)),
+    ],
+)
+def test_native_convolution_equals_lax_however_the_work_is_cut(size, image, images, channels, lanes):
+    padding = ((size // 2, size // 2),) * 2
+    x, w, g = arrays(size, (1, 1), padding, image, jnp.float32, [count * lanes for count in channels], images)
+    agree(x, w / 10, g, (1, 1), padding)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_on_both_paths_equal_finite_differences(case):
+def test_gradients_equal_finite_differences(case):
     _, strides, padding, _ = case
     with jax.enable_x64(True):
         x, w, g = arrays(*case, jnp.float64)
@@ -57,29 +109,65 @@ def test_gradients_on_both_paths_equal_finite_differences(case):
             return jnp.vdot(g, ops.convolve(x + step * directions[0], w + step * directions[1], strides, padding))
 
         measured = (along(1e-4) - along(-1e-4)) / 2e-4
-        for gradients in (convolution._cpu_gradients, convolution._native_gradients):
+        for gradients in (convolution._cpu_gradients, convolution._xla_gradients):
             predicted = sum(map(jnp.vdot, gradients(strides, padding, x, w, g), directions))
             np.testing.assert_allclose(predicted, measured, rtol=1e-8)
 
 
-def test_gradients_are_the_same_in_a_scan_and_under_vmap():
+@pytest.mark.parametrize("way", ["native", "portable"])
+def test_gradients_are_the_same_in_a_scan_and_under_vmap(way, request):
+    channels = (16, 16) if way == "native" and request.getfixturevalue("lanes") else (3, 5)
     strides, padding = (1, 1), ((1, 1), (1, 1))
-    x, w, g = arrays(3, strides, padding, (8, 8), jnp.float32)
+    x, w, g = arrays(3, strides, padding, (8, 8), jnp.float32, channels)
 
-    def gradients(x):
-        return jax.vjp(functools.partial(ops.convolve, strides=strides, padding=padding), x, w)[1](g)
+    def gradients(x, w):
+        y, pull_back = jax.vjp(functools.partial(ops.convolve, strides=strides, padding=padding), x, w)
+        return y, *pull_back(g)
 
-    stacked = jnp.stack([x, -2 * x])
-    expected = [jnp.stack(pair) for pair in zip(gradients(x), gradients(-2 * x), strict=True)]
-    scanned = lax.scan(lambda _, x: (None, gradients(x)), None, stacked)[1]
-    for loop in (scanned, jax.vmap(gradients)(stacked)):
+    pairs = jnp.stack([x, -2 * x]), jnp.stack([w, 3 * w])
+    expected = [jnp.stack(pair) for pair in zip(gradients(x, w), gradients(-2 * x, 3 * w), strict=True)]
+    scanned = lax.scan(lambda _, pair: (None, gradients(*pair)), None, pairs)[1]
+    for loop in (scanned, jax.vmap(gradients)(*pairs)):
         for ours, theirs in zip(loop, expected, strict=True):
-            np.testing.assert_allclose(ours, theirs, atol=1e-4)
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6 * float(jnp.abs(theirs).max()))
 
 
-@pytest.mark.parametrize(("platform", "native"), [("cpu", False), ("cuda", True), ("tpu", True)])
-def test_platform_decides_when_lowering(platform, native):
-    x, w, g = arrays(3, (1, 1), ((1, 1), (1, 1)), (8, 8), jnp.float32)
-    gradients = jax.jit(lambda x, w: jax.vjp(lambda x, w: ops.convolve(x, w, (1, 1), ((1, 1), (1, 1))), x, w)[1](g))
-    program = gradients.trace(x, w).lower(lowering_platforms=(platform,)).as_text()
-    assert ("dot_general" in program) != native
+@pytest.mark.parametrize(("platform", "written_out"), [("cpu", True), ("cuda", False), ("tpu", False)])
+def test_platform_decides_when_lowering(platform, written_out, lanes):
+    def program(channels):
+        x, w, g = arrays(3, (1, 1), ((1, 1), (1, 1)), (8, 8), jnp.float32, channels)
+        gradients = jax.jit(lambda x, w: jax.vjp(lambda x, w: ops.convolve(x, w, (1, 1), ((1, 1), (1, 1))), x, w)[1](g))
+        return gradients.trace(x, w).lower(lowering_platforms=(platform,)).as_text()
+
+    assert ("dot_general" in program((3, 5))) == written_out
+    assert (native.KERNEL_GRADIENT in program((lanes, lanes))) == written_out
+
+
+def test_without_a_compiler_the_portable_convolution_is_used(monkeypatch, caplog):
+    monkeypatch.setenv("CXX", "/nonexistent/c++")
+    assert native.load.__wrapped__() == 0
+    assert "no C++ compiler" in caplog.text
+
+
+BITS = """
+import hashlib, jax, jax.numpy as jnp, numpy as np
+from plain56 import ops
+from plain56.ops import native
+assert native.lanes()
+digest = hashlib.sha256()
+for images, side, channels in [(32, 32, 16), (48, 8, 64), (5, 7, 160)]:
+    x, w = (jax.random.normal(jax.random.key(0), shape) for shape in [(images, side, side, channels), (3, 3, channels, channels)])
+    y, pull_back = jax.vjp(lambda x, w: ops.convolve(x, w, (1, 1), ((1, 1), (1, 1))), x, w)
+    for array in (y, *pull_back(y)):
+        digest.update(np.asarray(array).tobytes())
+print(digest.hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_native_results_do_not_depend_on_the_number_of_threads(lanes):
+    def bits(threads):
+        environment = os.environ | {"NPROC": threads, "XLA_FLAGS": ""}
+        return subprocess.run([sys.executable, "-c", BITS], env=environment, check=True, capture_output=True, text=True).stdout
+
+    assert bits("1") == bits("2") == bits("5")

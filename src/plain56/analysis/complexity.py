@@ -151,6 +151,8 @@ class _Tracer:
         inner = parameters.get("jaxpr", parameters.get("call_jaxpr"))
         if kind == "scan":
             return self.repeat(parameters, operands, path)
+        if kind == "cond":  # one way for each platform; the last is XLA's own
+            return self.walk(parameters["branches"][-1].jaxpr, operands[1:], path)
         if inner:
             outputs = self.walk(getattr(inner, "jaxpr", inner), operands, path)
             if kind == "custom_jvp_call":  # a ReLU

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from plain56.models.layers import (
+    BatchNorm,
     Numerics,
     Output,
-    batch_norm,
     check_image_size,
     convolution,
     dense,
@@ -65,7 +65,7 @@ class ConvolutionUnit(nn.Module):
     def __call__(self, x, train):
         taps = taps_on_image(self.size, x) if self.small else 1.0
         x = convolution(self.numerics, self.filters, self.size, self.strides, not self.normalise, taps, name="conv")(x)
-        return nn.relu(batch_norm(self.numerics, train, name="norm")(x) if self.normalise else x)
+        return nn.relu(BatchNorm(self.numerics, train, name="norm")(x) if self.normalise else x)
 
 
 class Inception(nn.Module):

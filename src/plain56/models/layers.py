@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from plain56 import ops
 from plain56.errors import UserError
@@ -88,27 +89,36 @@ def head(numerics, num_classes, x, kernel_init=he_normal):
     return dense(numerics, num_classes, kernel_init=kernel_init, name="head")(x.astype(numerics.parameter_dtype))
 
 
-class BatchNorm(nn.BatchNorm):
-    """Flax's, which also tells the moments of its input: where the collection "moments" is mutable, `mean` and `var` [C]."""
+class BatchNorm(nn.Module):
+    """Batch normalisation over all images of the (global) batch and all positions; variables are named as in Flax's.
 
+    In training it normalises by the batch and updates the running `mean` and `var` [C]; in evaluation it normalises by these.
+    Where the collection "moments" is mutable, it also tells the moments of its input, `mean` and `var` [C].
+    """
+
+    numerics: Numerics
+    train: bool
+    scale_init: Any = nn.initializers.ones
+
+    @nn.compact
     def __call__(self, x):
+        shape, dtype = (x.shape[-1],), self.numerics.parameter_dtype
+        scale = self.param("scale", self.scale_init, shape, dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape, dtype)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
+        variance = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
         if self.is_mutable_collection("moments") and not self.is_initializing():
-            self.put_variable("moments", "mean", jnp.mean(x, axis=(0, 1, 2), dtype=self.param_dtype))
-            self.put_variable("moments", "var", jnp.var(x, axis=(0, 1, 2), dtype=self.param_dtype))
-        return super().__call__(x)
-
-
-def batch_norm(numerics, train, scale_init=nn.initializers.ones, name=None):
-    """Batch normalisation over all images of the (global) batch and all positions."""
-    return BatchNorm(
-        use_running_average=not train,
-        momentum=numerics.momentum,
-        epsilon=numerics.epsilon,
-        dtype=numerics.dtype,
-        param_dtype=numerics.parameter_dtype,
-        scale_init=scale_init,
-        name=name,
-    )
+            self.put_variable("moments", "mean", jnp.mean(x, axis=(0, 1, 2), dtype=dtype))
+            self.put_variable("moments", "var", jnp.var(x, axis=(0, 1, 2), dtype=dtype))
+        if not self.train:
+            factor = lax.rsqrt(variance.value + self.numerics.epsilon) * scale
+            return ops.affine(x, factor, bias - mean.value * factor).astype(x.dtype)
+        y, *batch = ops.batch_norm(x, scale, bias, self.numerics.epsilon)
+        if not self.is_initializing():
+            momentum = self.numerics.momentum
+            for running, new in zip((mean, variance), batch, strict=True):
+                running.value = momentum * running.value + (1 - momentum) * new
+        return y
 
 
 def max_pool(x, size, strides, padding=0):

@@ -23,9 +23,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from plain56.models.layers import (
+    BatchNorm,
     Numerics,
     Output,
-    batch_norm,
     check_image_size,
     convolution,
     head,
@@ -74,7 +74,7 @@ class Block(nn.Module):
         for i, (filters, size, strides) in enumerate(layers, start=1):
             last = i == len(layers)
             scale_init = nn.initializers.zeros if last and self.zero_init else nn.initializers.ones
-            norm = batch_norm(self.numerics, train, scale_init, name=f"norm{i}")
+            norm = BatchNorm(self.numerics, train, scale_init, name=f"norm{i}")
             conv = convolution(self.numerics, filters, size, strides, name=f"conv{i}")
             if self.pre_activation:
                 y = nn.relu(norm(y))
@@ -93,7 +93,7 @@ class Block(nn.Module):
         if self.shortcut == "C" or (self.shortcut == "B" and not same_shape):
             x = convolution(self.numerics, filters, 1, self.strides, name="shortcut_conv")(x)
             # With its own batch norm: an unnormalised projection drowns the residual. With pre-activation its input has one.
-            return x if self.pre_activation else batch_norm(self.numerics, train, name="shortcut_norm")(x)
+            return x if self.pre_activation else BatchNorm(self.numerics, train, name="shortcut_norm")(x)
         if same_shape:
             return x
         added = filters - x.shape[-1]
@@ -165,7 +165,7 @@ class ResNet(nn.Module):
         size, strides = (3, 1) if self.form == "cifar" else (7, 2)
         x = convolution(self.numerics, self.widths[0], size, strides, name="stem_conv")(x)
         if not self.pre_activation:
-            x = nn.relu(batch_norm(self.numerics, train, name="stem_norm")(x))
+            x = nn.relu(BatchNorm(self.numerics, train, name="stem_norm")(x))
         if self.form == "imagenet":
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         for stage, (blocks, filters) in enumerate(zip(self.blocks, self.widths, strict=True), start=1):
@@ -181,5 +181,5 @@ class ResNet(nn.Module):
             if blocks - alone:
                 x, _ = scan_blocks(self.block, blocks - alone, filters=filters, **fields, name=f"stage{stage}")(x, train)
         if self.pre_activation:
-            x = nn.relu(batch_norm(self.numerics, train, name="head_norm")(x))
+            x = nn.relu(BatchNorm(self.numerics, train, name="head_norm")(x))
         return Output(head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2))))

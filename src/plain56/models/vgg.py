@@ -18,9 +18,9 @@ from flax import linen as nn
 from plain56 import ops
 from plain56.errors import UserError
 from plain56.models.layers import (
+    BatchNorm,
     Numerics,
     Output,
-    batch_norm,
     check_image_size,
     convolution,
     dense,
@@ -107,7 +107,7 @@ class VGG(nn.Module):
                 taps = taps_on_image(size, x) if self.form == "small" else 1.0
                 x = convolution(self.numerics, filters, size, use_bias=True, taps=taps, name=f"block{block}_conv{i}")(x)
                 if self.normalise:
-                    x = batch_norm(self.numerics, train, name=f"block{block}_norm{i}")(x)
+                    x = BatchNorm(self.numerics, train, name=f"block{block}_norm{i}")(x)
                 x = nn.relu(x)
                 if self.respond and (block, i) == (1, 1):
                     x = local_response_norm(x, size=5, alpha=1e-4, beta=0.75, k=2.0)  # Krizhevsky et al. 2012's constants

@@ -1,8 +1,12 @@
-"""2-D convolution whose gradients are fast on a CPU too, also inside `lax.scan`.
+"""2-D convolution that is fast on a CPU too, forward and backward, also inside `lax.scan` and under `vmap`.
 
 XLA's own gradients of a small 3×3 convolution are 10 to 30 times slower on a CPU than its forward pass, and slower again
-inside a loop. Both gradients are therefore written out here and chosen by platform when a program is lowered: one traced
-program is right on every backend, and GPU and TPU keep the native convolution.
+inside a loop. There are therefore three ways, chosen by platform when a program is lowered, so that one traced program is right
+on every backend:
+
+    native      on a CPU: `convolution.cc`, for float32 and whole registers of output channels
+    portable    on a CPU otherwise: XLA's forward pass, and both gradients written out here
+    XLA's own   on GPU and TPU
 
 Shapes: images x [N, H, W, C], kernel w [kh, kw, C, D], output y and its gradient g [N, h, w, D], stride s, zero padding (lo, hi):
 
@@ -18,15 +22,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from plain56.ops import native
+
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
-def _native(x, w, strides, padding, input_dilation=(1, 1)):
+def _xla(x, w, strides, padding, input_dilation=(1, 1)):
     return lax.conv_general_dilated(x, w, strides, padding, lhs_dilation=input_dilation, dimension_numbers=DIMENSION_NUMBERS)
 
 
-def _native_gradients(strides, padding, x, w, g):
-    return jax.vjp(lambda x, w: _native(x, w, strides, padding), x, w)[1](g)
+def _xla_gradients(strides, padding, x, w, g):
+    return jax.vjp(lambda x, w: _xla(x, w, strides, padding), x, w)[1](g)
+
+
+def _is_native(array, channels):
+    """Whether `convolution.cc` makes results with so many channels from arrays like this one."""
+    return array.dtype == jnp.float32 and native.lanes() > 0 and channels % native.lanes() == 0
 
 
 def _input_gradient(strides, padding, x, w, g):
@@ -38,7 +49,7 @@ def _input_gradient(strides, padding, x, w, g):
         (k - 1 - lo, size + lo - 1 - (out - 1) * stride)
         for k, (lo, _), size, out, stride in zip((kh, kw), padding, x.shape[1:3], g.shape[1:3], strides, strict=True)
     ]
-    return _native(g, flipped, (1, 1), back, input_dilation=strides)
+    return _xla(g, flipped, (1, 1), back, input_dilation=strides)
 
 
 def _pad(array, top_bottom, left_right):
@@ -73,19 +84,41 @@ def _kernel_gradient(strides, padding, x, w, g):
     return jnp.einsum("np,nq->pq", patches.reshape(-1, kh * kw * c), g.reshape(-1, d)).reshape(w.shape)
 
 
+def _cpu_forward(strides, padding, x, w):
+    y = jax.eval_shape(lambda x, w: _xla(x, w, strides, padding), x, w)
+    if _is_native(x, y.shape[-1]):
+        return native.call(native.FORWARD, x, w, y.shape, strides, padding)
+    return _xla(x, w, strides, padding)
+
+
 def _cpu_gradients(strides, padding, x, w, g):
-    # The barrier keeps XLA from recomputing whole chains of batch norm and ReLU for every shifted copy.
-    x, g = lax.optimization_barrier((x, g))
-    return _input_gradient(strides, padding, x, w, g), _kernel_gradient(strides, padding, x, w, g)
+    if _is_native(x, g.shape[-1]):
+        dw = native.call(native.KERNEL_GRADIENT, x, g, w.shape, strides, padding)
+    else:
+        # The barrier keeps XLA from recomputing whole chains of batch norm and ReLU for every shifted copy.
+        x, g = lax.optimization_barrier((x, g))
+        dw = _kernel_gradient(strides, padding, x, w, g)
+    if _is_native(x, x.shape[-1]):
+        return native.call(native.INPUT_GRADIENT, g, w, x.shape, strides, padding), dw
+    return _input_gradient(strides, padding, x, w, g), dw
+
+
+def _forward(x, w, strides, padding):
+    return lax.platform_dependent(
+        x,
+        w,
+        cpu=functools.partial(_cpu_forward, strides, padding),
+        default=lambda x, w: _xla(x, w, strides, padding),
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve(x, w, strides, padding):
-    return _native(x, w, strides, padding)
+    return _forward(x, w, strides, padding)
 
 
-def _forward(x, w, strides, padding):
-    return _native(x, w, strides, padding), (x, w)
+def _save(x, w, strides, padding):
+    return _forward(x, w, strides, padding), (x, w)
 
 
 def _backward(strides, padding, saved, g):
@@ -93,11 +126,11 @@ def _backward(strides, padding, saved, g):
         *saved,
         g,
         cpu=functools.partial(_cpu_gradients, strides, padding),
-        default=functools.partial(_native_gradients, strides, padding),
+        default=functools.partial(_xla_gradients, strides, padding),
     )
 
 
-_convolve.defvjp(_forward, _backward)
+_convolve.defvjp(_save, _backward)
 
 
 def convolve(x, w, strides, padding):

@@ -57,7 +57,4 @@ def create_train_state(model, optimizer, seed, image_shape):
     """
     variables = model.init(jax.random.key(seed), jnp.zeros((1, *image_shape)))
     params = variables["params"]
-    # Flax starts the statistics in float32 whatever the parameters are in.
-    dtype = jnp.result_type(*jax.tree.leaves(params))
-    batch_stats = jax.tree.map(lambda leaf: leaf.astype(dtype), variables.get("batch_stats", {}))
-    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), optimizer.init(params))

@@ -1,0 +1,75 @@
+"""Batch normalisation by the moments of the batch, with its gradient written out.
+
+With M = N·H·W values of a channel, x̂ = (x − mean) / √(var + epsilon) and the output's gradient g:
+
+    y  = scale · x̂ + bias
+    dx = scale / √(var + epsilon) · (g − Σg / M − x̂ · Σ(g·x̂) / M),  dscale = Σ(g·x̂),  dbias = Σg
+
+(Ioffe & Szegedy 2015, section 3). Automatic differentiation finds the same, in more passes over the images.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def _sums(*arrays):
+    """The sum over all images and positions of each array [N, H, W, C]: [C]."""
+
+    def by_product(*arrays):
+        # XLA's reduction over leading axes is several times slower on a CPU than a product with ones.
+        flat = [array.reshape(-1, array.shape[-1]) for array in arrays]
+        return [jnp.ones((1, array.shape[0]), array.dtype) @ array for array in flat]
+
+    def by_reduction(*arrays):
+        return [jnp.sum(array, axis=(0, 1, 2))[None] for array in arrays]
+
+    return [total[0] for total in lax.platform_dependent(*arrays, cpu=by_product, default=by_reduction)]
+
+
+def affine(x, factor, offset):
+    """`x · factor + offset` for images [N, H, W, C] and vectors [C]."""
+    return x * factor[None, None, None] + offset[None, None, None]
+
+
+def _moments(x):
+    """Mean and biased variance [C] of images [N, H, W, C], in float32, or float64 where they are that."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    count = x.size // x.shape[-1]
+    mean, mean_square = (total / count for total in _sums(x, x * x))
+    return mean, jnp.maximum(mean_square - mean * mean, 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def batch_norm(x, scale, bias, epsilon):
+    """Normalises images [N, H, W, C] by their own moments.
+
+    Returns:
+        The normalised images in the dtype of `x`, and their mean and biased variance [C], through which no gradient flows.
+    """
+    return _normalise(x, scale, bias, epsilon)[0]
+
+
+def _normalise(x, scale, bias, epsilon):
+    mean, variance = _moments(x)
+    inverse = lax.rsqrt(variance + epsilon)
+    factor = inverse * scale
+    y = affine(x.astype(mean.dtype), factor, bias - mean * factor)
+    return (y.astype(x.dtype), mean, variance), (x, mean, inverse, scale)
+
+
+def _backward(epsilon, saved, gradients):
+    x, mean, inverse, scale = saved
+    dtype, count = x.dtype, x.size // x.shape[-1]
+    x, g = x.astype(mean.dtype), gradients[0].astype(mean.dtype)
+    dbias, products = _sums(g, g * x)
+    dscale = (products - mean * dbias) * inverse
+    factor = scale * inverse
+    slope = -factor * inverse * dscale / count
+    dx = affine(g, factor, -factor * dbias / count) + affine(x, slope, -slope * mean)
+    return dx.astype(dtype), dscale, dbias
+
+
+batch_norm.defvjp(_normalise, _backward)

@@ -1,0 +1,89 @@
+"""Convolutions on a CPU by `convolution.cc`, compiled by the machine's own C++ compiler at the first use."""
+
+import ctypes
+import functools
+import hashlib
+import importlib.metadata
+import logging
+import os
+import platform
+import subprocess
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from plain56.cache import cache_folder
+
+SOURCE = Path(__file__).with_name("convolution.cc")
+COMPILE = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-w")
+# Names of the functions in the source.
+FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT = "Convolution", "ConvolutionInputGradient", "ConvolutionKernelGradient"
+
+logger = logging.getLogger(__name__)
+
+
+def lanes():
+    """The number of floats in a register, of which output channels must be a multiple; 0 where there is no native convolution.
+
+    That is so off the CPU; where a process has several devices, since XLA would gather what is shared out among them; and where
+    the source cannot be compiled.
+    """
+    return load() if jax.default_backend() == "cpu" and jax.device_count() == 1 else 0
+
+
+@functools.cache
+def load():
+    """Compiles the source where that is new, makes its functions known to XLA, and returns the number of floats in a register.
+
+    Returns 0, and warns, where there is no compiler or it fails.
+    """
+    try:
+        library = ctypes.CDLL(str(_compile()))
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[0]
+        logger.warning("Training is slow on this CPU, since no C++ compiler could be used: %s", reason[:200])
+        return 0
+    for name in (FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT):
+        jax.ffi.register_ffi_target(_target(name), jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+    return library.Lanes()
+
+
+def call(name, a, b, shape, strides, padding):
+    """Calls a function of the source on two float32 arrays; `shape` is that of the result."""
+    low = np.array([low for low, _ in padding], np.int64)
+    result = jax.ShapeDtypeStruct(shape, np.float32)
+    function = jax.ffi.ffi_call(_target(name), result, vmap_method="broadcast_all")
+    return function(a, b, strides=np.array(strides, np.int64), padding=low)
+
+
+def _target(name):
+    return f"plain56.{name}"
+
+
+def _compile():
+    """The path of the compiled source, made anew for another source, compiler, jaxlib or processor."""
+    compiler = os.environ.get("CXX") or "c++"
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    parts = (SOURCE.read_text(), *COMPILE, version, importlib.metadata.version("jaxlib"), _processor())
+    key = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    path = cache_folder() / f"convolution-{key}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Several processes may do so at a time, and each may be killed.
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            part = Path(folder) / path.name
+            command = [compiler, *COMPILE, "-I", jax.ffi.include_dir(), str(SOURCE), "-o", str(part)]
+            subprocess.run(command, capture_output=True, text=True, check=True)
+            part.replace(path)
+    return path
+
+
+def _processor():
+    """What -march=native depends on: a home directory may be shared by different machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return [next((line for line in lines if line.startswith(key)), "") for key in ("flags", "Features", "model name")]
+    except OSError:
+        return [platform.machine(), platform.processor()]

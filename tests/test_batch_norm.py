@@ -1,0 +1,58 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from plain56 import ops
+from plain56.models.layers import BatchNorm, Numerics
+
+
+def arrays(dtype):
+    generator = np.random.default_rng(0)
+    x, g = (jnp.asarray(generator.normal(size=(6, 5, 4, 3)), dtype) for _ in range(2))
+    return 2 * x + 1, jnp.asarray([0.5, 1, -2], dtype), jnp.asarray([1, 0, 3], dtype), g
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("float64", 1e-13)])
+def test_values_and_gradients_equal_autodiff_of_flax(dtype, tolerance):
+    with jax.enable_x64(dtype == "float64"):
+        x, scale, bias, g = arrays(dtype)
+        theirs = nn.BatchNorm(use_running_average=False, dtype=dtype, param_dtype=dtype)
+        stats = {"mean": jnp.zeros(3, dtype), "var": jnp.ones(3, dtype)}
+
+        def flax(x, scale, bias):
+            variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": stats}
+            return theirs.apply(variables, x, mutable=["batch_stats"])[0]
+
+        y, pull_back = jax.vjp(flax, x, scale, bias)
+        ours, our_pull_back = jax.vjp(lambda *a: ops.batch_norm(*a, 1e-5)[0], x, scale, bias)
+        for mine, expected in zip((ours, *our_pull_back(g)), (y, *pull_back(g)), strict=True):
+            np.testing.assert_allclose(mine, expected, rtol=0, atol=tolerance * float(jnp.abs(expected).max()))
+
+
+def test_statistics_follow_flax_in_training_and_rule_in_evaluation():
+    x, *_ = arrays("float32")
+    ours, theirs = BatchNorm(Numerics(momentum=0.7), True), nn.BatchNorm(use_running_average=False, momentum=0.7)
+    variables = ours.init(jax.random.key(0), x)
+    assert jax.tree.all(jax.tree.map(np.array_equal, variables, theirs.init(jax.random.key(0), x)))
+    for _ in range(2):
+        changes = [layer.apply(variables, x, mutable=["batch_stats"])[1] for layer in (ours, theirs)]
+        jax.tree.map(lambda mine, expected: np.testing.assert_allclose(mine, expected, rtol=1e-6), *changes)
+        variables |= changes[0]
+    evaluated = [layer.apply(variables, x) for layer in (BatchNorm(Numerics(), False), nn.BatchNorm(use_running_average=True))]
+    np.testing.assert_allclose(*evaluated, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_images_have_float32_statistics():
+    x, scale, bias, g = arrays("float32")
+    y, mean, variance = ops.batch_norm(x.astype(jnp.bfloat16), scale, bias, 1e-5)
+    assert (y.dtype, mean.dtype, variance.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
+    np.testing.assert_allclose(y.astype(jnp.float32), ops.batch_norm(x, scale, bias, 1e-5)[0], rtol=2e-2, atol=2e-2)
+    (dx,) = jax.vjp(lambda x: ops.batch_norm(x, scale, bias, 1e-5)[0], x.astype(jnp.bfloat16))[1](g.astype(jnp.bfloat16))
+    assert dx.dtype == jnp.bfloat16
+
+
+def test_a_constant_channel_is_no_division_by_zero():
+    y, _, variance = ops.batch_norm(jnp.full((2, 3, 3, 1), 7.3), jnp.ones(1), jnp.zeros(1), 1e-5)
+    assert np.isfinite(y).all() and (variance >= 0).all()
