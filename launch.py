@@ -39,9 +39,10 @@ FAILED, MISTAKE, INTERRUPTED = 1, 2, 75
 
 
 def train(options, arguments):
-    from plain56 import training
+    from plain56 import machine, training
 
     config, workdir = _required(options, "config"), _required(options, "workdir")
+    machine.set_up()
     with _progress() as show:
         status = training.train(config, workdir, lambda share, rate: show(config.model.name, share, rate))
     if status.reason:
@@ -51,10 +52,11 @@ def train(options, arguments):
 
 
 def evaluate(options, arguments):
-    from plain56 import training
+    from plain56 import machine, training
 
     _refuse_config(options, "the run's own config")
     workdir, sides = _required(options, "workdir"), tuple(options.side or ())
+    machine.set_up()
     with _progress() as show:
         result = training.evaluate_run(
             workdir, options.protocol, sides, options.exact_statistics, lambda share: show("evaluate", share)
@@ -79,13 +81,14 @@ def sweep(options, arguments):
 
 def run_sweep(options):
     """Runs the sweep of --config in --workdir with a progress display, prints its summary as a table and returns the rows."""
-    from plain56 import sweeps
+    from plain56 import machine, sweeps
 
     elements, workdir = _elements(options), _required(options, "workdir")
     if options.index is not None and options.index >= len(elements):
         raise UserError(f"--index is {options.index}; allowed are 0 to {len(elements) - 1}.")
     if options.index is not None and options.workers > 1:
         raise UserError("--index runs one element, and --workers several at a time; allowed is one of them.")
+    machine.set_up()
     with _progress() as show:
         if options.workers > 1:
             command = [sys.executable, str(Path(__file__).resolve()), "sweep", f"--workdir={workdir}"]

@@ -29,13 +29,14 @@ def get_config():
     config.model = ConfigDict()
     config.model.name = "resnet20"
     config.model.dtype = "float32"  # of activations: float32 | bfloat16
-    # None: as published. The next five are plain and residual networks', the last three VGG's and GoogLeNet's.
+    # None: as published. The next six are plain and residual networks', the last three VGG's and GoogLeNet's.
     # A: identity with zero padding; B: projection where the shape changes; C: projection everywhere
     config.model.shortcut = placeholder(str)  # A in the CIFAR form, B in the ImageNet form
     config.model.widths = placeholder(tuple)  # filters of the stages: (16, 32, 64), or (64, 128, 256, 512) in the ImageNet form
     config.model.bottleneck_stride = placeholder(str)  # 1x1 (the paper's) | 3x3 (torchvision's, "v1.5")
     config.model.pre_activation = placeholder(bool)
     config.model.zero_init = placeholder(bool)  # the last scale of residual blocks begins at zero
+    config.model.remat = placeholder(bool)  # keep less for the backward pass and compute it anew: less memory, more time
     config.model.form = placeholder(str)  # imagenet | small; VGG: dense, too
     config.model.dropout = placeholder(float)  # 0.5 in VGG, 0.4 in googlenet, 0.2 in googlenet_bn
     config.model.auxiliary = placeholder(bool)  # GoogLeNet's heads in the middle

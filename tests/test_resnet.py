@@ -160,3 +160,23 @@ def test_bfloat16_computes_in_it_and_keeps_the_rest_in_float32():
     assert {leaf.dtype for leaf in jax.tree.leaves((variables, changes["batch_stats"]))} == {jnp.dtype("float32")}
     flat = traverse_util.flatten_dict(changes["intermediates"])
     assert flat["stem_norm", "__call__"][0].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("options", [{}, {"pre_activation": True}])
+def test_remat_gives_the_same_gradients_from_less_memory(options):
+    images = jax.random.normal(jax.random.key(1), (64, 8, 8, 3))
+
+    def compiled(remat):
+        model = create_model("resnet38", 10, remat=remat, **options)
+        variables = model.init(jax.random.key(0), images)
+
+        def loss(params):
+            output, changes = model.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
+            return jnp.sum(output.logits**2), changes
+
+        program = jax.jit(jax.grad(loss, has_aux=True)).lower(variables["params"]).compile()
+        return program(variables["params"]), program.memory_analysis().temp_size_in_bytes
+
+    (whole, memory), (again, less) = compiled(False), compiled(True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(a).max())), whole, again)
+    assert less < memory / 2

@@ -152,6 +152,14 @@ def check_image_size(images, least):
         )
 
 
+def rematerialised(block, alone):
+    """A block of signature `(x, train)` whose inner values the backward pass computes anew, in place of keeping them.
+
+    Where it stands `alone`, not in a loop, the compiler has to be kept from finding that the two computations are one.
+    """
+    return nn.remat(block, prevent_cse=alone, static_argnums=(2,))
+
+
 def scan_blocks(block, length, **fields):
     """`length` equal blocks under one `nn.scan`: one body is compiled, parameters and statistics get a leading `block` axis."""
     return nn.scan(

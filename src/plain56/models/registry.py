@@ -19,7 +19,7 @@ VGG_NAMES = ("vgg11", "vgg11_bn", "vgg11_lrn", "vgg13", "vgg13_bn", "vgg16", "vg
 GOOGLENET_NAMES = ("googlenet", "googlenet_bn")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
 # As published; None stands for these everywhere.
-RESNET_OPTIONS = ("shortcut", "widths", "bottleneck_stride", "pre_activation", "zero_init")
+RESNET_OPTIONS = ("shortcut", "widths", "bottleneck_stride", "pre_activation", "zero_init", "remat")
 OPTIONS = {
     "plain": RESNET_OPTIONS,
     "resnet": RESNET_OPTIONS,
@@ -80,7 +80,7 @@ def create_model(name, num_classes, *, dtype="float32", momentum=0.9, epsilon=No
         options: by kind of network; None, or left out, means as published.
             Plain and residual networks: `shortcut` "A" (CIFAR form), "B" (ImageNet form) or "C" (He et al. 2015, section 4.1);
             `widths`, the filters of each stage; `bottleneck_stride` "1x1" (the paper's and the default) or "3x3"
-            (torchvision's, "v1.5"); `pre_activation` and `zero_init`, False.
+            (torchvision's, "v1.5"); `pre_activation`, `zero_init` and `remat`, False.
             VGG and GoogLeNet: `form`, see there; `dropout`; GoogLeNet's `auxiliary`, True.
 
     Raises:
@@ -105,7 +105,15 @@ def create_model(name, num_classes, *, dtype="float32", momentum=0.9, epsilon=No
 
 
 def _resnet(
-    name, num_classes, numerics, shortcut=None, widths=None, bottleneck_stride="1x1", pre_activation=False, zero_init=False
+    name,
+    num_classes,
+    numerics,
+    shortcut=None,
+    widths=None,
+    bottleneck_stride="1x1",
+    pre_activation=False,
+    zero_init=False,
+    remat=False,
 ):
     family, depth = parse_name(name)
     form = "imagenet" if depth in resnet.IMAGENET_BLOCKS and not name.endswith("_cifar") else "cifar"
@@ -138,6 +146,7 @@ def _resnet(
         bottleneck_stride=bottleneck_stride,
         pre_activation=pre_activation,
         zero_init=zero_init,
+        remat=remat,
         numerics=numerics,
     )
 

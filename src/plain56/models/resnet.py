@@ -29,6 +29,7 @@ from plain56.models.layers import (
     check_image_size,
     convolution,
     head,
+    rematerialised,
     scan_blocks,
 )
 
@@ -135,6 +136,7 @@ class ResNet(nn.Module):
         blocks: number of blocks in each stage.
         widths: filters of each stage, before a bottleneck's expansion.
         form: "cifar" or "imagenet", the stem.
+        remat: keep only what lies between blocks for the backward pass, which computes the rest anew: less memory, more time.
         zero_init: the last scale of every residual block starts at zero (Goyal et al. 2017); not in the paper.
     """
 
@@ -148,6 +150,7 @@ class ResNet(nn.Module):
     bottleneck_stride: str = "1x1"
     pre_activation: bool = False
     zero_init: bool = False
+    remat: bool = False
     numerics: Numerics = Numerics()
 
     @nn.compact
@@ -161,6 +164,7 @@ class ResNet(nn.Module):
             "bottleneck_stride": self.bottleneck_stride,
             "numerics": self.numerics,
         }
+        alone_block, scanned_block = (rematerialised(self.block, alone) if self.remat else self.block for alone in (True, False))
         x = images.astype(self.numerics.dtype)
         size, strides = (3, 1) if self.form == "cifar" else (7, 2)
         x = convolution(self.numerics, self.widths[0], size, strides, name="stem_conv")(x)
@@ -174,12 +178,12 @@ class ResNet(nn.Module):
             # "We adopt the first activation right after conv1 and before splitting into two paths", and projections take
             # activated input, too (He et al. 2016, section 3.2 and appendix).
             activate_input = self.pre_activation and (stage == 1 or (changes and self.shortcut != "A"))
-            first = self.block(filters, strides, activate_input=activate_input, **fields, name=f"stage{stage}_first")
+            first = alone_block(filters, strides, activate_input=activate_input, **fields, name=f"stage{stage}_first")
             alone = changes or activate_input
             if alone:
                 x, _ = first(x, train)
             if blocks - alone:
-                x, _ = scan_blocks(self.block, blocks - alone, filters=filters, **fields, name=f"stage{stage}")(x, train)
+                x, _ = scan_blocks(scanned_block, blocks - alone, filters=filters, **fields, name=f"stage{stage}")(x, train)
         if self.pre_activation:
             x = nn.relu(BatchNorm(self.numerics, train, name="head_norm")(x))
         return Output(head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2))))

@@ -14,19 +14,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from plain56.ops import native
 
-def _sums(*arrays):
-    """The sum over all images and positions of each array [N, H, W, C]: [C]."""
 
-    def by_product(*arrays):
-        # XLA's reduction over leading axes is several times slower on a CPU than a product with ones.
-        flat = [array.reshape(-1, array.shape[-1]) for array in arrays]
-        return [jnp.ones((1, array.shape[0]), array.dtype) @ array for array in flat]
+def _sums(a, b):
+    """Σ a and Σ a·b over all images and positions of [N, H, W, C]: two [C]."""
+    return lax.platform_dependent(a, b, cpu=_cpu_sums, default=lambda a, b: (jnp.sum(a, (0, 1, 2)), jnp.sum(a * b, (0, 1, 2))))
 
-    def by_reduction(*arrays):
-        return [jnp.sum(array, axis=(0, 1, 2))[None] for array in arrays]
 
-    return [total[0] for total in lax.platform_dependent(*arrays, cpu=by_product, default=by_reduction)]
+def _cpu_sums(a, b):
+    channels = a.shape[-1]
+    if native.takes(a, channels):
+        return tuple(native.call(native.CHANNEL_SUMS, a, b, (2, channels)))
+    # XLA's reduction over leading axes is several times slower on a CPU than a product with ones.
+    ones = jnp.ones((1, a.size // channels), a.dtype)
+    return tuple((ones @ array.reshape(-1, channels))[0] for array in (a, a * b))
 
 
 def affine(x, factor, offset):
@@ -38,7 +40,7 @@ def _moments(x):
     """Mean and biased variance [C] of images [N, H, W, C], in float32, or float64 where they are that."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     count = x.size // x.shape[-1]
-    mean, mean_square = (total / count for total in _sums(x, x * x))
+    mean, mean_square = (total / count for total in _sums(x, x))
     return mean, jnp.maximum(mean_square - mean * mean, 0)
 
 
@@ -64,7 +66,7 @@ def _backward(epsilon, saved, gradients):
     x, mean, inverse, scale = saved
     dtype, count = x.dtype, x.size // x.shape[-1]
     x, g = x.astype(mean.dtype), gradients[0].astype(mean.dtype)
-    dbias, products = _sums(g, g * x)
+    dbias, products = _sums(g, x)
     dscale = (products - mean * dbias) * inverse
     factor = scale * inverse
     slope = -factor * inverse * dscale / count

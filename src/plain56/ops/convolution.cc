@@ -401,6 +401,43 @@ ffi::Error ComputeKernelGradient(ffi::ThreadPool pool, Floats x, Floats g, ffi::
   return ffi::Error::Success();
 }
 
+// Σ a and Σ a·b over all images and positions, for batch norm: [2, C].
+ffi::Error ComputeChannelSums(ffi::ThreadPool pool, Floats a, Floats b, ffi::Result<Floats> result, Pair, Pair) {
+  auto [copies, shape] = Shape(a);
+  int64_t channels = shape.c, rows = shape.n * shape.h * shape.w;
+  int64_t parts = std::clamp<int64_t>(shape.size() >> 13, 1, 64);
+  std::vector<float> partial(parts * 2 * channels);
+  for (int64_t copy = 0; copy < copies; ++copy) {
+    const float* x = a.typed_data() + copy * shape.size();
+    const float* y = b.typed_data() + copy * shape.size();
+    ParallelFor(pool, parts, [&](int64_t part) {
+      int64_t begin = rows * part / parts, end = rows * (part + 1) / parts;
+      for (int64_t c = 0; c < channels; c += kLanes) {
+        constexpr int kChains = 4;
+        Vector sums[kChains] = {}, products[kChains] = {};
+        int64_t row = begin;
+        auto add = [&](int chain) {
+          Vector value = Load(x + row * channels + c);
+          sums[chain] += value;
+          products[chain] += value * Load(y + row * channels + c);
+          ++row;
+        };
+        while (row + kChains <= end)
+          for (int chain = 0; chain < kChains; ++chain) add(chain);
+        while (row < end) add(0);
+        Store(&partial[part * 2 * channels + c], (sums[0] + sums[1]) + (sums[2] + sums[3]));
+        Store(&partial[(part * 2 + 1) * channels + c], (products[0] + products[1]) + (products[2] + products[3]));
+      }
+    });
+    for (int64_t i = 0; i < 2 * channels; ++i) {
+      double total = 0;
+      for (int64_t part = 0; part < parts; ++part) total += partial[part * 2 * channels + i];
+      result->typed_data()[copy * 2 * channels + i] = static_cast<float>(total);
+    }
+  }
+  return ffi::Error::Success();
+}
+
 auto Binding() {
   return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Arg<Floats>().Ret<Floats>().Attr<Pair>("strides").Attr<Pair>("padding");
 }
@@ -411,3 +448,4 @@ extern "C" int Lanes() { return kLanes; }
 XLA_FFI_DEFINE_HANDLER_SYMBOL(Convolution, Convolve, Binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(ConvolutionInputGradient, InputGradient, Binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(ConvolutionKernelGradient, ComputeKernelGradient, Binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ChannelSums, ComputeChannelSums, Binding());

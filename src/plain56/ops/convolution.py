@@ -35,11 +35,6 @@ def _xla_gradients(strides, padding, x, w, g):
     return jax.vjp(lambda x, w: _xla(x, w, strides, padding), x, w)[1](g)
 
 
-def _is_native(array, channels):
-    """Whether `convolution.cc` makes results with so many channels from arrays like this one."""
-    return array.dtype == jnp.float32 and native.lanes() > 0 and channels % native.lanes() == 0
-
-
 def _input_gradient(strides, padding, x, w, g):
     kh, kw, c, d = w.shape
     # A gather, not a reverse: XLA folds a reverse or a transpose into the convolution, which then is slow inside loops.
@@ -86,19 +81,19 @@ def _kernel_gradient(strides, padding, x, w, g):
 
 def _cpu_forward(strides, padding, x, w):
     y = jax.eval_shape(lambda x, w: _xla(x, w, strides, padding), x, w)
-    if _is_native(x, y.shape[-1]):
+    if native.takes(x, y.shape[-1]):
         return native.call(native.FORWARD, x, w, y.shape, strides, padding)
     return _xla(x, w, strides, padding)
 
 
 def _cpu_gradients(strides, padding, x, w, g):
-    if _is_native(x, g.shape[-1]):
+    if native.takes(x, g.shape[-1]):
         dw = native.call(native.KERNEL_GRADIENT, x, g, w.shape, strides, padding)
     else:
         # The barrier keeps XLA from recomputing whole chains of batch norm and ReLU for every shifted copy.
         x, g = lax.optimization_barrier((x, g))
         dw = _kernel_gradient(strides, padding, x, w, g)
-    if _is_native(x, x.shape[-1]):
+    if native.takes(x, x.shape[-1]):
         return native.call(native.INPUT_GRADIENT, g, w, x.shape, strides, padding), dw
     return _input_gradient(strides, padding, x, w, g), dw
 

@@ -14,12 +14,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from plain56.cache import cache_folder
+from plain56.machine import cache_folder
 
 SOURCE = Path(__file__).with_name("convolution.cc")
 COMPILE = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-w")
 # Names of the functions in the source.
 FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT = "Convolution", "ConvolutionInputGradient", "ConvolutionKernelGradient"
+CHANNEL_SUMS = "ChannelSums"
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +46,17 @@ def load():
         reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[0]
         logger.warning("Training is slow on this CPU, since no C++ compiler could be used: %s", reason[:200])
         return 0
-    for name in (FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT):
+    for name in (FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, CHANNEL_SUMS):
         jax.ffi.register_ffi_target(_target(name), jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return library.Lanes()
 
 
-def call(name, a, b, shape, strides, padding):
+def takes(array, channels):
+    """Whether the functions of the source make results with so many channels from arrays like this one."""
+    return array.dtype == np.float32 and lanes() > 0 and channels % lanes() == 0
+
+
+def call(name, a, b, shape, strides=(), padding=()):
     """Calls a function of the source on two float32 arrays; `shape` is that of the result."""
     low = np.array([low for low, _ in padding], np.int64)
     result = jax.ShapeDtypeStruct(shape, np.float32)
