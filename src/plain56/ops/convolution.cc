@@ -71,11 +71,17 @@ Taps ForwardTaps(int64_t kh, int64_t kw, int64_t sh, int64_t sw, int64_t top, in
   return taps;
 }
 
+// A tap as it is met: what it adds to the address of the input, and its place in the packed kernel.
+struct Tap {
+  int64_t offset, place;
+};
+
 // The inputs of some output positions with zeros around them, so that no tap has to look where the image ends.
 class Tile {
  public:
   // For `height` × `width` output positions of each image. Small images are taken several at a time, large ones in bands of rows.
-  Tile(const Images& input, const Taps& taps, int64_t height, int64_t width, int64_t filters) : input_(input), height_(height) {
+  Tile(const Images& input, const Taps& taps, int64_t height, int64_t width, int64_t filters)
+      : input_(input), taps_(taps), height_(height) {
     auto [top, bottom] = std::minmax_element(taps.rows.begin(), taps.rows.end());
     auto [left, right] = std::minmax_element(taps.columns.begin(), taps.columns.end());
     top_ = *top, left_ = *left, row_stride_ = taps.row_stride;
@@ -95,9 +101,10 @@ class Tile {
     groups_ = (input.n + images - 1) / images;
     if (groups_ > 8) groups_ = (groups_ + 15) / 16 * 16;
     images = (input.n + groups_ - 1) / groups_;
+    if (images > 8) images = images / 8 * 8;
     groups_ = (input.n + images - 1) / images;
     for (size_t t = 0; t < taps.rows.size(); ++t)
-      offsets.push_back((taps.rows[t] - (whole_ ? 0 : top_)) * row_size_ + (taps.columns[t] - (whole_ ? 0 : left_)) * input.c);
+      offsets_.push_back((taps.rows[t] - (whole_ ? 0 : top_)) * row_size_ + (taps.columns[t] - (whole_ ? 0 : left_)) * input.c);
     column_step = taps.column_stride * input.c;
     row_step = row_stride_ * row_size_;
   }
@@ -131,16 +138,26 @@ class Tile {
     }
   }
 
-  // The input of output row `row` of an image, to which `offsets` add up.
+  // The taps that meet the image, and not the zeros around it, from output position (row, column), or from all of that row.
+  void Inside(int64_t row, int64_t column, std::vector<Tap>& inside) const {
+    inside.clear();
+    for (size_t t = 0; t < taps_.rows.size(); ++t) {
+      int64_t y = row * row_stride_ + taps_.rows[t], x = column * taps_.column_stride + taps_.columns[t];
+      if (y >= 0 && y < input_.h && (column < 0 || (x >= 0 && x < input_.w))) inside.push_back({offsets_[t], int64_t(t)});
+    }
+  }
+
+  // The input of output row `row` of an image, to which the taps' offsets add up.
   const float* Row(int64_t image, int64_t row) const { return data_ + (image - first) * image_step + (row - begin) * row_step; }
 
-  std::vector<int64_t> offsets;
   int64_t images, image_step, row_step, column_step, first, last, begin, end;
 
  private:
   int64_t Rows(int64_t outputs) const { return (outputs - 1) * row_stride_ + reach_; }
 
   Images input_;
+  Taps taps_;
+  std::vector<int64_t> offsets_;
   bool whole_;  // no tap reaches over an edge: nothing is copied
   int64_t height_, top_, left_, reach_, columns_, row_stride_, row_size_, bands_, band_, groups_;
   const float* data_;
@@ -148,13 +165,14 @@ class Tile {
 
 // Q output positions × V registers of output channels: the sum over all taps and some input channels, added to y unless `fresh`.
 template <int Q, int V>
-void Multiply(const float* x, const std::vector<int64_t>& offsets, int64_t channels, int64_t step, const float* w, float* y, int64_t y_step,
+void Multiply(const float* x, const std::vector<Tap>& taps, int64_t channels, int64_t step, const float* packed, float* y, int64_t y_step,
               bool fresh) {
   Vector sums[Q][V] = {};
   if (!fresh)
     for (int q = 0; q < Q; ++q)
       for (int v = 0; v < V; ++v) sums[q][v] = Load(y + q * y_step + v * kLanes);
-  for (int64_t offset : offsets) {
+  for (auto [offset, place] : taps) {
+    const float* w = packed + place * channels * V * kLanes;
     constexpr int kPointers = (Q + 3) / 4;
     const float* pointers[kPointers];
     for (int i = 0; i < kPointers; ++i) pointers[i] = x + offset + 4 * i * step;
@@ -172,20 +190,27 @@ void Multiply(const float* x, const std::vector<int64_t>& offsets, int64_t chann
     for (int v = 0; v < V; ++v) Store(y + q * y_step + v * kLanes, sums[q][v]);
 }
 
-// K input channels × V registers of output channels of one tap: the sum over the positions of a tile.
+// Output positions whose tap meets the image: images, rows and columns from … to.
+struct Range {
+  int64_t images[2], rows[2], columns[2];
+};
+
+// K input channels × V registers of output channels of one tap: the sum over a range of positions, added to dw.
 template <int K, int V>
-void Accumulate(const Tile& tile, int64_t offset, const float* g, const Images& output, float* dw) {
+void Accumulate(const Images& input, const float* x, const Images& output, const float* g, const Range& range, int64_t row_stride,
+                int64_t column_stride, float* dw) {
   Vector sums[K][V] = {};
-  for (int64_t n = tile.first; n < tile.last; ++n) {
-    for (int64_t p = tile.begin; p < tile.end; ++p) {
-      const float* x = tile.Row(n, p) + offset;
-      const float* gradient = g + (n * output.h + p) * output.w * output.c;
-      for (int64_t q = 0; q < output.w; ++q, x += tile.column_step, gradient += output.c) {
+  int64_t step = column_stride * input.c;
+  for (int64_t n = range.images[0]; n < range.images[1]; ++n) {
+    for (int64_t p = range.rows[0]; p < range.rows[1]; ++p) {
+      const float* value = x + ((n * input.h + p * row_stride) * input.w + range.columns[0] * column_stride) * input.c;
+      const float* gradient = g + ((n * output.h + p) * output.w + range.columns[0]) * output.c;
+      for (int64_t q = range.columns[0]; q < range.columns[1]; ++q, value += step, gradient += output.c) {
         Vector values[V];
         for (int v = 0; v < V; ++v) values[v] = Load(gradient + v * kLanes);
 #pragma GCC unroll 32
         for (int k = 0; k < K; ++k)
-          for (int v = 0; v < V; ++v) sums[k][v] += x[k] * values[v];
+          for (int v = 0; v < V; ++v) sums[k][v] += value[k] * values[v];
       }
     }
   }
@@ -206,12 +231,12 @@ template <int V>
 const auto kMultiply = MultiplyTable<V>(std::make_integer_sequence<int, kPositions<V>>());
 
 template <int V>
-void MultiplyRow(const float* x, int64_t step, int64_t width, const std::vector<int64_t>& offsets, int64_t channels, const float* w, float* y,
+void MultiplyRow(const float* x, int64_t step, int64_t width, const std::vector<Tap>& taps, int64_t channels, const float* w, float* y,
                  int64_t y_step, bool fresh) {
   int64_t blocks = (width + kPositions<V> - 1) / kPositions<V>, size = (width + blocks - 1) / blocks;
   for (int64_t q = 0; q < width; q += size) {
     int64_t positions = std::min(size, width - q);
-    kMultiply<V>[positions - 1](x + q * step, offsets, channels, step, w, y + q * y_step, y_step, fresh);
+    kMultiply<V>[positions - 1](x + q * step, taps, channels, step, w, y + q * y_step, y_step, fresh);
   }
 }
 
@@ -230,7 +255,8 @@ void Correlate(ffi::ThreadPool& pool, const Images& input, const float* x, const
   if (height <= 0 || width <= 0) return;
   int64_t channels = input.c, filters = output.c, count = taps.rows.size();
   Tile plan(input, taps, height, width, filters);
-  std::vector<int> blocks = Blocks(filters, std::max(width, plan.images));
+  bool many = plan.images > width && width <= 8;
+  std::vector<int> blocks = Blocks(filters, many ? plan.images : width);
   std::vector<int64_t> starts;
   int64_t start = 0;
   for (int v : blocks) starts.push_back(start), start += v * kLanes;
@@ -258,6 +284,7 @@ void Correlate(ffi::ThreadPool& pool, const Images& input, const float* x, const
   int64_t shares = std::min<int64_t>(blocks.size(), (16 + plan.count() - 1) / plan.count());
   ParallelFor(pool, plan.count() * shares, [&](int64_t task) {
     static thread_local std::vector<float> buffer;
+    static thread_local std::vector<Tap> inside;
     Tile tile = plan;
     tile.Take(task / shares, x, buffer);
     int64_t share = task % shares, all = blocks.size();
@@ -270,14 +297,19 @@ void Correlate(ffi::ThreadPool& pool, const Images& input, const float* x, const
           return y + ((n * output.h + p * row_stride + row_shift) * output.w + q * column_stride + column_shift) * filters + starts[block];
         };
         // Positions of one row, or where these are few, one position of many images.
-        for (int64_t p = tile.begin; p < tile.end; ++p)
-          if (plan.images > width)
-            for (int64_t q = 0; q < width; ++q)
-              run(tile.Row(tile.first, p) + q * tile.column_step + from, tile.image_step, tile.last - tile.first, tile.offsets, taken, kernel,
+        for (int64_t p = tile.begin; p < tile.end; ++p) {
+          if (many) {
+            for (int64_t q = 0; q < width; ++q) {
+              tile.Inside(p, q, inside);
+              run(tile.Row(tile.first, p) + q * tile.column_step + from, tile.image_step, tile.last - tile.first, inside, taken, kernel,
                   at(tile.first, p, q), output.h * output.w * filters, from == 0);
-          else
+            }
+          } else {
+            tile.Inside(p, -1, inside);
             for (int64_t n = tile.first; n < tile.last; ++n)
-              run(tile.Row(n, p) + from, tile.column_step, width, tile.offsets, taken, kernel, at(n, p, 0), column_stride * filters, from == 0);
+              run(tile.Row(n, p) + from, tile.column_step, width, inside, taken, kernel, at(n, p, 0), column_stride * filters, from == 0);
+          }
+        }
         kernel += count * taken * blocks[block] * kLanes;
       }
     }
@@ -285,35 +317,41 @@ void Correlate(ffi::ThreadPool& pool, const Images& input, const float* x, const
 }
 
 template <int V>
-void AccumulateChannels(const Tile& tile, int64_t offset, const float* g, const Images& output, float* dw, int64_t channels) {
+void AccumulateChannels(const Images& input, const float* x, const Images& output, const float* g, const Range& range, int64_t row_stride,
+                        int64_t column_stride, float* dw) {
   constexpr int kMost = kSums / V >= 16 ? 16 : kSums / V >= 8 ? 8 : 4;
-  for (int64_t c = 0; c < channels;) {
-    int64_t left = channels - c;
-    float* to = dw + c * output.c;
-    if (left >= kMost)
-      Accumulate<kMost, V>(tile, offset + c, g, output, to), c += kMost;
-    else if (left >= 8)
-      Accumulate<(kMost >= 8 ? 8 : 4), V>(tile, offset + c, g, output, to), c += kMost >= 8 ? 8 : 4;
-    else if (left >= 4)
-      Accumulate<4, V>(tile, offset + c, g, output, to), c += 4;
-    else
-      Accumulate<1, V>(tile, offset + c, g, output, to), c += 1;
+  for (int64_t c = 0; c < input.c;) {
+    int64_t left = input.c - c;
+    auto [run, taken] = left >= kMost ? std::pair(&Accumulate<kMost, V>, kMost)
+                        : left >= 4   ? std::pair(&Accumulate<4, V>, 4)
+                                      : std::pair(&Accumulate<1, V>, 1);
+    run(input, x + c, output, g, range, row_stride, column_stride, dw + c * output.c);
+    c += taken;
   }
+}
+
+// The outputs from … to, of `outputs`, whose input lies in 0 … size − 1.
+std::pair<int64_t, int64_t> Meets(int64_t offset, int64_t stride, int64_t size, int64_t from, int64_t to) {
+  from = std::max(from, offset < 0 ? (-offset + stride - 1) / stride : 0);
+  return {from, std::min(to, offset < size ? (size - 1 - offset) / stride + 1 : 0)};
 }
 
 void KernelGradient(ffi::ThreadPool& pool, const Images& input, const float* x, const Images& output, const float* g, const Taps& taps,
                     float* dw) {
   int64_t channels = input.c, filters = output.c, count = taps.rows.size(), size = count * channels * filters;
-  Tile plan(input, taps, output.h, output.w, filters);
+  // Tiles of images, or of rows of one image, that stay in the second cache.
+  int64_t row_floats = std::max(output.w * filters, taps.row_stride * input.w * channels);
+  int64_t band = std::clamp<int64_t>(kTileFloats / row_floats, 1, output.h), bands = (output.h + band - 1) / band;
+  int64_t images = bands > 1 ? 1 : std::clamp<int64_t>(kTileFloats / (row_floats * output.h), 1, (input.n + 15) / 16);
+  int64_t tiles = (input.n + images - 1) / images * bands;
   // Tasks are parts of the tiles, each with sums of its own, and for large kernels parts of the output channels.
-  int64_t parts = std::clamp<int64_t>((int64_t{1} << 20) / size, 1, std::min<int64_t>(16, plan.count()));
+  int64_t parts = std::clamp<int64_t>((int64_t{1} << 20) / size, 1, std::min<int64_t>(16, tiles));
   std::vector<int> blocks = Blocks(filters, kSums);
   int64_t shares = std::min<int64_t>(blocks.size(), (16 + parts - 1) / parts);
   static thread_local std::vector<float> memory;
   memory.resize(std::max<size_t>(memory.size(), parts > 1 ? parts * size : 0));
   float* partial = parts > 1 ? memory.data() : dw;
   ParallelFor(pool, parts * shares, [&](int64_t task) {
-    static thread_local std::vector<float> buffer;
     int64_t part = task / shares, share = task % shares;
     int64_t first = blocks.size() * share / shares, last = blocks.size() * (share + 1) / shares, start = 0;
     for (int64_t block = 0; block < first; ++block) start += blocks[block] * kLanes;
@@ -321,14 +359,17 @@ void KernelGradient(ffi::ThreadPool& pool, const Images& input, const float* x, 
     for (int64_t block = first; block < last; ++block) end += blocks[block] * kLanes;
     float* mine = partial + part * size;
     for (int64_t row = 0; row < count * channels; ++row) std::fill(mine + row * filters + start, mine + row * filters + end, 0.0f);
-    Tile tile = plan;
-    for (int64_t number = plan.count() * part / parts; number < plan.count() * (part + 1) / parts; ++number) {
-      tile.Take(number, x, buffer);
+    for (int64_t tile = tiles * part / parts; tile < tiles * (part + 1) / parts; ++tile) {
+      int64_t n = tile / bands * images, p = tile % bands * band;
       for (int64_t tap = 0; tap < count; ++tap) {
+        auto [top, bottom] = Meets(taps.rows[tap], taps.row_stride, input.h, p, std::min(p + band, output.h));
+        auto [left, right] = Meets(taps.columns[tap], taps.column_stride, input.w, 0, output.w);
+        Range range{{n, std::min(n + images, input.n)}, {top, bottom}, {left, right}};
+        const float* from = x + (taps.rows[tap] * input.w + taps.columns[tap]) * channels;
         int64_t d = start;
         for (int64_t block = first; block < last; d += blocks[block++] * kLanes) {
           auto run = blocks[block] == 2 ? &AccumulateChannels<2> : &AccumulateChannels<1>;
-          run(tile, tile.offsets[tap], g + d, output, mine + taps.index[tap] * channels * filters + d, channels);
+          run(input, from, output, g + d, range, taps.row_stride, taps.column_stride, mine + taps.index[tap] * channels * filters + d);
         }
       }
     }
