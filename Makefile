@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/complete
 export PYTHONUNBUFFERED := 1
 
-.PHONY: degradation test test-slow soak lint setup
+.PHONY: degradation test test-slow bench soak lint setup
 
 # The main job: {plain, resnet} × {20, 56 layers} on the embedded digits. Any depth: make degradation ARGS="--config.sweep.depths='(20,56,110)' --workdir=runs/deeper"
 degradation: setup
@@ -15,6 +15,10 @@ test: setup
 
 test-slow: setup
 	$(PYTHON) -m pytest -m slow $(ARGS)
+
+# Milliseconds beside plain Flax and PyTorch, about 15 minutes. Only some: make bench ARGS="--networks=resnet20"
+bench: setup
+	$(PYTHON) -m experiments.throughput $(ARGS)
 
 # Runs killed with SIGKILL at 30 random moments must end with the same bits. Another number and seed: make soak ARGS="100 7"
 soak: setup

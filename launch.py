@@ -83,12 +83,12 @@ def run_sweep(options):
     """Runs the sweep of --config in --workdir with a progress display, prints its summary as a table and returns the rows."""
     from plain56 import machine, sweeps
 
+    machine.set_up()
     elements, workdir = _elements(options), _required(options, "workdir")
     if options.index is not None and options.index >= len(elements):
         raise UserError(f"--index is {options.index}; allowed are 0 to {len(elements) - 1}.")
     if options.index is not None and options.workers > 1:
         raise UserError("--index runs one element, and --workers several at a time; allowed is one of them.")
-    machine.set_up()
     with _progress() as show:
         if options.workers > 1:
             command = [sys.executable, str(Path(__file__).resolve()), "sweep", f"--workdir={workdir}"]

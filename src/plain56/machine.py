@@ -4,6 +4,8 @@ import ctypes
 import functools
 import os
 import sys
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -21,7 +23,7 @@ def cache_folder():
 
 @functools.cache
 def set_up():
-    """Makes a process ready to train: to be called once, by a program, before it computes anything.
+    """Makes a process ready to train: to be called by a program before JAX looks for its devices.
 
     Compiled programs are kept in the cache folder, or where JAX_COMPILATION_CACHE_DIR says.
     """
@@ -29,7 +31,8 @@ def set_up():
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "programs"))
         jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    if jax.default_backend() == "cpu" and sys.platform == "linux":
+    others = entry_points(group="jax_plugins") or find_spec("libtpu")
+    if sys.platform == "linux" and (jax.config.jax_platforms == "cpu" or not others):
         _keep_memory()
 
 
@@ -37,7 +40,7 @@ def _keep_memory():
     """Lets the C library keep the hundreds of megabytes that a step takes and frees, on huge pages.
 
     By default it has them mapped anew for each step, and the system clears 4 KiB at a time: a quarter of the time of a small
-    network. Elsewhere than in glibc this does nothing.
+    network. Threads that run before this keep their ways. Elsewhere than in glibc this does nothing.
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt") or not hasattr(libc, "gnu_get_libc_version"):
@@ -45,7 +48,7 @@ def _keep_memory():
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    for option, value in ((M_TRIM_THRESHOLD, 2**31 - 1), (M_MMAP_MAX, 0), (M_ARENA_MAX, 1)):
+    for option, value in ((M_TRIM_THRESHOLD, -1), (M_MMAP_MAX, 0), (M_ARENA_MAX, 1)):
         libc.mallopt(option, value)
     # Where the heap will grow: taken without being touched, and freed, it is what malloc hands out next.
     size = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -1,0 +1,325 @@
+"""How fast a training step and a forward pass are, beside plain Flax and PyTorch on the same machine in the same minutes.
+
+    python -m experiments.throughput [--networks=resnet20,vgg16_bn] [--rounds=7] [--folder=runs/throughput]
+
+Every program is a process of its own, and they take turns: in each round each one works for about a second while the others
+wait. A ratio is taken within a round, so that a machine that is busy for a while slows both of its sides. Compared are
+
+    plain56        this package
+    Flax           the same network as one would write it: `lax` convolutions and their automatic gradients, `nn.BatchNorm`,
+                   blocks one after another without a scan
+    PyTorch        eager, channels last, in an environment of its own that is set up at the first call
+    torch.compile  the same, compiled
+
+all in float32, with the same batch, SGD with momentum and weight decay. Writes throughput.json and its figure.
+"""
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+# name: batch size, height and width of the images, number of classes
+NETWORKS = {
+    "resnet20": (128, 32, 10),
+    "resnet56": (128, 32, 10),
+    "plain56": (128, 32, 10),
+    "vgg16_bn": (32, 32, 10),
+    "googlenet_bn": (16, 32, 10),
+    "resnet18": (8, 224, 1000),
+    "resnet50": (8, 224, 1000),
+}
+WORK = {"step": "training step", "forward": "forward pass"}
+PROGRAMS = ("plain56", "Flax", "PyTorch", "torch.compile")
+TURN_SECONDS = 1.0
+ROOT = Path(__file__).resolve().parents[1]
+TORCH_PROGRAM = Path(__file__).with_name("throughput_torch.py")
+
+
+class Failed(Exception):
+    """A program of the comparison cannot be run; the message says why."""
+
+
+class Program:
+    """A process that waits for turns."""
+
+    def __init__(self, command, environment=None):
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
+        self.process = subprocess.Popen(command, **pipes, text=True, env=environment, cwd=ROOT)
+        self.about = self.read()
+
+    def read(self):
+        line = self.process.stdout.readline()
+        if not line:
+            self.errors.seek(0)
+            reason = (self.errors.read().strip() or "it ended without a word").splitlines()[-1]
+            raise Failed(reason[:300])
+        return json.loads(line)
+
+    def turn(self, work):
+        """Milliseconds of each repetition in one turn."""
+        self.process.stdin.write(work + "\n")
+        self.process.stdin.flush()
+        return self.read()
+
+    def close(self):
+        self.process.kill()
+        self.process.communicate()
+        self.errors.close()
+
+
+def serve(about, works):
+    """What a program does: says what it is, then takes turns until its input ends.
+
+    Args:
+        works: functions without arguments by name.
+    """
+    for work in works.values():
+        work()
+        work()
+    print(json.dumps(about), flush=True)
+    for line in sys.stdin:
+        work, times, start = works[line.strip()], [], time.perf_counter()
+        while not times or time.perf_counter() - start < TURN_SECONDS:
+            before = time.perf_counter()
+            work()
+            times.append(1000 * (time.perf_counter() - before))
+        print(json.dumps(times), flush=True)
+
+
+def run_jax(name, plain):
+    """The programs "plain56" and "Flax"."""
+    import importlib.metadata
+
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from configs import base
+    from plain56 import machine
+    from plain56.data import Batch
+    from plain56.models import create_model
+    from plain56.training.schedules import make_schedule
+    from plain56.training.state import create_train_state, make_optimizer
+    from plain56.training.step import train_step
+
+    if plain:
+        _write_as_plain_flax()
+    else:
+        machine.set_up()
+    batch_size, side, num_classes = NETWORKS[name]
+    options = {"form": "small"} if name.startswith(("vgg", "googlenet")) else {}
+    options |= {"auxiliary": False, "dropout": 0.0} if name.startswith("googlenet") else {}
+    options |= {"bottleneck_stride": "3x3"} if name == "resnet50" else {}  # as torchvision's
+    model = create_model(name, num_classes, **options)
+    config = base.get_config()
+    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.steps))
+    generator = np.random.default_rng(0)
+    images = jnp.asarray(generator.normal(size=(batch_size, side, side, 3)), jnp.float32)
+    labels = jnp.asarray(generator.integers(num_classes, size=batch_size), jnp.int32)
+    batch = Batch(images, labels, jnp.ones(batch_size, bool))
+    state = jax.jit(lambda: create_train_state(model, optimizer, 0, (side, side, 3)))()
+    variables = jax.tree.map(jnp.copy, {"params": state.params, "batch_stats": state.batch_stats})
+    step_fn = jax.jit(functools.partial(train_step, model=model, optimizer=optimizer, seed=0), donate_argnums=0)
+    forward_fn = jax.jit(lambda variables, images: model.apply(variables, images).logits)
+
+    def step():
+        nonlocal state
+        state, totals = step_fn(state, batch)
+        jax.block_until_ready((state, totals))
+
+    versions = {package: importlib.metadata.version(package) for package in ("jax", "jaxlib", "flax")}
+    serve(versions, {"step": step, "forward": lambda: jax.block_until_ready(forward_fn(variables, images))})
+
+
+def _write_as_plain_flax():
+    """Puts the library's own layers into the places of ours."""
+    from flax import linen as nn
+    from jax import lax
+
+    from plain56.models import googlenet, layers, resnet, vgg
+
+    def batch_norm(numerics, train, scale_init=nn.initializers.ones, name=None):
+        constants = {"momentum": numerics.momentum, "epsilon": numerics.epsilon}
+        return nn.BatchNorm(use_running_average=not train, scale_init=scale_init, name=name, **constants)
+
+    def one_after_another(block, length, name, **fields):
+        def run(x, train):
+            for i in range(length):
+                x, _ = block(**fields, name=f"{name}_{i}")(x, train)
+            return x, None
+
+        return run
+
+    layers._convolve = lax.conv_general_dilated
+    for module in (googlenet, resnet, vgg):
+        module.BatchNorm = batch_norm
+    resnet.scan_blocks = one_after_another
+
+
+def torch_python():
+    """The interpreter of an environment with PyTorch, which is made where it is missing.
+
+    Raises:
+        Failed: it cannot be made.
+    """
+    from plain56.machine import cache_folder
+
+    folder = cache_folder() / "torch"
+    python = folder / "bin" / "python"
+    if not (folder / "complete").exists():
+        print(f"Setting up PyTorch in {folder}, which takes minutes", file=sys.stderr, flush=True)
+        for command in (
+            [sys.executable, "-m", "venv", "--clear", str(folder)],
+            [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "torch", "torchvision"],
+        ):
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            if result.returncode:
+                raise Failed((result.stderr.strip() or "set-up failed").splitlines()[-1][:300])
+        (folder / "complete").touch()
+    return str(python)
+
+
+def command_of(program, name):
+    """The command that starts a program for a network."""
+    if program in ("plain56", "Flax"):
+        return [sys.executable, "-m", "experiments.throughput", f"--run={program}", f"--networks={name}"]
+    batch_size, side, num_classes = map(str, NETWORKS[name])
+    return [torch_python(), str(TORCH_PROGRAM), name, batch_size, side, num_classes, str(int(program == "torch.compile"))]
+
+
+def measure(name, rounds, show):
+    """Times of all programs for one network: `(rows, versions, sentences on what could not be run)`."""
+    times = {work: {program: [] for program in PROGRAMS} for work in WORK}
+    versions, sentences = {}, []
+    with contextlib.ExitStack() as stack:
+        programs = {}
+        for program in PROGRAMS:
+            show(f"{name}: {program} is compiled")
+            try:
+                programs[program] = Program(command_of(program, name), os.environ | {"JAX_PLATFORMS": "cpu"})
+                stack.callback(programs[program].close)
+                versions |= programs[program].about
+            except Failed as error:
+                sentences.append(f"{name}: {program} could not be run: {error}")
+        for number in range(rounds):
+            show(f"{name}: round {number + 1} of {rounds}")
+            for work in WORK:
+                for program in programs:
+                    times[work][program].append(statistics.median(programs[program].turn(work)))
+    rows = []
+    for work in WORK:
+        row = {"network": name, "batch_size": NETWORKS[name][0], "image_size": NETWORKS[name][1], "work": work}
+        ran = {program: values for program, values in times[work].items() if values}
+        row["milliseconds"] = {program: _summary(values) for program, values in ran.items()}
+        # How many times as fast as the other program, round by round.
+        ratios = {program: [b / a for a, b in zip(ran["plain56"], values, strict=True)] for program, values in ran.items()}
+        row["times_as_fast_as"] = {program: _summary(values) for program, values in ratios.items() if program != "plain56"}
+        rows.append(row)
+    return rows, versions, sentences
+
+
+def _summary(values):
+    return {"median": round(statistics.median(values), 3), "least": round(min(values), 3), "most": round(max(values), 3)}
+
+
+def describe_machine():
+    """Processor and number of cores."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        processor = platform.processor() or platform.machine()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{processor}, {cores} cores, {platform.system()}"
+
+
+def print_table(result):
+    """Prints medians in milliseconds, and in brackets how many times as fast plain56 is."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    headers = ("network", "batch", "image", "work", *PROGRAMS)
+    table = Table(*headers[:4], *(Column(program, justify="right") for program in PROGRAMS), title="milliseconds (× as fast)")
+    for row in result["rows"]:
+        cells = []
+        for program in PROGRAMS:
+            time_of, ratio = row["milliseconds"].get(program), row["times_as_fast_as"].get(program)
+            factor = f" ({ratio['median']:.2f}: {ratio['least']:.2f}–{ratio['most']:.2f})" if ratio else ""
+            cells.append(f"{time_of['median']:.0f}{factor}" if time_of else "–")
+        table.add_row(row["network"], str(row["batch_size"]), f"{row['image_size']}", WORK[row["work"]], *cells)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def draw(result, folder):
+    """Draws how fast each program is beside PyTorch, or beside plain Flax where PyTorch could not be run."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from plain56.figures.degradation import COLOURS, STYLE
+
+    programs = [program for program in PROGRAMS if any(program in row["milliseconds"] for row in result["rows"])]
+    reference = "PyTorch" if "PyTorch" in programs else "Flax"
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        for axes, (work, title) in zip(figure.subplots(1, 2, sharey=True), WORK.items(), strict=True):
+            rows = [row for row in result["rows"] if row["work"] == work]
+            for i, program in enumerate(programs):
+                known = [(place, row["milliseconds"]) for place, row in enumerate(rows) if program in row["milliseconds"]]
+                speeds = [times[reference]["median"] / times[program]["median"] for _, times in known]
+                places = [place + (i - (len(programs) - 1) / 2) * 0.2 for place, _ in known]
+                axes.bar(places, speeds, width=0.2, color=COLOURS[i], label=program)
+            axes.axhline(1, color="black", linewidth=0.8)
+            axes.set_xticks(range(len(rows)), [row["network"] for row in rows], rotation=45, ha="right")
+            axes.set_title(title)
+        figure.axes[0].set_ylabel(f"speed ({reference} = 1)")
+        figure.axes[1].legend(frameon=False)
+        for suffix in ("png", "svg"):
+            metadata = {"Date": None} if suffix == "svg" else {}
+            figure.savefig(folder / f"throughput.{suffix}", dpi=150, metadata=metadata)
+
+
+def main():
+    """Measures, or with --run is one of the programs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", default=",".join(NETWORKS), help="separated by commas")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--folder", type=Path, default=Path("runs/throughput"))
+    parser.add_argument("--run", choices=PROGRAMS[:2], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    names = options.networks.split(",")
+    unknown = [name for name in names if name not in NETWORKS]
+    if unknown or options.rounds < 1:
+        parser.error(f"there is no network {unknown[0]!r} here; allowed are {', '.join(NETWORKS)}" if unknown else "no rounds")
+    if options.run:
+        run_jax(names[0], plain=options.run == "Flax")
+        return
+
+    def show(line):
+        print(line, file=sys.stderr, flush=True)
+
+    result = {"machine": describe_machine(), "versions": {"python": platform.python_version()}, "sentences": [], "rows": []}
+    for name in names:
+        rows, versions, sentences = measure(name, options.rounds, show)
+        result["rows"] += rows
+        result["versions"] |= versions
+        result["sentences"] += sentences
+    options.folder.mkdir(parents=True, exist_ok=True)
+    (options.folder / "throughput.json").write_text(json.dumps(result, indent=1) + "\n")
+    draw(result, options.folder)
+    print_table(result)
+    print("\n".join([result["machine"], json.dumps(result["versions"]), *result["sentences"]]))
+    print(json.dumps({"folder": str(options.folder)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The PyTorch side of `throughput.py`, run by an interpreter that has PyTorch and nothing of ours."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional
+from torchvision.models.googlenet import BasicConv2d
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments.throughput import serve
+
+
+class Block(nn.Module):
+    """Two 3×3 convolutions, with shortcut A where `residual`."""
+
+    def __init__(self, channels, filters, stride, residual):
+        super().__init__()
+        self.stride, self.added, self.residual = stride, filters - channels, residual
+        self.conv1 = nn.Conv2d(channels, filters, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(filters)
+        self.conv2 = nn.Conv2d(filters, filters, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(filters)
+
+    def forward(self, x):
+        y = self.norm2(self.conv2(functional.relu(self.norm1(self.conv1(x)))))
+        if self.residual:
+            if self.added:
+                pad = self.added // 2, self.added - self.added // 2
+                x = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *pad))
+            y = y + x
+        return functional.relu(y)
+
+
+def cifar_network(depth, residual, num_classes):
+    """The CIFAR form (He et al. 2015, section 4.2)."""
+    layers, channels = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()], 16
+    for stage, filters in enumerate((16, 32, 64)):
+        for block in range((depth - 2) // 6):
+            layers.append(Block(channels, filters, 2 if stage and not block else 1, residual))
+            channels = filters
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes))
+
+
+def network(name, side, num_classes):
+    """The network that plain56 has under this name, in its form for images of this size."""
+    if name == "vgg16_bn":
+        features = torchvision.models.vgg16_bn().features
+        return nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, num_classes))
+    if name == "googlenet_bn":
+        model = torchvision.models.googlenet(num_classes=num_classes, aux_logits=False, init_weights=False)
+        model.conv1 = BasicConv2d(3, 64, kernel_size=3, padding=1)
+        model.maxpool1 = model.maxpool2 = model.dropout = nn.Identity()
+        return model
+    if side == 32:
+        family = "resnet" if name.startswith("resnet") else "plain"
+        return cifar_network(int(name.removeprefix(family)), family == "resnet", num_classes)
+    return getattr(torchvision.models, name)(num_classes=num_classes)
+
+
+def main():
+    """Builds the network that the command line names, and takes turns."""
+    name, (batch_size, side, num_classes, compiled) = sys.argv[1], map(int, sys.argv[2:])
+    model = network(name, side, num_classes).to(memory_format=torch.channels_last)
+    images = torch.randn(batch_size, 3, side, side).to(memory_format=torch.channels_last)
+    labels = torch.randint(num_classes, (batch_size,))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+    run = torch.compile(model) if compiled else model
+
+    def step():
+        model.train()
+        optimizer.zero_grad()
+        functional.cross_entropy(run(images), labels).backward()
+        optimizer.step()
+
+    def forward():
+        model.eval()
+        with torch.no_grad():
+            run(images)
+
+    about = {"torch": torch.__version__, "torchvision": torchvision.__version__}
+    serve(about, {"step": step, "forward": forward})
+
+
+if __name__ == "__main__":
+    main()
