@@ -70,7 +70,7 @@ def main():
         for run in ("kept", "remat"):
             print(f"{name}: {run}", file=sys.stderr, flush=True)
             command = [sys.executable, "-m", "experiments.depth_cost", f"--networks={name}", f"--run={run}"]
-            environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+            environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_PLATFORMS": "cpu"}
             result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
             rows.append(json.loads(result.stdout))
             row = rows[-1]

@@ -11,7 +11,8 @@ wait. A ratio is taken within a round, so that a machine that is busy for a whil
     PyTorch        eager, channels last, in an environment of its own that is set up at the first call
     torch.compile  the same, compiled
 
-all in float32, with the same batch, SGD with momentum and weight decay. Writes throughput.json and its figure.
+plain56 with the settings that launch.py makes for its process (`plain56.machine`), the others as they come; all in float32, with
+the same batch, SGD with momentum and weight decay. Writes throughput.json and its figure.
 """
 
 import argparse
@@ -166,11 +167,12 @@ def _write_as_plain_flax():
     resnet.scan_blocks = one_after_another
 
 
+@functools.cache
 def torch_python():
     """The interpreter of an environment with PyTorch, which is made where it is missing.
 
-    Raises:
-        Failed: it cannot be made.
+    Returns:
+        Its path, or the `Failed` that says why there is none.
     """
     from plain56.machine import cache_folder
 
@@ -184,7 +186,7 @@ def torch_python():
         ):
             result = subprocess.run(command, capture_output=True, text=True, check=False)
             if result.returncode:
-                raise Failed((result.stderr.strip() or "set-up failed").splitlines()[-1][:300])
+                return Failed((result.stderr.strip() or "set-up failed").splitlines()[-1][:300])
         (folder / "complete").touch()
     return str(python)
 
@@ -193,8 +195,11 @@ def command_of(program, name):
     """The command that starts a program for a network."""
     if program in ("plain56", "Flax"):
         return [sys.executable, "-m", "experiments.throughput", f"--run={program}", f"--networks={name}"]
+    python = torch_python()
+    if isinstance(python, Failed):
+        raise python
     batch_size, side, num_classes = map(str, NETWORKS[name])
-    return [torch_python(), str(TORCH_PROGRAM), name, batch_size, side, num_classes, str(int(program == "torch.compile"))]
+    return [python, str(TORCH_PROGRAM), name, batch_size, side, num_classes, str(int(program == "torch.compile"))]
 
 
 def measure(name, rounds, show):
@@ -214,12 +219,16 @@ def measure(name, rounds, show):
         for number in range(rounds):
             show(f"{name}: round {number + 1} of {rounds}")
             for work in WORK:
-                for program in programs:
-                    times[work][program].append(statistics.median(programs[program].turn(work)))
+                for program in list(programs):
+                    try:
+                        times[work][program].append(statistics.median(programs[program].turn(work)))
+                    except (Failed, OSError) as error:
+                        sentences.append(f"{name}: {program} ended in round {number + 1}: {error}")
+                        del programs[program]
     rows = []
-    for work in WORK:
+    for work in WORK if "plain56" in programs else ():
         row = {"network": name, "batch_size": NETWORKS[name][0], "image_size": NETWORKS[name][1], "work": work}
-        ran = {program: values for program, values in times[work].items() if values}
+        ran = {program: times[work][program] for program in programs}
         row["milliseconds"] = {program: _summary(values) for program, values in ran.items()}
         # How many times as fast as the other program, round by round.
         ratios = {program: [b / a for a, b in zip(ran["plain56"], values, strict=True)] for program, values in ran.items()}
@@ -274,7 +283,8 @@ def draw(result, folder):
         for axes, (work, title) in zip(figure.subplots(1, 2, sharey=True), WORK.items(), strict=True):
             rows = [row for row in result["rows"] if row["work"] == work]
             for i, program in enumerate(programs):
-                known = [(place, row["milliseconds"]) for place, row in enumerate(rows) if program in row["milliseconds"]]
+                both = {program, reference}
+                known = [(place, row["milliseconds"]) for place, row in enumerate(rows) if both <= row["milliseconds"].keys()]
                 speeds = [times[reference]["median"] / times[program]["median"] for _, times in known]
                 places = [place + (i - (len(programs) - 1) / 2) * 0.2 for place, _ in known]
                 axes.bar(places, speeds, width=0.2, color=COLOURS[i], label=program)

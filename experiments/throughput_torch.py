@@ -1,5 +1,6 @@
 """The PyTorch side of `throughput.py`, run by an interpreter that has PyTorch and nothing of ours."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -26,18 +27,18 @@ class Block(nn.Module):
         self.norm2 = nn.BatchNorm2d(filters)
 
     def forward(self, x):
-        y = self.norm2(self.conv2(functional.relu(self.norm1(self.conv1(x)))))
+        y = self.norm2(self.conv2(functional.relu(self.norm1(self.conv1(x)), inplace=True)))
         if self.residual:
             if self.added:
                 pad = self.added // 2, self.added - self.added // 2
                 x = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *pad))
             y = y + x
-        return functional.relu(y)
+        return functional.relu(y, inplace=True)
 
 
 def cifar_network(depth, residual, num_classes):
     """The CIFAR form (He et al. 2015, section 4.2)."""
-    layers, channels = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()], 16
+    layers, channels = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)], 16
     for stage, filters in enumerate((16, 32, 64)):
         for block in range((depth - 2) // 6):
             layers.append(Block(channels, filters, 2 if stage and not block else 1, residual))
@@ -63,6 +64,8 @@ def network(name, side, num_classes):
 
 def main():
     """Builds the network that the command line names, and takes turns."""
+    if hasattr(os, "sched_getaffinity"):
+        torch.set_num_threads(len(os.sched_getaffinity(0)))  # as XLA does
     name, (batch_size, side, num_classes, compiled) = sys.argv[1], map(int, sys.argv[2:])
     model = network(name, side, num_classes).to(memory_format=torch.channels_last)
     images = torch.randn(batch_size, 3, side, side).to(memory_format=torch.channels_last)

@@ -1,9 +1,12 @@
 """What a program asks of the machine: a place for compiled programs, and memory that is not given back after each step."""
 
+import contextlib
 import ctypes
 import functools
 import os
 import sys
+import tempfile
+import time
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,14 +14,21 @@ from pathlib import Path
 import jax
 
 CACHE_BYTES = 2 << 30
+WRITING_SECONDS = 60  # so old, an entry is no longer being written by another process
+MOST_RESERVED = 32 << 30
 HUGE_PAGE = 2 << 20
 # malloc.h and sys/mman.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX, MADV_HUGEPAGE = -1, -4, -8, 14
 
 
 def cache_folder():
-    """`$XDG_CACHE_HOME/plain56`, or `~/.cache/plain56`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "plain56"
+    """`$XDG_CACHE_HOME/plain56`, or `~/.cache/plain56`; without a home directory, one for this process alone."""
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "plain56"
+    try:
+        return Path.home() / ".cache" / "plain56"
+    except RuntimeError:
+        return Path(tempfile.mkdtemp(prefix="plain56-"))
 
 
 @functools.cache
@@ -28,7 +38,14 @@ def set_up():
     Compiled programs are kept in the cache folder, or where JAX_COMPILATION_CACHE_DIR says.
     """
     if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "programs"))
+        programs = cache_folder() / "programs"
+        # JAX notes an entry's time of use after the entry: what has none was cut off by a kill, and would stop JAX for good.
+        for entry in programs.glob("*-cache"):
+            used = entry.with_name(entry.name.removesuffix("-cache") + "-atime")
+            with contextlib.suppress(OSError):
+                if not used.exists() and time.time() - entry.stat().st_mtime > WRITING_SECONDS:
+                    entry.unlink()
+        jax.config.update("jax_compilation_cache_dir", str(programs))
         jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     others = entry_points(group="jax_plugins") or find_spec("libtpu")
@@ -51,7 +68,9 @@ def _keep_memory():
     for option, value in ((M_TRIM_THRESHOLD, -1), (M_MMAP_MAX, 0), (M_ARENA_MAX, 1)):
         libc.mallopt(option, value)
     # Where the heap will grow: taken without being touched, and freed, it is what malloc hands out next.
-    size = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    size = min(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2, MOST_RESERVED)
+    if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2":  # there, what is reserved is denied to all others
+        return
     heap = libc.malloc(size)
     if heap:
         begin = -(-heap // HUGE_PAGE) * HUGE_PAGE

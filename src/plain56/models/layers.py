@@ -112,7 +112,7 @@ class BatchNorm(nn.Module):
             self.put_variable("moments", "var", jnp.var(x, axis=(0, 1, 2), dtype=dtype))
         if not self.train:
             factor = lax.rsqrt(variance.value + self.numerics.epsilon) * scale
-            return ops.affine(x, factor, bias - mean.value * factor).astype(x.dtype)
+            return ops.affine(x, mean.value, factor, bias).astype(x.dtype)
         y, *batch = ops.batch_norm(x, scale, bias, self.numerics.epsilon)
         if not self.is_initializing():
             momentum = self.numerics.momentum

@@ -137,6 +137,7 @@ class ResNet(nn.Module):
         widths: filters of each stage, before a bottleneck's expansion.
         form: "cifar" or "imagenet", the stem.
         remat: keep only what lies between blocks for the backward pass, which computes the rest anew: less memory, more time.
+            On a CPU it helps in stages of three blocks and more: where a block stands alone, the compiler undoes it.
         zero_init: the last scale of every residual block starts at zero (Goyal et al. 2017); not in the paper.
     """
 

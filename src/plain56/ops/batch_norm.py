@@ -31,9 +31,10 @@ def _cpu_sums(a, b):
     return tuple((ones @ array.reshape(-1, channels))[0] for array in (a, a * b))
 
 
-def affine(x, factor, offset):
-    """`x · factor + offset` for images [N, H, W, C] and vectors [C]."""
-    return x * factor[None, None, None] + offset[None, None, None]
+def affine(x, mean, factor, bias):
+    """`(x − mean) · factor + bias` for images [N, H, W, C] and vectors [C]."""
+    mean, factor, bias = (vector[None, None, None] for vector in (mean, factor, bias))
+    return (x - mean) * factor + bias
 
 
 def _moments(x):
@@ -58,7 +59,7 @@ def _normalise(x, scale, bias, epsilon):
     mean, variance = _moments(x)
     inverse = lax.rsqrt(variance + epsilon)
     factor = inverse * scale
-    y = affine(x.astype(mean.dtype), factor, bias - mean * factor)
+    y = affine(x.astype(mean.dtype), mean, factor, bias)
     return (y.astype(x.dtype), mean, variance), (x, mean, inverse, scale)
 
 
@@ -70,7 +71,7 @@ def _backward(epsilon, saved, gradients):
     dscale = (products - mean * dbias) * inverse
     factor = scale * inverse
     slope = -factor * inverse * dscale / count
-    dx = affine(g, factor, -factor * dbias / count) + affine(x, slope, -slope * mean)
+    dx = affine(g, dbias / count, factor, jnp.zeros_like(mean)) + affine(x, mean, slope, jnp.zeros_like(mean))
     return dx.astype(dtype), dscale, dbias
 
 

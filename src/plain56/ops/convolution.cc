@@ -5,7 +5,9 @@
 // of threads, and sums over tasks have a fixed order.
 
 #include <algorithm>
+#include <array>
 #include <atomic>
+#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <thread>
@@ -40,14 +42,14 @@ struct Images {
   int64_t size() const { return n * h * w * c; }
 };
 
-// Calls f(0) … f(tasks − 1) on the threads of XLA's pool and on this one.
+// Calls f(0) … f(tasks − 1) on the threads of XLA's pool and on this one. Without memory for a task the process ends.
 template <typename F>
 void ParallelFor(ffi::ThreadPool& pool, int64_t tasks, const F& f) {
   struct Progress {
     std::atomic<int64_t> next{0}, done{0};
   };
   auto progress = std::make_shared<Progress>();
-  auto work = [progress, tasks, &f] {
+  auto work = [progress, tasks, &f]() noexcept {
     for (int64_t i; (i = progress->next++) < tasks; progress->done++) f(i);
   };
   for (int64_t i = std::min(pool.num_threads(), tasks); i > 1; --i) pool.Schedule(decltype(work)(work));
@@ -84,10 +86,10 @@ class Tile {
       : input_(input), taps_(taps), height_(height) {
     auto [top, bottom] = std::minmax_element(taps.rows.begin(), taps.rows.end());
     auto [left, right] = std::minmax_element(taps.columns.begin(), taps.columns.end());
-    top_ = *top, left_ = *left, row_stride_ = taps.row_stride;
+    top_ = *top, left_ = *left;
     reach_ = *bottom - *top + 1;
     columns_ = (width - 1) * taps.column_stride + *right - *left + 1;
-    whole_ = top_ >= 0 && left_ >= 0 && (height - 1) * row_stride_ + *bottom < input.h && left_ + columns_ <= input.w;
+    whole_ = top_ >= 0 && left_ >= 0 && (height - 1) * taps_.row_stride + *bottom < input.h && left_ + columns_ <= input.w;
     if (whole_) columns_ = input.w;
     row_size_ = columns_ * input.c;
     auto floats = [&](int64_t rows) { return std::max(Rows(rows) * row_size_, rows * width * filters); };
@@ -106,7 +108,7 @@ class Tile {
     for (size_t t = 0; t < taps.rows.size(); ++t)
       offsets_.push_back((taps.rows[t] - (whole_ ? 0 : top_)) * row_size_ + (taps.columns[t] - (whole_ ? 0 : left_)) * input.c);
     column_step = taps.column_stride * input.c;
-    row_step = row_stride_ * row_size_;
+    row_step = taps_.row_stride * row_size_;
   }
 
   int64_t count() const { return groups_ * bands_; }
@@ -126,7 +128,7 @@ class Tile {
     for (int64_t n = first; n < last; ++n) {
       float* to = buffer.data() + (n - first) * image_step;
       for (int64_t r = 0; r < rows; ++r, to += row_size_) {
-        int64_t row = begin * row_stride_ + top_ + r;
+        int64_t row = begin * taps_.row_stride + top_ + r;
         if (row < 0 || row >= input_.h) {
           std::fill_n(to, row_size_, 0.0f);
           continue;
@@ -142,7 +144,7 @@ class Tile {
   void Inside(int64_t row, int64_t column, std::vector<Tap>& inside) const {
     inside.clear();
     for (size_t t = 0; t < taps_.rows.size(); ++t) {
-      int64_t y = row * row_stride_ + taps_.rows[t], x = column * taps_.column_stride + taps_.columns[t];
+      int64_t y = row * taps_.row_stride + taps_.rows[t], x = column * taps_.column_stride + taps_.columns[t];
       if (y >= 0 && y < input_.h && (column < 0 || (x >= 0 && x < input_.w))) inside.push_back({offsets_[t], int64_t(t)});
     }
   }
@@ -153,13 +155,13 @@ class Tile {
   int64_t images, image_step, row_step, column_step, first, last, begin, end;
 
  private:
-  int64_t Rows(int64_t outputs) const { return (outputs - 1) * row_stride_ + reach_; }
+  int64_t Rows(int64_t outputs) const { return (outputs - 1) * taps_.row_stride + reach_; }
 
   Images input_;
   Taps taps_;
   std::vector<int64_t> offsets_;
   bool whole_;  // no tap reaches over an edge: nothing is copied
-  int64_t height_, top_, left_, reach_, columns_, row_stride_, row_size_, bands_, band_, groups_;
+  int64_t height_, top_, left_, reach_, columns_, row_size_, bands_, band_, groups_;
   const float* data_;
 };
 
@@ -252,7 +254,7 @@ void Correlate(ffi::ThreadPool& pool, const Images& input, const float* x, const
                const Images& output, float* y, int64_t row_stride, int64_t row_shift, int64_t column_stride, int64_t column_shift) {
   int64_t height = (output.h - row_shift + row_stride - 1) / row_stride;
   int64_t width = (output.w - column_shift + column_stride - 1) / column_stride;
-  if (height <= 0 || width <= 0) return;
+  if (input.n == 0 || height <= 0 || width <= 0) return;
   int64_t channels = input.c, filters = output.c, count = taps.rows.size();
   Tile plan(input, taps, height, width, filters);
   bool many = plan.images > width && width <= 8;
@@ -381,10 +383,7 @@ void KernelGradient(ffi::ThreadPool& pool, const Images& input, const float* x, 
       for (int64_t i = begin; i < end; ++i) dw[i] += partial[part * size + i];
   };
   constexpr int64_t kSlice = 1 << 14;
-  if (size <= kSlice)
-    add(0, size);
-  else
-    ParallelFor(pool, (size + kSlice - 1) / kSlice, [&](int64_t i) { add(i * kSlice, std::min(size, (i + 1) * kSlice)); });
+  ParallelFor(pool, (size + kSlice - 1) / kSlice, [&](int64_t i) { add(i * kSlice, std::min(size, (i + 1) * kSlice)); });
 }
 
 // The last four axes, and the product of those before.
@@ -424,7 +423,7 @@ ffi::Error InputGradient(ffi::ThreadPool pool, Floats g, Floats w, ffi::Result<F
             int64_t row = a + padding[0] - i, column = b + padding[1] - j;
             if (row % strides[0] == 0 && column % strides[1] == 0) taps.Add(row / strides[0], column / strides[1], i * kernel.h + j);
           }
-        if (taps.rows.empty()) taps.Add(-output.h, 0, 0);  // zeros alone
+        if (taps.rows.empty()) taps.Add(-output.h - input.h, 0, 0);  // above the image: zeros alone
         Correlate(pool, output, g.typed_data() + copy * output.size(), w.typed_data() + copy * kernel.size(), true, taps, input, to,
                   strides[0], a, strides[1], b);
       }
@@ -435,6 +434,10 @@ ffi::Error InputGradient(ffi::ThreadPool pool, Floats g, Floats w, ffi::Result<F
 ffi::Error ComputeKernelGradient(ffi::ThreadPool pool, Floats x, Floats g, ffi::Result<Floats> dw, Pair strides, Pair padding) {
   auto [copies, input] = Shape(x);
   Images output = Shape(g).second, kernel = Shape(*dw).second;
+  if (input.size() == 0 || output.size() == 0) {
+    std::fill_n(dw->typed_data(), copies * kernel.size(), 0.0f);
+    return ffi::Error::Success();
+  }
   Taps taps = ForwardTaps(kernel.n, kernel.h, strides[0], strides[1], padding[0], padding[1]);
   for (int64_t i = 0; i < copies; ++i)
     KernelGradient(pool, input, x.typed_data() + i * input.size(), output, g.typed_data() + i * output.size(), taps,

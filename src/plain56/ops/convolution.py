@@ -25,6 +25,8 @@ from jax import lax
 from plain56.ops import native
 
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
+# Numbers in a kernel that `convolution.cc` copies, for every thread; VGG's fully-connected layer read as one has 100 million.
+MOST_NATIVE = 1 << 24
 
 
 def _xla(x, w, strides, padding, input_dilation=(1, 1)):
@@ -33,6 +35,11 @@ def _xla(x, w, strides, padding, input_dilation=(1, 1)):
 
 def _xla_gradients(strides, padding, x, w, g):
     return jax.vjp(lambda x, w: _xla(x, w, strides, padding), x, w)[1](g)
+
+
+def _is_native(x, w, channels):
+    """Whether `convolution.cc` computes what has so many channels from images x, or a gradient of their size, and kernel w."""
+    return w.size <= MOST_NATIVE and native.takes(x, channels)
 
 
 def _input_gradient(strides, padding, x, w, g):
@@ -81,19 +88,19 @@ def _kernel_gradient(strides, padding, x, w, g):
 
 def _cpu_forward(strides, padding, x, w):
     y = jax.eval_shape(lambda x, w: _xla(x, w, strides, padding), x, w)
-    if native.takes(x, y.shape[-1]):
+    if _is_native(x, w, y.shape[-1]):
         return native.call(native.FORWARD, x, w, y.shape, strides, padding)
     return _xla(x, w, strides, padding)
 
 
 def _cpu_gradients(strides, padding, x, w, g):
-    if native.takes(x, g.shape[-1]):
+    if _is_native(x, w, g.shape[-1]):
         dw = native.call(native.KERNEL_GRADIENT, x, g, w.shape, strides, padding)
     else:
         # The barrier keeps XLA from recomputing whole chains of batch norm and ReLU for every shifted copy.
         x, g = lax.optimization_barrier((x, g))
         dw = _kernel_gradient(strides, padding, x, w, g)
-    if native.takes(x, x.shape[-1]):
+    if _is_native(x, w, x.shape[-1]):
         return native.call(native.INPUT_GRADIENT, g, w, x.shape, strides, padding), dw
     return _input_gradient(strides, padding, x, w, g), dw
 

@@ -7,6 +7,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import shlex
 import subprocess
 import tempfile
 from pathlib import Path
@@ -42,9 +43,9 @@ def load():
     """
     try:
         library = ctypes.CDLL(str(_compile()))
-    except (OSError, subprocess.SubprocessError) as error:
-        reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[0]
-        logger.warning("Training is slow on this CPU, since no C++ compiler could be used: %s", reason[:200])
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip()[:300]
+        logger.warning("Training is slow on this CPU, since the C++ convolution could not be compiled: %s", reason)
         return 0
     for name in (FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, CHANNEL_SUMS):
         jax.ffi.register_ffi_target(_target(name), jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
@@ -52,7 +53,7 @@ def load():
 
 
 def takes(array, channels):
-    """Whether the functions of the source make results with so many channels from arrays like this one."""
+    """Whether the functions of the source make results with so many channels from images like these."""
     return array.dtype == np.float32 and lanes() > 0 and channels % lanes() == 0
 
 
@@ -70,8 +71,8 @@ def _target(name):
 
 def _compile():
     """The path of the compiled source, made anew for another source, compiler, jaxlib or processor."""
-    compiler = os.environ.get("CXX") or "c++"
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
     parts = (SOURCE.read_text(), *COMPILE, version, importlib.metadata.version("jaxlib"), _processor())
     key = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
     path = cache_folder() / f"convolution-{key}.so"
@@ -80,7 +81,7 @@ def _compile():
         # Several processes may do so at a time, and each may be killed.
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             part = Path(folder) / path.name
-            command = [compiler, *COMPILE, "-I", jax.ffi.include_dir(), str(SOURCE), "-o", str(part)]
+            command = [*compiler, *COMPILE, "-I", jax.ffi.include_dir(), str(SOURCE), "-o", str(part)]
             subprocess.run(command, capture_output=True, text=True, check=True)
             part.replace(path)
     return path
