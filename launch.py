@@ -66,14 +66,15 @@ def evaluate(options, arguments):
 
 
 def sweep(options, arguments):
-    from plain56 import sweeps
+    from plain56 import runs, sweeps
 
     if options.status or options.dry_run:
         return _show_elements(options)
     rows = run_sweep(options)
     _print_result({"workdir": options.workdir, "runs": rows})
-    ran = rows if options.index is None else [rows[options.index]]
-    if any(row["state"] in ("failed", "diverged") for row in ran):
+    elements = sweeps.read(options.workdir)
+    ran = elements if options.index is None else [elements[options.index]]
+    if any(runs.Run(Path(options.workdir) / element.name).status().state in ("failed", "diverged") for element in ran):
         return FAILED
     # What another process still trains, or what was killed, is left.
     return 0 if options.index is not None or sweeps.is_complete(options.workdir) else INTERRUPTED

@@ -37,6 +37,7 @@ RULES = {
     "train.steps": POSITIVE,
     "train.batch_size": POSITIVE,
     "train.label_smoothing": FRACTION,
+    "train.seeds": POSITIVE,
     "train.stop_after": NOT_NEGATIVE,
     "train.steps_per_call": POSITIVE,
     "train.log_every": POSITIVE,
@@ -109,6 +110,9 @@ def check(config):
         raise UserError(
             f"data.std has {len(config.data.std)} numbers; needed are as many as data.mean has, {len(config.data.mean)}."
         )
+    last_seed = config.seed + config.train.seeds - 1
+    if not SEED[0](last_seed):
+        raise UserError(f"seed and train.seeds make {last_seed} the last seed; allowed are {SEED[1]}.")
     options = config.data.augment
     crops = {f"data.augment.{key}": options[key] for key in ("pad", "enlarge", "area") if options[key]}
     if len(crops) > 1:

@@ -28,6 +28,11 @@ def replicated(mesh):
     return NamedSharding(mesh, PartitionSpec())
 
 
+def spread(mesh):
+    """The placement of what the devices share out among them along its first axis."""
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
 def split_batch(batch, mesh):
     """Inside a jitted function: shares a batch out among the devices along its first axis."""
-    return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(DATA_AXIS)))
+    return jax.lax.with_sharding_constraint(batch, spread(mesh))

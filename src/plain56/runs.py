@@ -6,6 +6,7 @@ tensorboard/      the same records as event files
 status.json       state, step, reason, parameters, seconds
 environment.json  command, versions, devices, commit and data of the newest start
 checkpoints/      written by `plain56.training.checkpoints`
+seed0/, seed1/, … where `train.seeds` is more than one: run directories without checkpoints and lock, which the group has
 lock              held by the process that trains the run, and free once that process is gone, however it went
 """
 
@@ -66,11 +67,23 @@ class Run(NamedTuple):
 
     @property
     def checkpoints(self):
-        return self.path / "checkpoints"
+        return (self.group or self).path / "checkpoints"
 
     @property
     def lock(self):
-        return self.path / "lock"
+        return (self.group or self).path / "lock"
+
+    @property
+    def group(self):
+        """The run that trains this one together with others; None where it is trained alone."""
+        parent = Run(self.path.parent)
+        return parent if self.path in [member.path for member in parent.members()] else None
+
+    def members(self):
+        """The runs that this one trains together; none where it is a single network."""
+        config = self.config()
+        seeds = config.get("train", {}).get("seeds", 1)
+        return [Run(self.path / f"seed{config['seed'] + i}") for i in range(seeds)] if seeds > 1 else []
 
     def config(self):
         """The resolved config as nested dicts; empty where there is none."""
@@ -303,6 +316,22 @@ def read_sweep(folder):
         return [SweepRun(Run(Path(folder) / name), **element) for name, element in elements.items()]
     except TypeError as error:
         raise UserError(f"{folder}/sweep.json is damaged: its elements are not runs.") from error
+
+
+def read_networks(folder):
+    """`(run, overrides)` of every network of a sweep directory: where several are trained together, each of them.
+
+    Raises:
+        UserError: it is not a sweep directory.
+    """
+    networks = []
+    for run, overrides, config in read_sweep(folder):
+        seeds = range(config["seed"], config["seed"] + config["train"].get("seeds", 1))
+        if len(seeds) > 1:
+            networks += [(Run(run.path / f"seed{seed}"), overrides | {"seed": seed}) for seed in seeds]
+        else:
+            networks.append((run, overrides))
+    return networks
 
 
 def flatten(nested, prefix=""):

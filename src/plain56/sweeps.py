@@ -213,7 +213,7 @@ def _work_left(element, run):
         return 0
     dataset = load(element.config)
     per_step = count_multiply_adds(build_model(element.config, len(dataset.class_names)), dataset.train.images.shape[1:])
-    return _steps_left(element, run.path.parent) * per_step
+    return _steps_left(element, run.path.parent) * per_step * element.config.train.seeds
 
 
 def _steps_left(element, workdir):
@@ -227,13 +227,13 @@ def is_complete(workdir):
 
 
 def summarise(workdir):
-    """Writes and returns a row for every run of the sweep, read off the run directories alone.
+    """Writes and returns a row for every network of the sweep, read off the run directories alone.
 
     Errors are fractions: `train_error` and `train_loss` are means over the last logging interval, in training mode with
     augmentation; `train_clean_error`, `validation_error` and `test_error` are the last step's, without. None where a run has
     not come that far, or does not measure it.
     """
-    rows = [_row(run, overrides) for run, overrides, _ in runs.read_sweep(workdir)]
+    rows = [_row(run, overrides) for run, overrides in runs.read_networks(workdir)]
     runs.write_summary(workdir, rows)
     return rows
 

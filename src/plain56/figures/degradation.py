@@ -37,7 +37,7 @@ def draw(workdir):
     shown = [(row["model"], row["seed"]) for row in rows]
     if len(set(shown)) < len(shown):
         raise UserError(f"The runs in {workdir} differ in more than depth, kind and seed, which is all that this figure shows.")
-    for (run, _, _), row in zip(runs.read_sweep(workdir), rows, strict=True):
+    for (run, _), row in zip(runs.read_networks(workdir), rows, strict=True):
         if not run.metrics():
             continue
         groups.setdefault((row["residual"], row["depth"]), []).append(run)

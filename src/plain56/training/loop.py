@@ -1,17 +1,19 @@
 """One run, from its config to its end: the order of events."""
 
+import copy
 import datetime
 import functools
 import importlib.metadata
 import logging
 import math
+import operator
 import os
 import platform
 import subprocess
 import sys
 import time
 import zlib
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,12 +74,21 @@ def load(config):
         UserError: whatever in the config does not fit the data, the devices or itself.
     """
     check(config)
-    parallel.check_batch_size(config.train.batch_size, parallel.data_mesh())
+    mesh = parallel.data_mesh()
+    if not _seeds_are_spread(config, mesh):
+        parallel.check_batch_size(config.train.batch_size, mesh)
     return load_dataset(config.data)
+
+
+def _seeds_are_spread(config, mesh):
+    """Whether each device trains some of the networks, and not a part of each one's batches."""
+    return config.train.seeds > 1 and config.train.seeds % mesh.size == 0
 
 
 def prepare(config):
     """Loads the data, builds the network and wraps its functions for the mesh of all devices.
+
+    With `train.seeds` of more than one, all arrays of state and totals have a first axis for the networks.
 
     Raises:
         UserError: as `load`, or images too small for the network.
@@ -88,29 +99,57 @@ def prepare(config):
     model = build_model(config, len(dataset.class_names))
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
-    everywhere = parallel.replicated(mesh)
+    everywhere, spread = parallel.replicated(mesh), _seeds_are_spread(config, mesh)
+    placed = parallel.spread(mesh) if spread else everywhere
     shared = {
         "batch_size": config.train.batch_size,
         "data": config.data,
-        "place_batch": functools.partial(parallel.split_batch, mesh=mesh),
+        "place_batch": (lambda batch: batch) if spread else functools.partial(parallel.split_batch, mesh=mesh),
     }
-    options = {"seed": config.seed, "label_smoothing": config.train.label_smoothing}
-    step_fn = functools.partial(train_step, model=model, optimizer=optimizer, **options)
+    each_network, seeds = _for_each_network(config)
+
+    def run_steps(state, totals, split, *position):
+        def of_one(seed, state, totals):
+            options = {"model": model, "optimizer": optimizer, "seed": seed, "label_smoothing": config.train.label_smoothing}
+            step_fn = functools.partial(train_step, **options)
+            return train_steps(state, totals, split, *position, step_fn=step_fn, seed=seed, **shared)
+
+        return each_network(of_one)(seeds, state, totals)
+
+    def passes(function):
+        """Over a split with the parameters and statistics of each network."""
+        one = functools.partial(function, model=model, **shared)
+        return jax.jit(
+            lambda params, batch_stats, split: each_network(lambda *own: one(*own, split))(params, batch_stats),
+            out_shardings=placed,
+        )
+
     return Experiment(
         data=_describe(dataset),
         train=jax.device_put(dataset.train, everywhere),
         validation=jax.device_put(dataset.validation, everywhere),
         test=jax.device_put(dataset.test, everywhere),
-        initial=jax.jit(lambda: _initial(model, optimizer, config, image_shape), out_shardings=everywhere)(),
+        initial=jax.jit(lambda: _initial(model, optimizer, config, image_shape), out_shardings=placed)(),
         schedule=schedule,
-        train_steps=jax.jit(
-            functools.partial(train_steps, step_fn=step_fn, seed=config.seed, **shared),
-            donate_argnums=(0, 1),
-            out_shardings=everywhere,
-        ),
-        evaluate=jax.jit(functools.partial(evaluate, model=model, **shared), out_shardings=everywhere),
-        measure_moments=jax.jit(functools.partial(measure_moments, model=model, **shared), out_shardings=everywhere),
+        train_steps=jax.jit(run_steps, donate_argnums=(0, 1), out_shardings=placed),
+        evaluate=passes(evaluate),
+        measure_moments=passes(measure_moments),
     )
+
+
+def _for_each_network(config):
+    """What turns a function of one network into one of all that are trained together, and their seeds."""
+    if config.train.seeds == 1:
+        return (lambda function: function), config.seed
+    return jax.vmap, np.arange(config.seed, config.seed + config.train.seeds, dtype=np.uint32)
+
+
+def _networks(config, tree):
+    """A tree of arrays as one tree for each network, on the host."""
+    tree = jax.device_get(tree)
+    if config.train.seeds == 1:
+        return [tree]
+    return [jax.tree.map(operator.itemgetter(i), tree) for i in range(config.train.seeds)]
 
 
 def _describe(dataset):
@@ -144,6 +183,8 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None):
             has changed since the run began; nothing is left behind.
         KeyboardInterrupt: SIGINT or SIGTERM came; the state has been saved, and the same call goes on from there.
     """
+    if runs.Run(Path(workdir)).group:
+        raise UserError(f"{workdir} is one of the networks that {Path(workdir).parent} trains together; give that directory.")
     with runs.hold(workdir) as run:
         runs.check_identity(run, config.to_dict())
         if run.status().state in runs.ENDED:
@@ -155,6 +196,12 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None):
             experiment = _warm_start(config, experiment)
         run.write_config(config.to_dict())
         run.write_environment(_environment() | {"data": experiment.data})
+        for seed, member in enumerate(run.members(), config.seed):
+            own = copy.deepcopy(config)
+            own.seed, own.train.seeds = seed, 1
+            member.path.mkdir(exist_ok=True)
+            member.write_config(own.to_dict())
+            member.write_environment(run.environment())
         try:
             with closing(checkpoints.open_checkpoints(run.checkpoints)) as manager:
                 if warm:  # the other run may go on, so what was taken from it is kept
@@ -163,11 +210,15 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None):
         except UserError:
             raise
         except KeyboardInterrupt as error:
-            if run.status().state not in runs.ENDED:
-                run.write_status(run.status()._replace(state="preempted", reason=str(error) or "interrupted"))
+            for part in (run, *run.members()):
+                if part.status().state not in runs.ENDED:
+                    part.write_status(part.status()._replace(state="preempted", reason=str(error) or "interrupted"))
             raise
         except BaseException as error:
-            run.write_status(run.status()._replace(state="failed", reason=f"{type(error).__name__}: {error}".strip(": ")[:500]))
+            reason = f"{type(error).__name__}: {error}".strip(": ")[:500]
+            for part in (run, *run.members()):
+                if part.status().state not in runs.ENDED:
+                    part.write_status(part.status()._replace(state="failed", reason=reason))
             raise
 
 
@@ -193,9 +244,12 @@ def load_run(path):
         UserError: no run there, or no checkpoint.
     """
     run = runs.read_run(path)
+    if run.members():
+        raise UserError(f"{run.path} holds {len(run.members())} networks; give one of them, such as {run.members()[0].path}.")
     if not _has_checkpoint(run):
         raise UserError(f"The run {run.path} has no checkpoint yet.")
     config, data = from_json(run.config()), run.environment().get("data", {})
+    saved = from_json(run.group.config()) if run.group else config  # what the checkpoint is of
     check(config)
     if not {"image_shape", "class_names"} <= data.keys():
         raise UserError(
@@ -204,16 +258,19 @@ def load_run(path):
     image_shape = tuple(data["image_shape"])
     model = build_model(config, len(data["class_names"]))
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.steps))
-    shapes = jax.eval_shape(lambda: _initial(model, optimizer, config, image_shape))
+    shapes = jax.eval_shape(lambda: _initial(model, optimizer, saved, image_shape))
     everywhere = parallel.replicated(parallel.data_mesh())
     shapes = jax.tree.map(lambda shape: shape.update(sharding=everywhere), shapes)
     with closing(checkpoints.open_checkpoints(run.checkpoints, read_only=True)) as manager:
         state, _ = checkpoints.restore(manager, shapes)
+    if run.group:
+        state = jax.tree.map(operator.itemgetter(config.seed - saved.seed), state)
     return Trained(config, model, state, image_shape)
 
 
 def _initial(model, optimizer, config, image_shape):
-    return create_train_state(model, optimizer, config.seed, image_shape), Totals.zero()
+    each_network, seeds = _for_each_network(config)
+    return each_network(lambda seed: (create_train_state(model, optimizer, seed, image_shape), Totals.zero()))(seeds)
 
 
 def _warm_start(config, experiment):
@@ -224,8 +281,13 @@ def _warm_start(config, experiment):
     """
     source = load_run(config.train.warm_start)
     state, totals = experiment.initial
-    params, layers = copy_layers(state.params, source.state.params)
-    batch_stats, _ = copy_layers(state.batch_stats, source.state.batch_stats)
+    layers = []
+
+    def copied(params, batch_stats):
+        params, layers[:] = copy_layers(params, source.state.params)
+        return params, copy_layers(batch_stats, source.state.batch_stats)[0]
+
+    params, batch_stats = _for_each_network(config)[0](copied)(state.params, state.batch_stats)
     if not layers:
         raise UserError(
             f"train.warm_start is {config.train.warm_start!r}, whose network {source.config.model.name} shares no layer of "
@@ -253,11 +315,26 @@ def _train(config, experiment, run, manager, on_progress):
     last = last_step(config)
     # The running totals are part of what is saved, so the intervals of log and checkpoint need not fit each other.
     state, totals = checkpoints.restore(manager, experiment.initial)
-    step = int(state.step)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    status = runs.Status("running", step, "", parameters, run.status().seconds)
-    run.write_status(status)
-    start = time.perf_counter() - status.seconds
+    networks = run.members() or [run]
+
+    def reached():
+        """The step of each network: one that has diverged is behind the others."""
+        return np.atleast_1d(jax.device_get(state.step)).tolist()
+
+    step = max(reached())
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params)) // options.seeds
+    seconds = run.status().seconds
+    statuses = [_status(done, step, parameters, seconds) for done in reached()]
+    start = time.perf_counter() - seconds
+
+    def write_statuses():
+        for network, status in zip(networks, statuses, strict=True):
+            network.write_status(status)
+        if run.members():
+            going_on = [status for status in statuses if status.state != "diverged"]
+            run.write_status((going_on or statuses)[0])
+
+    write_statuses()
     first_step, rate_step, rate_time, steps_per_call = step, step, time.perf_counter(), 1
     splits = {"train_clean": experiment.train, "validation": experiment.validation, "test": experiment.test}
     intervals = {split: options.evaluate_every for split in splits} | {"train_clean": options.evaluate_train_every}
@@ -267,18 +344,24 @@ def _train(config, experiment, run, manager, on_progress):
     watching = step < watch_step
     on_progress(0.0, 0.0)
 
-    with run.open_log(step, time.time() - status.seconds) as log, postponed_interrupts() as interrupts:
+    with ExitStack() as stack:
+        logs = [stack.enter_context(network.open_log(step, time.time() - seconds)) for network in networks]
+        interrupts = stack.enter_context(postponed_interrupts())
 
-        def record(split, values):
-            epoch = status.step * options.batch_size / experiment.data["train"]
-            log({"step": status.step, "epoch": round(epoch, 4), "split": split, **values, "seconds": status.seconds})
+        def record(i, split, values):
+            status = statuses[i]
+            epoch = round(status.step * options.batch_size / experiment.data["train"], 4)
+            logs[i]({"step": status.step, "epoch": epoch, "split": split, **values, "seconds": status.seconds})
 
         while step < last:
+            running = [i for i, status in enumerate(statuses) if status.state == "running"]
             if interrupts:
-                reached = int(state.step)
-                checkpoints.save(manager, reached, (state, totals))
-                run.write_status(status._replace(step=reached, seconds=round(time.perf_counter() - start, 3)))
-                raise KeyboardInterrupt(f"stopped by {interrupts[0]}, after saving at step {reached}")
+                saved = max(reached())
+                checkpoints.save(manager, saved, (state, totals))
+                for i in running:
+                    statuses[i] = statuses[i]._replace(step=reached()[i], seconds=round(time.perf_counter() - start, 3))
+                write_statuses()
+                raise KeyboardInterrupt(f"stopped by {interrupts[0]}, after saving at step {saved}")
             every = (options.log_every, options.checkpoint_every, *evaluated.values())
             steps = min(steps_per_call, options.steps_per_call, last - step, *(interval - step % interval for interval in every))
             first_epoch, first_position = divmod(step * options.batch_size, experiment.data["train"])
@@ -289,7 +372,7 @@ def _train(config, experiment, run, manager, on_progress):
             steps_per_call = max(1, int(CALL_SECONDS * steps_per_second))
             step += steps
             rate = 0.0 if step - steps == first_step else steps_per_second * options.batch_size  # the first call compiles
-            on_progress((step - first_step) / (last - first_step), rate)
+            on_progress((step - first_step) / (last - first_step), rate * options.seeds)
 
             def due(interval, step=step):
                 return step == last or step % interval == 0
@@ -299,40 +382,51 @@ def _train(config, experiment, run, manager, on_progress):
                 continue
 
             # The order matters: a checkpoint comes after all records of its step, so a resume drops exactly the later ones.
-            reached = int(state.step)
-            diverged = reached < step
-            status = status._replace(step=reached, seconds=round(time.perf_counter() - start, 3))
-            if (due(options.log_every) or diverged) and totals.examples > 0:
-                rate = (reached - rate_step) * options.batch_size / (time.perf_counter() - rate_time)
-                rates = {"learning_rate": float(experiment.schedule(reached - 1)), "images_per_second": rate}
-                means = totals.means()
-                record("train", means | rates)
-                if watching and reached >= watch_step:
-                    watching = False
-                    _warn_if_stuck(means["loss"], experiment.train.labels, reached)
+            seconds, sums = round(time.perf_counter() - start, 3), _networks(config, totals)
+            for i in running:
+                statuses[i] = _status(reached()[i], step, parameters, seconds)
+                done = statuses[i].step
+                if (due(options.log_every) or statuses[i].state == "diverged") and sums[i].examples > 0:
+                    rate = (done - rate_step) * options.batch_size / (time.perf_counter() - rate_time)
+                    means = sums[i].means()
+                    rates = {"learning_rate": float(experiment.schedule(done - 1)), "images_per_second": rate}
+                    record(i, "train", means | rates)
+                    if watching and done >= watch_step:
+                        _warn_if_stuck(means["loss"], experiment.train.labels, done)
+            watching = watching and step < watch_step
+            if due(options.log_every):
                 totals = jax.tree.map(lambda total: total * 0, totals)
-            if diverged:
-                reason = f"the update at step {reached} gave a loss, parameters or statistics that are not finite"
-                status = status._replace(state="diverged", reason=reason)
-                checkpoints.save(manager, reached, (state, totals))
+            running = [i for i in running if statuses[i].state == "running"]
+            if not running:
+                checkpoints.save(manager, max(reached()), (state, totals))
                 break
             for split in evaluating:
-                tested = experiment.evaluate(state.params, state.batch_stats, splits[split])
-                assert tested.examples == splits[split].labels.shape[0]
-                record(split, tested.means())
+                tested = _networks(config, experiment.evaluate(state.params, state.batch_stats, splits[split]))
+                for i in running:
+                    assert tested[i].examples == splits[split].labels.shape[0]
+                    record(i, split, tested[i].means())
             if due(options.checkpoint_every):
                 checkpoints.save(manager, step, (state, totals))
-            run.write_status(status)
+            write_statuses()
             # Evaluating and saving are not part of the training rate.
             rate_step, rate_time = step, time.perf_counter()
 
-        status = status._replace(seconds=round(time.perf_counter() - start, 3))
-        if status.state == "running":
-            status = status._replace(state="finished")
-            if step < options.steps:
-                status = status._replace(state="preempted", reason=f"stopped by train.stop_after = {options.stop_after}")
-        run.write_status(status)
-    return status
+        for i, status in enumerate(statuses):
+            if status.state == "running":
+                status = status._replace(state="finished", seconds=round(time.perf_counter() - start, 3))
+                if step < options.steps:
+                    status = status._replace(state="preempted", reason=f"stopped by train.stop_after = {options.stop_after}")
+                statuses[i] = status
+        write_statuses()
+    return run.status()
+
+
+def _status(done, step, parameters, seconds):
+    """How a network stands whose state is that of step `done`, where it should be that of `step`."""
+    if done == step:
+        return runs.Status("running", step, "", parameters, seconds)
+    reason = f"the update at step {done} gave a loss, parameters or statistics that are not finite"
+    return runs.Status("diverged", done, reason, parameters, seconds)
 
 
 def evaluate_run(workdir, protocol=None, sides=(), exact_statistics=False, on_progress=lambda share: None):
