@@ -41,6 +41,7 @@ def test_adaptive_average_windows():
     np.testing.assert_allclose(_adaptive_average(jnp.asarray(x), 4)[0], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_dense_form_averages_the_fully_connected_layers_over_positions():
     images = jax.random.normal(jax.random.key(1), (1, 256, 224, 3))
     network, dense = (create_model("vgg11", 5, form=form) for form in ("imagenet", "dense"))
@@ -114,7 +115,7 @@ def test_taps_on_image_are_the_products_that_padding_leaves(size, height, width)
     assert taps_on_image(size, ones) == pytest.approx(float(counted.mean()) / size**2)
 
 
-@pytest.mark.parametrize("name", ["vgg19", "googlenet"])
+@pytest.mark.parametrize("name", ["vgg19", pytest.param("googlenet", marks=pytest.mark.slow)])
 def test_small_forms_without_batch_norm_keep_their_signal(name):
     model = create_model(name, 10, form="small")
     images = jax.random.normal(jax.random.key(1), (16, 8, 8, 1))

@@ -235,6 +235,7 @@ def test_failed_run_says_why(tmp_path, tiny_config, monkeypatch):
     assert (status.state, status.reason) == ("failed", "OSError: No space left on device")
 
 
+@pytest.mark.slow
 def test_a_network_without_batch_norm_begins_with_a_shallower_ones_layers(tmp_path, tiny_config, caplog):
     config = digits.get_config("vgg11")
     config.train.batch_size, config.train.steps, config.optimizer.schedule.warmup_steps = 8, 3, 0

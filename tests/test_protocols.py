@@ -56,7 +56,9 @@ def test_published_sides():
     assert dense_sides("resnet", 56) == (56, 64, 96, 120, 160)
 
 
-@pytest.mark.parametrize(("protocol", "sides"), [("centre", ()), ("ten_crop", ()), ("dense", (14, 20))])
+@pytest.mark.parametrize(
+    ("protocol", "sides"), [pytest.param("centre", (), marks=pytest.mark.slow), ("ten_crop", ()), ("dense", (14, 20))]
+)
 def test_totals_equal_a_direct_computation(protocol, sides):
     images, split = pictures([(16, 16, 3)] * 3 + [(20, 30, 3), (14, 15, 3), (16, 16, 3)])
     model, variables = network()

@@ -82,7 +82,7 @@ def reference(variables, images, *, blocks, widths, residual, train):
 
 @pytest.mark.parametrize(
     ("name", "shortcut"),
-    [("plain14", "A"), ("resnet14", "A"), ("resnet14", "B"), pytest.param("resnet14", "C", marks=pytest.mark.slow)],
+    [("plain14", "A"), ("resnet14", "B"), *(pytest.param("resnet14", other, marks=pytest.mark.slow) for other in "AC")],
 )
 def test_scanned_network_equals_the_unrolled_reference(name, shortcut):
     widths = (4, 6, 9)

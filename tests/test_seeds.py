@@ -13,7 +13,7 @@ from plain56.errors import UserError
 from plain56.training import prepare
 from plain56.training.loop import load_run
 
-SEEDS = (2**32 - 3, 3)  # the first one, and how many
+SEEDS = (2**32 - 2, 2)  # the first one, and how many
 
 
 def trained(dtype, steps, seed, seeds):
@@ -44,7 +44,7 @@ def compare(dtype, steps, tolerance):
 
 
 def test_each_of_several_seeds_equals_its_run_alone():
-    compare("float32", 1, 1e-5)  # on the two devices of the tests, three networks: batches are shared out
+    compare("float32", 1, 1e-5)  # each on one of the two devices of the tests
 
 
 @pytest.mark.slow
@@ -54,8 +54,8 @@ def test_each_of_several_seeds_equals_its_run_alone_after_many_steps():
 
 
 @pytest.mark.slow
-def test_seeds_are_spread_over_devices_and_native_convolutions_take_them_together():
-    for devices in ("1", "3"):
+def test_seeds_share_a_device_or_the_batch_of_each_is_shared_out():
+    for devices in ("1", "4"):
         environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
         command = [sys.executable, "-c", "from tests.test_seeds import compare; compare('float32', 1, 1e-5)"]
         subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parent.parent)
@@ -111,6 +111,7 @@ def test_a_group_goes_on_with_the_same_bits(tmp_path, tiny_config):
         assert [record for record in records[1] if record in records[0]] == records[0]
 
 
+@pytest.mark.slow
 def test_a_network_that_diverges_leaves_the_others_alone(tmp_path, tiny_config, monkeypatch):
     from plain56.training import loop
 

@@ -137,6 +137,7 @@ def test_workers_share_a_sweep_of_which_one_run_is_killed_and_one_diverges(tmp_p
     assert (workdir / "resnet8-learning_rate0.02-steps20" / "metrics.jsonl").stat().st_mtime_ns == finished
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_bits_as_one_process(tmp_path):
     (tmp_path / "rates.py").write_text(RATES)
     flags = [f"--config={tmp_path / 'rates.py'}", "--config.train.stop_after=8"]
@@ -271,6 +272,17 @@ def made_up_sweep(folder, errors):
                         append({"step": step, "split": split, "seconds": 1.0, **errors})
             run.write_status(runs.Status("finished", 20, "", 100, 1.0))
     return sweeps.summarise(folder)
+
+
+def test_networks_that_are_trained_together_have_rows_of_their_own(tmp_path, tiny_sweep):
+    tiny_sweep.train.seeds = 2
+    rows = sweeps.run_sweep(sweeps.expand(tiny_sweep, sweep_config.sweep), tmp_path)
+    assert [(row["model"], row["seed"], row["state"]) for row in rows] == [
+        (model, seed, "finished") for model in ("plain8", "resnet8") for seed in (0, 1)
+    ]
+    assert rows[0]["train_loss"] != rows[1]["train_loss"]
+    assert sweeps.is_complete(tmp_path)
+    assert figure.draw(tmp_path).exists()
 
 
 def test_seeds_are_drawn_as_mean_and_range(tmp_path):

@@ -157,6 +157,7 @@ def test_non_finite_update_keeps_the_last_finite_state():
     assert int(totals.examples) == 0
 
 
+@pytest.mark.slow
 def test_dropout_is_a_function_of_seed_and_step_and_auxiliary_heads_learn():
     model, optimizer = create_model("googlenet", 10, form="small"), optax.sgd(0.1)
     state = jax.jit(lambda: create_train_state(model, optimizer, 0, (8, 8, 1)))()

@@ -81,9 +81,7 @@ class Run(NamedTuple):
 
     def members(self):
         """The runs that this one trains together; none where it is a single network."""
-        config = self.config()
-        seeds = config.get("train", {}).get("seeds", 1)
-        return [Run(self.path / f"seed{config['seed'] + i}") for i in range(seeds)] if seeds > 1 else []
+        return [Run(self.path / f"seed{seed}") for seed in _seeds(self.config())]
 
     def config(self):
         """The resolved config as nested dicts; empty where there is none."""
@@ -185,6 +183,12 @@ class Run(NamedTuple):
             for record in kept:
                 show(record)
             yield append
+
+
+def _seeds(config):
+    """The seeds of the networks that a run trains together; none where it is a single network."""
+    count = config.get("train", {}).get("seeds", 1)
+    return range(config["seed"], config["seed"] + count) if count > 1 else ()
 
 
 class Held(UserError):
@@ -326,11 +330,8 @@ def read_networks(folder):
     """
     networks = []
     for run, overrides, config in read_sweep(folder):
-        seeds = range(config["seed"], config["seed"] + config["train"].get("seeds", 1))
-        if len(seeds) > 1:
-            networks += [(Run(run.path / f"seed{seed}"), overrides | {"seed": seed}) for seed in seeds]
-        else:
-            networks.append((run, overrides))
+        seeds = _seeds(config)
+        networks += [(Run(run.path / f"seed{seed}"), overrides | {"seed": seed}) for seed in seeds] or [(run, overrides)]
     return networks
 
 
