@@ -292,7 +292,8 @@ def draw(result, folder):
             axes.set_xticks(range(len(rows)), [row["network"] for row in rows], rotation=45, ha="right")
             axes.set_title(title)
         figure.axes[0].set_ylabel(f"speed ({reference} = 1)")
-        figure.axes[1].legend(frameon=False)
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
         for suffix in ("png", "svg"):
             metadata = {"Date": None} if suffix == "svg" else {}
             figure.savefig(folder / f"throughput.{suffix}", dpi=150, metadata=metadata)

@@ -1,6 +1,7 @@
 """README says what was measured, and shows commands that exist."""
 
 import csv
+import json
 import re
 import shlex
 import statistics
@@ -26,6 +27,33 @@ def test_results_are_those_of_the_committed_summary():
             assert len(errors) == 3
             cells.append(f"{statistics.mean(errors):.2f} ± {statistics.stdev(errors):.2f} %")
         assert f"| {model} | {cells[0]} | {cells[1]} |" in README
+
+
+def throughput_line(row):
+    """A measurement of `make bench` as README shows it."""
+    cells = [f"{row['network']}, {row['batch_size']}, {row['image_size']}", {"step": "training step"}.get(row["work"], "forward")]
+    for program in ("plain56", "Flax", "PyTorch", "torch.compile"):
+        time, ratio = row["milliseconds"].get(program), row["times_as_fast_as"].get(program)
+        cells.append(f"{time['median']:.0f}" + (f" ({ratio['median']:.2f})" if ratio else "") if time else "–")
+    return f"| {' | '.join(cells)} |"
+
+
+def depth_line(row):
+    """A measurement of `experiments/depth_cost.py` as README shows it."""
+    remat, memory = "yes" if row["remat"] else "no", f"{row['step_bytes'] / 1e6:,.0f}"
+    return f"| {row['network']} | {remat} | {row['trace_seconds']} | {row['compile_seconds']} | {memory} |"
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("throughput/throughput.json", lambda result: map(throughput_line, result["rows"])),
+        ("depth_cost/depth_cost.json", lambda result: map(depth_line, result)),
+    ],
+)
+def test_measurements_are_those_of_the_committed_results(path, line):
+    for shown in line(json.loads((ROOT / "experiments/results" / path).read_text())):
+        assert shown in README
 
 
 def test_network_table_is_true():
