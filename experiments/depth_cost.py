@@ -3,7 +3,7 @@
     python -m experiments.depth_cost [--networks=resnet20,resnet1202] [--folder=runs/depth_cost]
 
 Batches of 128 images of 32×32, each network in a process of its own, nothing from the cache of compiled programs. Blocks of equal
-shape are one scan, so that the program hardly grows with depth; memory grows, with `model.remat` by a third of it or less.
+shape are one scan, so that the program hardly grows with depth; memory grows, with `model.remat` to less than half of it.
 Writes depth_cost.json.
 """
 
