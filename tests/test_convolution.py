@@ -1,5 +1,6 @@
 import functools
 import os
+import shutil
 import subprocess
 import sys
 
@@ -42,8 +43,9 @@ def reference(x, w, strides, padding):
 @pytest.fixture
 def lanes(monkeypatch):
     """The native convolution, though this process has two devices."""
-    if native.load() == 0:
+    if shutil.which("c++") is None:
         pytest.skip("there is no C++ compiler here")
+    assert native.load() > 0
     monkeypatch.setattr(native, "lanes", native.load)
     return native.load()
 

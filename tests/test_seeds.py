@@ -10,32 +10,17 @@ import pytest
 
 from plain56 import runs, training
 from plain56.errors import UserError
-from plain56.training import prepare
 from plain56.training.loop import load_run
+from tests.one_or_many_devices import trained
 
 SEEDS = (2**32 - 2, 2)  # the first one, and how many
 
 
-def trained(dtype, steps, seed, seeds):
-    from configs import digits
-
-    config = digits.get_config("resnet8")
-    config.seed, config.train.seeds = seed, seeds
-    config.model.dtype = dtype
-    config.train.batch_size = 32
-    config.optimizer.schedule.warmup_learning_rate = 0.03  # the first step moves, too
-    experiment = prepare(config)
-    state, totals = experiment.initial
-    state, totals = experiment.train_steps(state, totals, experiment.train, 0, 0, 0, steps)
-    tested = experiment.evaluate(state.params, state.batch_stats, experiment.test)
-    return [np.asarray(leaf) for leaf in jax.tree.leaves((state, totals, tested))]
-
-
 def compare(dtype, steps, tolerance):
     first, count = SEEDS
-    together = trained(dtype, steps, first, count)
+    together = jax.tree.leaves(trained(dtype, steps, first, count))
     for i in range(count):
-        alone, compared = trained(dtype, steps, first + i, 1), 0
+        alone, compared = jax.tree.leaves(trained(dtype, steps, first + i)), 0
         for one, all_of_them in zip(alone, together, strict=True):
             if one.dtype == dtype and one.ndim:
                 compared += one.size
