@@ -56,7 +56,7 @@ def set_up():
 def _keep_memory():
     """Lets the C library keep the hundreds of megabytes that a step takes and frees, on huge pages.
 
-    By default it has them mapped anew for each step, and the system clears 4 KiB at a time: a quarter of the time of a small
+    By default it has them mapped anew for each step, and the system clears 4 KiB at a time: a fifth of the time of a small
     network. Threads that run before this keep their ways. Elsewhere than in glibc this does nothing.
     """
     libc = ctypes.CDLL(None)

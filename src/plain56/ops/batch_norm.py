@@ -26,7 +26,7 @@ def _cpu_sums(a, b):
     channels = a.shape[-1]
     if native.takes(a, channels):
         return tuple(native.call(native.CHANNEL_SUMS, a, b, (2, channels)))
-    # XLA's reduction over leading axes is several times slower on a CPU than a product with ones.
+    # On a CPU, XLA's reduction over leading axes is slower than a product with ones.
     ones = jnp.ones((1, a.size // channels), a.dtype)
     return tuple((ones @ array.reshape(-1, channels))[0] for array in (a, a * b))
 

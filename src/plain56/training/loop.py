@@ -382,10 +382,10 @@ def _train(config, experiment, run, manager, on_progress):
                 continue
 
             # The order matters: a checkpoint comes after all records of its step, so a resume drops exactly the later ones.
-            seconds, sums = round(time.perf_counter() - start, 3), _networks(config, totals)
+            seconds, sums, steps_done = round(time.perf_counter() - start, 3), _networks(config, totals), reached()
             for i in running:
-                statuses[i] = _status(reached()[i], step, parameters, seconds)
-                done = statuses[i].step
+                done = steps_done[i]
+                statuses[i] = _status(done, step, parameters, seconds)
                 if (due(options.log_every) or statuses[i].state == "diverged") and sums[i].examples > 0:
                     rate = (done - rate_step) * options.batch_size / (time.perf_counter() - rate_time)
                     means = sums[i].means()
