@@ -56,3 +56,11 @@ def test_bfloat16_images_have_float32_statistics():
 def test_a_constant_channel_is_no_division_by_zero():
     y, _, variance = ops.batch_norm(jnp.full((2, 3, 3, 1), 7.3), jnp.ones(1), jnp.zeros(1), 1e-5)
     assert np.isfinite(y).all() and (variance >= 0).all()
+
+
+def test_moments_of_many_values_keep_their_digits():
+    x = jnp.asarray(np.random.default_rng(0).normal(0.5, size=(128, 32, 32, 16)), jnp.float32)
+    _, mean, variance = ops.batch_norm(x, jnp.ones(16), jnp.zeros(16), 1e-5)
+    exact = np.asarray(x, np.float64)
+    np.testing.assert_allclose(mean, exact.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(variance, exact.var((0, 1, 2)), rtol=1e-6)

@@ -19,16 +19,18 @@ from plain56.ops import native
 
 def _sums(a, b):
     """Σ a and Σ a·b over all images and positions of [N, H, W, C]: two [C]."""
-    return lax.platform_dependent(a, b, cpu=_cpu_sums, default=lambda a, b: (jnp.sum(a, (0, 1, 2)), jnp.sum(a * b, (0, 1, 2))))
+    return lax.platform_dependent(a, b, cpu=_cpu_sums, default=_reductions)
+
+
+def _reductions(a, b):
+    return jnp.sum(a, (0, 1, 2)), jnp.sum(a * b, (0, 1, 2))
 
 
 def _cpu_sums(a, b):
     channels = a.shape[-1]
     if native.takes(a, channels):
         return tuple(native.call(native.CHANNEL_SUMS, a, b, (2, channels)))
-    # On a CPU, XLA's reduction over leading axes is slower than a product with ones.
-    ones = jnp.ones((1, a.size // channels), a.dtype)
-    return tuple((ones @ array.reshape(-1, channels))[0] for array in (a, a * b))
+    return _reductions(a, b)
 
 
 def affine(x, mean, factor, bias):
