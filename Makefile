@@ -2,6 +2,8 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/complete
+# Two workers, because few tests keep two cores busy. One at a time: make test ARGS=-n0
+PYTEST := $(PYTHON) -m pytest -n 2 --dist worksteal
 export PYTHONUNBUFFERED := 1
 
 .PHONY: degradation test test-slow bench soak lint setup
@@ -11,10 +13,10 @@ degradation: setup
 	$(PYTHON) -m experiments.degradation $(ARGS)
 
 test: setup
-	$(PYTHON) -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-slow: setup
-	$(PYTHON) -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 # Milliseconds beside plain Flax and PyTorch, about 15 minutes. Only some: make bench ARGS="--networks=resnet20"
 bench: setup
