@@ -132,7 +132,7 @@ def max_pool(x, size, strides, padding=0):
         if (positions - 1) * strides >= length + padding:
             positions -= 1
         pads.append((padding, max(0, (positions - 1) * strides + size - length - padding)))
-    return nn.max_pool(x, (size, size), (strides, strides), pads)
+    return ops.max_pool(x, size, strides, tuple(pads))
 
 
 def local_response_norm(x, size, alpha, beta, k):

@@ -22,6 +22,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from plain56 import ops
 from plain56.models.layers import (
     BatchNorm,
     Numerics,
@@ -172,7 +173,7 @@ class ResNet(nn.Module):
         if not self.pre_activation:
             x = nn.relu(BatchNorm(self.numerics, train, name="stem_norm")(x))
         if self.form == "imagenet":
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            x = ops.max_pool(x, 3, 2, ((1, 1), (1, 1)))
         for stage, (blocks, filters) in enumerate(zip(self.blocks, self.widths, strict=True), start=1):
             strides = 1 if stage == 1 else 2
             changes = strides != 1 or x.shape[-1] != filters * self.block.expansion

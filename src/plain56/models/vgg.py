@@ -112,7 +112,7 @@ class VGG(nn.Module):
                 if self.respond and (block, i) == (1, 1):
                     x = local_response_norm(x, size=5, alpha=1e-4, beta=0.75, k=2.0)  # Krizhevsky et al. 2012's constants
             if block <= pools:
-                x = nn.max_pool(x, (2, 2), (2, 2))
+                x = ops.max_pool(x, 2, 2, ((0, 0), (0, 0)))
         if self.form == "small":
             return Output(head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2)), small_normal))
         if self.form == "imagenet" and x.shape[1:3] != (MAP, MAP):

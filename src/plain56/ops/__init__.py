@@ -1,6 +1,7 @@
-"""Convolution and batch norm, fast on every backend."""
+"""Convolution, batch norm and maximum pooling, fast on every backend."""
 
 from plain56.ops.batch_norm import affine, batch_norm
 from plain56.ops.convolution import convolve
+from plain56.ops.max_pool import max_pool
 
-__all__ = ["affine", "batch_norm", "convolve"]
+__all__ = ["affine", "batch_norm", "convolve", "max_pool"]
