@@ -153,7 +153,7 @@ def _write_as_plain_flax():
         constants = {"momentum": numerics.momentum, "epsilon": numerics.epsilon}
         return nn.BatchNorm(use_running_average=not train, scale_init=scale_init, name=name, **constants)
 
-    def one_after_another(block, length, name, **fields):
+    def one_after_another(block, length, remat, name, **fields):
         def run(x, train):
             for i in range(length):
                 x, _ = block(**fields, name=f"{name}_{i}")(x, train)

@@ -15,6 +15,7 @@ def trained(dtype, steps, seed=0, seeds=1):
     config.seed, config.train.seeds = seed, seeds
     config.model.dtype = dtype
     config.train.batch_size = 32
+    config.train.steps_per_call = steps
     config.optimizer.schedule.warmup_learning_rate = 0.03  # the first step moves, too
     experiment = prepare(config)
     state, totals = experiment.initial

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import digits
 from plain56 import runs
-from plain56.data import Split, batch_indices, epoch_order, evaluation_batch, load_dataset, train_batch
+from plain56.data import Split, evaluation_batch, load_dataset, train_batch, visiting_order
 from plain56.data.augment import augment, normalise
 from plain56.errors import UserError
 from plain56.training import train
@@ -46,39 +46,20 @@ def test_digits_are_split_for_good_and_by_class():
     assert dataset.train.images.dtype == np.uint8
 
 
-def indices_of(seed, steps, batch_size, examples, first=0, epoch=0):
-    """The indices of consecutive batches, with the position counted from `epoch` on."""
-    step = jax.jit(lambda order, position: batch_indices(order, seed, epoch, position, batch_size))
-    order = epoch_order(seed, epoch, batch_size, examples)
-    batches = []
-    for k in range(first, first + steps):
-        batch, order = step(order, jnp.int32(k * batch_size))
-        batches.append(np.asarray(batch))
-    return np.stack(batches)
-
-
-@pytest.mark.parametrize(("batch_size", "examples"), [(7, 40), (32, 40), (100, 40), (8, 8)])
-def test_each_epoch_visits_every_example_once(batch_size, examples):
-    visited = indices_of(5, 3 * examples // batch_size + 1, batch_size, examples).ravel()
-    epochs = [visited[i * examples : (i + 1) * examples] for i in range(3)]
+@pytest.mark.parametrize("length", [7, 40, 100])
+def test_each_epoch_visits_every_example_once(length):
+    order = np.asarray(visiting_order(5, 0, 40, length))
+    assert len(order) >= length + 39  # from the last place of the first epoch on
+    epochs = order.reshape(-1, 40)
     for epoch in epochs:
-        np.testing.assert_array_equal(np.sort(epoch), np.arange(examples))
-    assert any((a != b).any() for a, b in itertools.pairwise(epochs))
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(40))
+    assert all((a != b).any() for a, b in itertools.pairwise(epochs))
 
 
 def test_order_does_not_depend_on_where_a_call_begins():
-    whole = indices_of(1, 12, 7, 40)
-    pieces = [indices_of(1, count, 7, 40, first) for first, count in ((0, 5), (5, 1), (6, 6))]
-    np.testing.assert_array_equal(np.concatenate(pieces), whole)
-    np.testing.assert_array_equal(indices_of(1, 1, 40, 40, epoch=1), indices_of(1, 1, 40, 40, first=1))
-    assert (indices_of(2, 12, 7, 40) != whole).any()
-
-
-def test_positions_beyond_32_bits():
-    # Step 10^8 with batch 1,024: the position is 10^11.
-    epoch, position = divmod(10**8 * 1024, 1000)
-    assert position == 0
-    np.testing.assert_array_equal(np.sort(indices_of(0, 125, 8, 1000, epoch=epoch).ravel()), np.arange(1000))
+    whole = visiting_order(1, 0, 40, 200)
+    np.testing.assert_array_equal(visiting_order(1, 2, 40, 50), whole[80 : 80 + 3 * 40])
+    assert (visiting_order(2, 0, 40, 200) != whole).any()
 
 
 def test_shifted_images_are_crops_of_the_padded_ones():

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from plain56 import runs, training
+from plain56 import machine, runs, training
 from plain56.errors import UserError
 from plain56.training.loop import load_run
 from tests.one_or_many_devices import trained
@@ -30,6 +30,14 @@ def compare(dtype, steps, tolerance):
 
 def test_each_of_several_seeds_equals_its_run_alone():
     compare("float32", 1, 1e-5)  # each on one of the two devices of the tests
+
+
+@pytest.mark.slow
+def test_each_of_several_seeds_equals_its_run_alone_the_way_of_gpus(monkeypatch):
+    """One network after another, in a loop whose body has several blocks."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(machine, "compiler_options", lambda: None)  # a CPU has no CUDA graphs
+    compare("float32", 1, 1e-5)
 
 
 @pytest.mark.slow

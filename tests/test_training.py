@@ -149,7 +149,8 @@ def test_non_finite_update_keeps_the_last_finite_state():
         params = jnp.where(bad, jnp.nan, state.params + 1)
         return TrainState(state.step + 1, params, state.batch_stats, ()), Totals.zero().replace(examples=jnp.int32(4))
 
-    run = functools.partial(train_steps, step_fn=step_fn, seed=0, batch_size=4, data=data, place_batch=lambda b: b)
+    options = {"most_steps": 5, "seed": 0, "batch_size": 4, "data": data}
+    run = functools.partial(train_steps, step_fn=step_fn, place_batch=lambda batch: batch, **options)
     state = TrainState(jnp.int32(0), jnp.zeros(()), jnp.zeros(()), ())
     for first_step in (0, 5):  # a later call leaves it alone, too
         state, totals = run(state, Totals.zero(), split, first_step, 0, 0, 5)

@@ -53,6 +53,23 @@ def set_up():
         _keep_memory()
 
 
+@functools.cache
+def compiler_options():
+    """What `jax.jit` is to ask of the compiler, or None.
+
+    On a GPU: CUDA graphs with the convolutions in them. XLA leaves these out, which cuts the graph of a step into short pieces
+    and has the host start hundreds of kernels one by one.
+    """
+    if jax.default_backend() != "gpu":
+        return None
+    options = {"xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONVOLUTION"}
+    try:
+        jax.jit(lambda x: x, compiler_options=options)(0)
+    except jax.errors.JaxRuntimeError:  # an internal option, which may change
+        return None
+    return options
+
+
 def _keep_memory():
     """Lets the C library keep the hundreds of megabytes that a step takes and frees, on huge pages.
 

@@ -36,3 +36,9 @@ def spread(mesh):
 def split_batch(batch, mesh):
     """Inside a jitted function: shares a batch out among the devices along its first axis."""
     return jax.lax.with_sharding_constraint(batch, spread(mesh))
+
+
+def share_out(function, mesh):
+    """`function(own, shared)`, computed by each device for its share of `own`'s and the result's first axis."""
+    one_each, everywhere = PartitionSpec(DATA_AXIS), PartitionSpec()
+    return jax.shard_map(function, mesh=mesh, in_specs=(one_each, everywhere), out_specs=one_each, check_vma=False)

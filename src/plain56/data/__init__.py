@@ -2,15 +2,7 @@
 
 from plain56.data.augment import normalise
 from plain56.data.datasets import Dataset, Pictures, Split, centre, leave_out, load_dataset, open_test_split, resize
-from plain56.data.resident import (
-    DROPOUT_STREAM,
-    Batch,
-    batch_indices,
-    epoch_order,
-    evaluation_batch,
-    stream_key,
-    train_batch,
-)
+from plain56.data.resident import DROPOUT_STREAM, Batch, evaluation_batch, stream_key, train_batch, visiting_order
 
 __all__ = [
     "DROPOUT_STREAM",
@@ -18,9 +10,7 @@ __all__ = [
     "Dataset",
     "Pictures",
     "Split",
-    "batch_indices",
     "centre",
-    "epoch_order",
     "evaluation_batch",
     "leave_out",
     "load_dataset",
@@ -29,4 +19,5 @@ __all__ = [
     "resize",
     "stream_key",
     "train_batch",
+    "visiting_order",
 ]

@@ -24,36 +24,17 @@ def stream_key(seed, stream, index):
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), index)
 
 
-class Order(NamedTuple):
-    """The permutations int32 [E, N] of epoch `epoch` and the next ones: of as many as one batch can touch."""
+def visiting_order(seed, first_epoch, num_examples, length):
+    """Which examples a run visits from the start of an epoch on: int32, at least `length` from any place in that epoch.
 
-    epoch: jax.Array
-    permutations: jax.Array
-
-
-def epoch_order(seed, epoch, batch_size, num_examples):
-    """The order of examples from the start of an epoch on."""
-    epochs = epoch + jnp.arange(-(-batch_size // num_examples) + 1, dtype=jnp.int32)
-    keys = jax.vmap(lambda epoch: stream_key(seed, ORDER_STREAM, epoch))(epochs)
-    return Order(epochs[0], jax.vmap(lambda key: jax.random.permutation(key, num_examples))(keys))
-
-
-def batch_indices(order, seed, epoch, position, batch_size):
-    """Which examples a batch holds: int32 [B], and the order to hand in for the next batch.
-
-    Slot i of step k takes `permutation(seed, p // N)[p % N]` with `p = k·B + i`: every epoch visits every example once, no
-    remainder is dropped, and the batch does not depend on the number of devices.
-
-    Args:
-        order: of the last batch; made anew only when an epoch begins, since sorting costs more than a small step.
-        epoch, position: p of slot 0 as a number of whole epochs and the rest (which may exceed an epoch): p itself outgrows
-            32 bits in long runs.
+    A permutation for each epoch, one after another. Step k takes the B examples from place k·B on, counted from epoch 0: every
+    epoch visits every example once, no remainder is dropped, and the batch does not depend on the number of devices. It is made
+    for many steps at once, since sorting costs more than a small step, and asking in each step whether an epoch begins would
+    have a GPU wait for the host.
     """
-    num_examples = order.permutations.shape[1]
-    epoch, position = epoch + position // num_examples, position % num_examples
-    order = jax.lax.cond(epoch == order.epoch, lambda: order, lambda: epoch_order(seed, epoch, batch_size, num_examples))
-    slots = position + jnp.arange(batch_size, dtype=jnp.int32)
-    return order.permutations[slots // num_examples, slots % num_examples], order
+    epochs = first_epoch + jnp.arange(-(-length // num_examples) + 1, dtype=jnp.int32)
+    keys = jax.vmap(lambda epoch: stream_key(seed, ORDER_STREAM, epoch))(epochs)
+    return jax.vmap(lambda key: jax.random.permutation(key, num_examples))(keys).ravel()
 
 
 def train_batch(split, indices, seed, step, data):
@@ -61,7 +42,7 @@ def train_batch(split, indices, seed, step, data):
 
     Args:
         split: `Split` on the devices.
-        indices: int32 [B], of `batch_indices`.
+        indices: int32 [B], from `visiting_order`.
         step: updates completed before this one, int32.
         data: the config's `data` section (normalisation and augmentation).
     """

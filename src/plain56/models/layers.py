@@ -15,6 +15,7 @@ he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 # For the last layer of VGG and GoogLeNet (Simonyan & Zisserman 2014, section 3.1, have it in all layers): the first losses are
 # then near ln(classes); without batch norm, the gradients of larger ones end the training before it begins.
 small_normal = nn.initializers.normal(0.01)
+GPU_UNROLL = 8  # blocks; as many as the stages of ResNet-56 have after their first
 
 
 class Output(NamedTuple):
@@ -160,12 +161,18 @@ def rematerialised(block, alone):
     return nn.remat(block, prevent_cse=alone, static_argnums=(2,))
 
 
-def scan_blocks(block, length, **fields):
-    """`length` equal blocks under one `nn.scan`: one body is compiled, parameters and statistics get a leading `block` axis."""
+def scan_blocks(block, length, remat, **fields):
+    """`length` equal blocks under one `nn.scan`: one body is compiled, parameters and statistics get a leading `block` axis.
+
+    On a GPU the body has several blocks, since a loop stacks copies of all that the backward pass needs, but not where `remat`
+    asks for less memory: without a loop around it, the compiler would undo that.
+    """
+    unroll = GPU_UNROLL if jax.default_backend() == "gpu" and not remat else 1
     return nn.scan(
-        block,
+        rematerialised(block, alone=False) if remat else block,
         variable_axes={"params": 0, "batch_stats": 0, "moments": 0},
         split_rngs={"params": True},
         in_axes=nn.broadcast,
         length=length,
+        unroll=min(unroll, length),
     )(**fields)

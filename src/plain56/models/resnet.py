@@ -166,7 +166,7 @@ class ResNet(nn.Module):
             "bottleneck_stride": self.bottleneck_stride,
             "numerics": self.numerics,
         }
-        alone_block, scanned_block = (rematerialised(self.block, alone) if self.remat else self.block for alone in (True, False))
+        alone_block = rematerialised(self.block, alone=True) if self.remat else self.block
         x = images.astype(self.numerics.dtype)
         size, strides = (3, 1) if self.form == "cifar" else (7, 2)
         x = convolution(self.numerics, self.widths[0], size, strides, name="stem_conv")(x)
@@ -185,7 +185,8 @@ class ResNet(nn.Module):
             if alone:
                 x, _ = first(x, train)
             if blocks - alone:
-                x, _ = scan_blocks(scanned_block, blocks - alone, filters=filters, **fields, name=f"stage{stage}")(x, train)
+                following = {"filters": filters, **fields, "name": f"stage{stage}"}
+                x, _ = scan_blocks(self.block, blocks - alone, self.remat, **following)(x, train)
         if self.pre_activation:
             x = nn.relu(BatchNorm(self.numerics, train, name="head_norm")(x))
         return Output(head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2))))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from plain56.data import DROPOUT_STREAM, batch_indices, epoch_order, stream_key, train_batch
+from plain56.data import DROPOUT_STREAM, stream_key, train_batch, visiting_order
 from plain56.training.state import TrainState
 
 # Szegedy et al. 2014, section 5: "the losses of the auxiliary classifiers were weighted by 0.3".
@@ -81,7 +81,20 @@ def _all_finite(tree):
 
 
 def train_steps(
-    state, totals, split, first_step, first_epoch, first_position, steps, *, step_fn, seed, batch_size, data, place_batch
+    state,
+    totals,
+    split,
+    first_step,
+    first_epoch,
+    first_position,
+    steps,
+    *,
+    most_steps,
+    step_fn,
+    seed,
+    batch_size,
+    data,
+    place_batch,
 ):
     """Many updates in one compiled loop, with the batches made on the devices.
 
@@ -95,20 +108,21 @@ def train_steps(
         totals: added to.
         split: the resident train split.
         first_step: the state's step, unless an earlier call stopped short.
-        first_epoch, first_position: where the first batch begins, see `batch_indices`.
-        steps: the number of updates, int32.
+        first_epoch, first_position: where the first batch begins, in whole epochs and examples of the next one: as one number
+            it would outgrow 32 bits in long runs.
+        steps: the number of updates, int32, at most `most_steps`.
         step_fn: `(state, batch) -> (state, totals)`.
         place_batch: `batch -> batch`, puts it on the mesh.
     """
 
     def body(i, carry):
-        state, totals, running, order = carry
-        indices, order = batch_indices(order, seed, first_epoch, first_position + i * batch_size, batch_size)
+        state, totals, running = carry
+        indices = jax.lax.dynamic_slice(order, (first_position + i * batch_size,), (batch_size,))
         new_state, new_totals = step_fn(state, place_batch(train_batch(split, indices, seed, state.step, data)))
         running &= _all_finite((new_totals.loss, new_state.params, new_state.batch_stats))
         new = new_state, jax.tree.map(jnp.add, totals, new_totals)
         state, totals = jax.tree.map(lambda old, new: jnp.where(running, new, old), (state, totals), new)
-        return state, totals, running, order
+        return state, totals, running
 
-    order = epoch_order(seed, first_epoch, batch_size, split.labels.shape[0])
-    return jax.lax.fori_loop(0, steps, body, (state, totals, state.step == first_step, order))[:2]
+    order = visiting_order(seed, first_epoch, split.labels.shape[0], most_steps * batch_size)
+    return jax.lax.fori_loop(0, steps, body, (state, totals, state.step == first_step))[:2]
