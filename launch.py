@@ -39,16 +39,38 @@ FAILED, MISTAKE, INTERRUPTED = 1, 2, 75
 
 
 def train(options, arguments):
-    from plain56 import machine, training
+    from plain56 import machine, parallel, training
 
     config, workdir = _required(options, "config"), _required(options, "workdir")
+    several = _join(options)
     machine.set_up()
-    with _progress() as show:
-        status = training.train(config, workdir, lambda share, rate: show(config.model.name, share, rate))
-    if status.reason:
-        print(f"{status.state}: {status.reason}", file=sys.stderr)
-    _print_result(status._asdict())
+    if several and not parallel.is_first():  # process 0 speaks for all
+        logging.getLogger("plain56").setLevel(logging.ERROR)
+        status = training.train(config, workdir)
+    else:
+        with _progress() as show:
+            status = training.train(config, workdir, lambda share, rate: show(config.model.name, share, rate))
+        if status.reason:
+            print(f"{status.state}: {status.reason}", file=sys.stderr)
+        _print_result(status._asdict())
     return FAILED if status.state == "diverged" else 0
+
+
+def _join(options):
+    """Whether this is one of several processes, which have found each other then."""
+    from plain56 import parallel
+
+    names = ("coordinator", "num_processes", "process_id")
+    given = {name: options[name].value for name in names}
+    missing = [f"--{name}" for name in names if given[name] is None]
+    if len(missing) < len(names):
+        if missing or options.distributed:
+            wrong = "--distributed is too much" if options.distributed else f"{' and '.join(missing)} missing"
+            raise UserError(f"One of several processes is told by --coordinator, --num_processes and --process_id: {wrong}.")
+        parallel.join(**given)
+    elif options.distributed:
+        parallel.join()
+    return options.distributed or not missing
 
 
 def evaluate(options, arguments):
@@ -272,6 +294,7 @@ OWNERS = {
     **dict.fromkeys(("protocol", "side", "exact_statistics"), evaluate),
     **dict.fromkeys(("all", "image_size", "num_classes"), describe),
     **dict.fromkeys(("workers", "index", "status", "dry_run"), sweep),
+    **dict.fromkeys(("distributed", "coordinator", "num_processes", "process_id"), train),
 }
 MODES = {mode.__name__: mode for mode in (train, evaluate, sweep, report, describe)}
 
@@ -404,6 +427,11 @@ def _define_flags(argv, config=None):
     flags.DEFINE_enum("protocol", None, protocols, "evaluate: how pictures meet the network; as in training if left out", options)
     flags.DEFINE_multi_integer("side", None, "evaluate --protocol=dense: a size of the shorter side", 1, flag_values=options)
     flags.DEFINE_boolean("exact_statistics", False, "evaluate: batch norm by statistics over the whole training split", options)
+    found = "train: one of several processes that Slurm, Open MPI, Kubernetes or a TPU pod has started"
+    flags.DEFINE_boolean("distributed", False, found, options)
+    flags.DEFINE_string("coordinator", None, "train: HOST:PORT of process 0, where several are started by hand", options)
+    flags.DEFINE_integer("num_processes", None, "train: how many there are", 1, flag_values=options)
+    flags.DEFINE_integer("process_id", None, "train: which of them this is, counted from 0", 0, flag_values=options)
     flags.DEFINE_integer("workers", 1, "sweep: processes at a time, which share the CPU cores", 1, flag_values=options)
     flags.DEFINE_integer("index", None, "sweep: run only this element, counted from 0", 0, flag_values=options)
     flags.DEFINE_boolean("status", False, "sweep: only show how the runs stand", options)

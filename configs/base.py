@@ -26,6 +26,8 @@ def get_config():
     config = ConfigDict()
     config.seed = 0  # of initialisation, order of examples and augmentation
 
+    config.parallelism = "jit"  # jit | pmap: how the devices share out a batch; the result is the same
+
     config.model = ConfigDict()
     config.model.name = "resnet20"
     config.model.dtype = "float32"  # of activations: float32 | bfloat16
@@ -43,6 +45,8 @@ def get_config():
 
     config.batch_norm = ConfigDict()
     config.batch_norm.momentum = 0.9  # running = momentum · running + (1 − momentum) · batch
+    # By the whole batch; False: every device by its own share, as in He et al. 2015, section 4.2, two GPUs by 64 images each.
+    config.batch_norm.sync = True
     config.batch_norm.epsilon = placeholder(float)  # None: 1e-5, in googlenet_bn 1e-3
 
     config.data = ConfigDict()
@@ -55,6 +59,9 @@ def get_config():
     config.data.validation_examples = 0  # taken out of the training split, to choose by
     config.data.examples_per_class = 0  # train on so few; 0: on all
     config.data.split_seed = 0  # of these three choices, which are the same for every `seed`
+    # auto: resident where it fits into half of a device's memory (resized pictures, whole on each device), else stream
+    config.data.mode = "auto"  # auto | resident | stream
+    config.data.workers = 0  # stream: processes that read pictures; 0: threads of this one
     config.data.image_size = 0  # resize the shorter side to this and cut out the middle; 0: images stay as they are
     config.data.mean = (0.4914, 0.4822, 0.4465)  # by channel, of values in [0, 1]; one number makes images grey, three RGB
     config.data.std = (0.2470, 0.2435, 0.2616)
@@ -69,6 +76,7 @@ def get_config():
     config.train = ConfigDict()
     config.train.steps = 64_000
     config.train.batch_size = 128  # over all devices
+    config.train.accumulate = 1  # in so many parts, one after another, each normalised by itself: less memory
     config.train.label_smoothing = 0.0
     # So many networks in one program, with the seeds seed, seed + 1, …: run directories seed0, seed1, … in that of the group.
     config.train.seeds = 1

@@ -1,4 +1,4 @@
-"""Run by test_parallel in a process of its own: some steps of a small network on however many devices there are."""
+"""Run by test_parallel in processes of their own: some steps of a small network on however many devices there are."""
 
 import sys
 
@@ -6,20 +6,22 @@ import jax
 import numpy as np
 
 from configs import digits
+from plain56 import parallel
 from plain56.training import prepare
 
 
-def trained(dtype, steps, seed=0, seeds=1):
+def trained(dtype, steps, seed=0, seeds=1, way="jit", sync=True):
     """The state, its totals and those of the test split after some steps."""
     config = digits.get_config("resnet8")
     config.seed, config.train.seeds = seed, seeds
     config.model.dtype = dtype
+    config.parallelism, config.batch_norm.sync = way, sync
     config.train.batch_size = 32
     config.train.steps_per_call = steps
     config.optimizer.schedule.warmup_learning_rate = 0.03  # the first step moves, too
     experiment = prepare(config)
     state, totals = experiment.initial
-    state, totals = experiment.train_steps(state, totals, experiment.train, 0, 0, 0, steps)
+    state, totals = experiment.train_steps(state, totals, 0, steps)
     return state, totals, experiment.evaluate(state.params, state.batch_stats, experiment.test)
 
 
@@ -28,7 +30,16 @@ def leaves(state, totals, tested):
 
 
 if __name__ == "__main__":
-    results = leaves(*trained("float32", 1))
-    with jax.enable_x64(True):
-        results += leaves(*trained("float64", 20))
-    np.savez(sys.argv[1], *[np.asarray(result) for result in results])
+    # FILE WAYS [COORDINATOR PROCESSES PROCESS]; a way is "jit", "pmap", or one of them with ":apart" for statistics by device.
+    file, ways, *several = sys.argv[1:]
+    if several:
+        parallel.join(several[0], *map(int, several[1:]))
+    results = {}
+    for chosen in ways.split(","):
+        way, _, apart = chosen.partition(":")
+        found = leaves(*trained("float32", 1, way=way, sync=not apart))
+        with jax.enable_x64(True):
+            found += leaves(*trained("float64", 20, way=way, sync=not apart))
+        results |= {f"{chosen} {i}": np.asarray(result) for i, result in enumerate(found)}
+    if parallel.is_first():
+        np.savez(file, **results)

@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.sharding import PartitionSpec as P
 
-from plain56 import ops
+from plain56 import ops, parallel
 from plain56.models.layers import BatchNorm, Numerics
 
 
@@ -64,3 +65,20 @@ def test_moments_of_many_values_keep_their_digits():
     exact = np.asarray(x, np.float64)
     np.testing.assert_allclose(mean, exact.mean((0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(variance, exact.var((0, 1, 2)), rtol=1e-6)
+
+
+def test_statistics_of_all_devices_are_those_of_the_whole():
+    x, scale, bias, g = arrays("float32")
+    mesh, share, everywhere = parallel.data_mesh(), P(parallel.DATA_AXIS), P()
+
+    def of_each(x, scale, bias, g):
+        (y, *moments), pull_back = jax.vjp(lambda *a: ops.batch_norm(*a, 1e-5, parallel.DATA_AXIS), x, scale, bias)
+        dx, dscale, dbias = pull_back((g, *map(jnp.zeros_like, moments)))
+        return y, *moments, dx, *jax.lax.psum((dscale, dbias), parallel.DATA_AXIS)
+
+    in_specs, out_specs = (share, everywhere, everywhere, share), (share, everywhere, everywhere, share, everywhere, everywhere)
+    shared = jax.shard_map(of_each, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(x, scale, bias, g)
+    (y, *moments), pull_back = jax.vjp(lambda *a: ops.batch_norm(*a, 1e-5), x, scale, bias)
+    whole = y, *moments, *pull_back((g, *map(jnp.zeros_like, moments)))
+    for mine, expected in zip(shared, whole, strict=True):
+        np.testing.assert_allclose(mine, expected, rtol=0, atol=2e-6 * float(jnp.abs(expected).max()))

@@ -17,6 +17,7 @@ from tests.test_models import PARAMETERS
 ROOT = Path(__file__).parent.parent
 DIGITS = "--config=configs/digits.py"
 SWEEP = "--config=configs/sweeps/degradation.py"
+ONE_OF_TWO = ["--coordinator=localhost:1", "--num_processes=2", "--process_id=0"]
 WIDE = "--config.model.widths=(16,8,64)"
 
 MISTAKES = [
@@ -38,6 +39,17 @@ MISTAKES = [
     (["train", f"{DIGITS}:resnet020", "--workdir=W"], "nearest is 'resnet20'"),
     (["train", DIGITS, "--config.train.batch_size=-3", "--workdir=W"], "train.batch_size is -3; allowed are positive"),
     (["train", DIGITS, "--config.train.batch_size=33", "--workdir=W"], "does not divide among the 2 devices"),
+    (["train", DIGITS, "--config.train.accumulate=3", "--workdir=W"], "2 devices in train.accumulate = 3 parts; allowed are"),
+    (["train", DIGITS, "--config.parallelism=tmap", "--workdir=W"], "parallelism is 'tmap'; allowed are jit, pmap"),
+    (
+        ["train", DIGITS, "--config.parallelism=pmap", "--config.train.seeds=2", "--workdir=W"],
+        "for several seeds is 'jit'",
+    ),
+    (["train", DIGITS, "--process_id=0", "--workdir=W"], "--coordinator and --num_processes missing"),
+    (["train", DIGITS, *ONE_OF_TWO, "--distributed", "--workdir=W"], "--distributed is too much"),
+    (["train", DIGITS, *ONE_OF_TWO[:2], "--process_id=2", "--workdir=W"], "--process_id is 2; allowed are 0 to 1"),
+    (["train", DIGITS, "--coordinator=here", *ONE_OF_TWO[1:], "--workdir=W"], "--coordinator is 'here'; needed is HOST:PORT"),
+    (["sweep", SWEEP, "--distributed", "--workdir=W"], "--distributed belongs to launch.py train"),
     (["train", DIGITS, "--config.optimizer.learning_rate=nan", "--workdir=W"], "learning_rate is nan"),
     (["train", DIGITS, "--config.data.mean=abc", "--workdir=W"], "data.mean is ('abc',)"),
     (

@@ -13,7 +13,7 @@ import launch
 from configs import digits
 from plain56 import runs
 from plain56.errors import UserError
-from plain56.training import evaluate_run, prepare, train
+from plain56.training import evaluate_run, experiment, prepare, train
 from plain56.training import loop as training_loop
 
 
@@ -75,11 +75,11 @@ def test_continued_run_equals_an_uninterrupted_one(tmp_path, tiny_config):
 def test_step_is_traced_once(tmp_path, tiny_config, monkeypatch):
     traces = []
 
-    def traced(*arguments, step=training_loop.train_step, **options):
+    def traced(*arguments, step=experiment.train_step, **options):
         traces.append(arguments)
         return step(*arguments, **options)
 
-    monkeypatch.setattr(training_loop, "train_step", traced)
+    monkeypatch.setattr(experiment, "train_step", traced)
     tiny_config.train.steps_per_call = 3  # so that calls have different lengths
     assert train(tiny_config, tmp_path / "run").state == "finished"
     assert len(traces) == 1
@@ -129,8 +129,8 @@ def damage(checkpoint, how):
 
 
 @pytest.mark.parametrize("how", ["cut", "flipped", "gone"])
-def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, tiny_config, caplog, how):
-    logging.getLogger("plain56").addHandler(caplog.handler)
+def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, tiny_config, caplog, monkeypatch, how):
+    monkeypatch.setattr(logging.getLogger("plain56"), "propagate", True)
     whole = train(tiny_config, tmp_path / "whole")
     tiny_config.train.stop_after = 8
     train(tiny_config, tmp_path / "run")
@@ -165,9 +165,9 @@ def test_nothing_goes_on_where_every_checkpoint_is_damaged(tmp_path, tiny_config
 def test_data_that_changed_is_refused(tmp_path, tiny_config, monkeypatch):
     tiny_config.train.stop_after = 4
     train(tiny_config, tmp_path / "run")
-    real = training_loop.load_dataset
+    real = experiment.load_dataset
     monkeypatch.setattr(
-        training_loop, "load_dataset", lambda data: real(data)._replace(test=jax.tree.map(lambda a: a[1:], real(data).test))
+        experiment, "load_dataset", lambda data: real(data)._replace(test=jax.tree.map(lambda a: a[1:], real(data).test))
     )
     with pytest.raises(UserError, match=r"The data set has changed since .* began: test \(449 then, 448 now\), crc32"):
         train(tiny_config, tmp_path / "run")

@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,26 +12,63 @@ from plain56 import parallel
 from plain56.errors import UserError
 from plain56.training import prepare
 
+ROOT = Path(__file__).parent.parent
 
-def test_one_and_eight_devices_train_alike(tmp_path):
-    arrays = {}
-    for devices in (1, 8):
-        environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-        file = tmp_path / f"{devices}.npz"
-        command = [sys.executable, "-m", "tests.one_or_many_devices", str(file)]
-        subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parent.parent)
-        arrays[devices] = list(np.load(file).values())
-    assert len(arrays[1]) == len(arrays[8])
+
+def run(folder, devices, *ways, processes=1):
+    """What tests/one_or_many_devices.py finds by each way: lists of arrays."""
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}"}
+    file = folder / f"{devices}-{processes}.npz"
+    command = [sys.executable, "-m", "tests.one_or_many_devices", str(file), ",".join(ways)]
+    several = [f"localhost:{free_port()}", str(processes)] if processes > 1 else []
+    commands = [command + (several and [*several, str(process)]) for process in range(processes)]
+    started = [subprocess.Popen(command, env=environment, cwd=ROOT) for command in commands]
+    assert [process.wait() for process in started] == [0] * processes
+    with np.load(file) as arrays:
+        return {way: [arrays[key] for key in arrays if key.split()[0] == way] for way in ways}
+
+
+def free_port():
+    with socket.create_server(("localhost", 0)) as server:
+        return server.getsockname()[1]
+
+
+def assert_alike(one, other):
+    assert len(one) == len(other)
     compared = {"float32": 0, "float64": 0}
-    for one, eight in zip(arrays[1], arrays[8], strict=True):
-        assert one.dtype == eight.dtype
-        if one.dtype.kind == "f":
-            compared[one.dtype.name] += one.size
-            np.testing.assert_allclose(eight, one, rtol=0, atol=1e-5 if one.dtype == np.float32 else 1e-9)
+    for a, b in zip(one, other, strict=True):
+        assert a.dtype == b.dtype
+        if a.dtype.kind == "f":
+            compared[a.dtype.name] += a.size
+            np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 if a.dtype == np.float32 else 1e-9)
         else:
-            np.testing.assert_array_equal(eight, one)
-    assert compared["float32"] > 2 * 75_002  # parameters and momentum
-    assert compared["float64"] > 2 * 75_002
+            np.testing.assert_array_equal(b, a)
+    assert min(compared.values()) > 2 * 75_002  # parameters and momentum
+
+
+@pytest.fixture(scope="module")
+def by_one_device(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("one"), 1, "jit")["jit"]
+
+
+def test_one_and_eight_devices_train_alike(tmp_path, by_one_device):
+    for result in run(tmp_path, 8, "jit", "pmap").values():
+        assert_alike(by_one_device, result)
+
+
+def test_two_processes_of_four_devices_train_alike(tmp_path, by_one_device):
+    assert_alike(by_one_device, run(tmp_path, 8, "jit", processes=2)["jit"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "processes"), [(2, 1), (4, 1), (8, 1), (8, 2)])
+def test_any_number_of_devices_trains_alike(tmp_path, by_one_device, devices, processes):
+    results = run(tmp_path, devices, "jit", "pmap", "jit:apart", "pmap:apart", processes=processes)
+    assert_alike(by_one_device, results["jit"])
+    assert_alike(by_one_device, results["pmap"])
+    assert_alike(results["jit:apart"], results["pmap:apart"])
+    # Statistics of one's own share are others than those of the whole.
+    assert max(np.abs(a - b).max() for a, b in zip(results["jit"], results["jit:apart"], strict=True)) > 1e-3
 
 
 def test_every_device_holds_a_share_of_the_batch():

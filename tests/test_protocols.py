@@ -21,7 +21,8 @@ DATA = ConfigDict({"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.3)})
 def pictures(shapes):
     generator = np.random.default_rng(0)
     images = [generator.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
-    return images, Pictures(np.arange(len(images)) % 3, lambda i: images[i], "picture {}".format)
+    labels = np.arange(len(images)) % 3
+    return images, Pictures(len(images), lambda i: (images[i], labels[i]), "picture {}".format, labels)
 
 
 def network(name="resnet8", **options):

@@ -106,16 +106,16 @@ def test_a_group_goes_on_with_the_same_bits(tmp_path, tiny_config):
 
 @pytest.mark.slow
 def test_a_network_that_diverges_leaves_the_others_alone(tmp_path, tiny_config, monkeypatch):
-    from plain56.training import loop
+    from plain56.training import experiment
 
-    original = loop.create_train_state
+    original = experiment.create_train_state
 
     def damaged(model, optimizer, seed, image_shape):
         state = original(model, optimizer, seed, image_shape)
         broken = jax.tree.map(lambda leaf: jax.numpy.where(seed == 1, jax.numpy.nan, leaf), state.params)
         return state.replace(params=broken)
 
-    monkeypatch.setattr(loop, "create_train_state", damaged)
+    monkeypatch.setattr(experiment, "create_train_state", damaged)
     status = training.train(together(tiny_config, 3), tmp_path / "group")
     assert status.state == "finished"
     states = [run.status() for run in runs.Run(tmp_path / "group").members()]

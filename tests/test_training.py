@@ -158,6 +158,38 @@ def test_non_finite_update_keeps_the_last_finite_state():
     assert int(totals.examples) == 0
 
 
+def test_accumulated_gradients_are_the_mean_of_those_of_the_parts():
+    """Of each second image: with plain gradient descent the update is the mean of the parts' updates."""
+    model, optimizer = create_model("resnet8", 10, widths=(4, 4, 8)), optax.sgd(0.1)
+    state = jax.jit(lambda: create_train_state(model, optimizer, 0, (8, 8, 1)))()
+    images = jax.random.normal(jax.random.key(1), (8, 8, 8, 1)) + jnp.arange(8)[:, None, None, None]
+    batch = Batch(images, jnp.arange(8, dtype=jnp.int32), jnp.ones(8, bool))
+    step = jax.jit(functools.partial(train_step, model=model, optimizer=optimizer, seed=0), static_argnames="accumulate")
+    accumulated, totals = step(state, batch, accumulate=2)
+    halves = [step(state, Batch(*(leaf[first::2] for leaf in batch))) for first in (0, 1)]
+
+    def compare(key):
+        means = jax.tree.map(lambda a, b: (a + b) / 2, *(getattr(half, key) for half, _ in halves))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), getattr(accumulated, key), means)
+
+    compare("params")
+    compare("batch_stats")
+    jax.tree.map(lambda whole, *parts: np.testing.assert_allclose(whole, sum(parts), rtol=1e-6), totals, *(t for _, t in halves))
+    whole = step(state, batch)[0]  # which normalises by other statistics
+    assert not np.allclose(whole.params["head"]["kernel"], accumulated.params["head"]["kernel"], atol=1e-4)
+
+
+def test_accumulated_gradients_are_those_of_the_batch_where_nothing_is_normalised():
+    model, optimizer = create_model("vgg11", 10, form="small", dropout=0.0), optax.sgd(0.1)
+    state = jax.jit(lambda: create_train_state(model, optimizer, 0, (8, 8, 1)))()
+    batch = Batch(jax.random.normal(jax.random.key(1), (8, 8, 8, 1)), jnp.arange(8, dtype=jnp.int32), jnp.arange(8) != 3)
+    step = jax.jit(functools.partial(train_step, model=model, optimizer=optimizer, seed=0), static_argnames="accumulate")
+    (one, totals), (four, sums) = step(state, batch), step(state, batch, accumulate=4)
+    assert int(totals.examples) == int(sums.examples) == 7
+    assert float(totals.loss) == pytest.approx(float(sums.loss), rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.params, four.params)
+
+
 @pytest.mark.slow
 def test_dropout_is_a_function_of_seed_and_step_and_auxiliary_heads_learn():
     model, optimizer = create_model("googlenet", 10, form="small"), optax.sgd(0.1)

@@ -21,8 +21,11 @@ RULES = {
     "data.validation_examples": NOT_NEGATIVE,
     "data.examples_per_class": NOT_NEGATIVE,
     "data.split_seed": SEED,
+    "data.mode": (lambda value: value in ("auto", "resident", "stream"), "auto, resident, stream"),
+    "data.workers": NOT_NEGATIVE,
     "data.image_size": NOT_NEGATIVE,
     "seed": SEED,
+    "parallelism": (lambda value: value in ("jit", "pmap"), "jit, pmap"),
     "batch_norm.momentum": FRACTION,
     "batch_norm.epsilon": (lambda value: value is None or 0 < value < math.inf, "positive numbers"),
     "data.mean": (
@@ -38,6 +41,7 @@ RULES = {
     "train.batch_size": POSITIVE,
     "train.label_smoothing": FRACTION,
     "train.seeds": POSITIVE,
+    "train.accumulate": POSITIVE,
     "train.stop_after": NOT_NEGATIVE,
     "train.steps_per_call": POSITIVE,
     "train.log_every": POSITIVE,
@@ -78,7 +82,8 @@ def _tuples(value):
 def build_model(config, num_classes):
     """The network that a config describes."""
     options = {key: value for key, value in config.model.items() if key != "name"}
-    return create_model(config.model.name, num_classes, **options, **config.batch_norm)
+    batch_norm = {key: config.batch_norm[key] for key in ("momentum", "epsilon")}
+    return create_model(config.model.name, num_classes, **options, **batch_norm)
 
 
 def last_step(config):
@@ -113,6 +118,8 @@ def check(config):
     last_seed = config.seed + config.train.seeds - 1
     if not SEED[0](last_seed):
         raise UserError(f"seed and train.seeds make {last_seed} the last seed; allowed are {SEED[1]}.")
+    if config.parallelism == "pmap" and config.train.seeds > 1:
+        raise UserError(f"parallelism is 'pmap' and train.seeds is {config.train.seeds}; allowed for several seeds is 'jit'.")
     options = config.data.augment
     crops = {f"data.augment.{key}": options[key] for key in ("pad", "enlarge", "area") if options[key]}
     if len(crops) > 1:

@@ -1,4 +1,6 @@
-"""Data parallelism over all local devices: where arrays lie. The step itself knows nothing of it."""
+"""Data parallelism over all devices of one process or of many: where arrays lie, who computes what, what processes agree on."""
+
+import json
 
 import jax
 import numpy as np
@@ -7,6 +9,82 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from plain56.errors import UserError
 
 DATA_AXIS = "data"
+MESSAGE_BYTES = 4096  # what processes tell each other comes in pieces of one size, which is one compiled program
+
+
+def join(coordinator=None, num_processes=None, process_id=None):
+    """Makes this process one of the several that train a run together; before JAX is used for anything else.
+
+    Args:
+        coordinator: HOST:PORT, free on the host of process 0. Without it, JAX asks what has started the processes: Slurm, Open
+            MPI, Kubernetes or a TPU pod.
+
+    Raises:
+        UserError: the processes do not find each other, or nothing has started several.
+    """
+    if coordinator is not None:
+        if not 0 <= process_id < num_processes:
+            raise UserError(f"--process_id is {process_id}; allowed are 0 to {num_processes - 1}, one less than --num_processes.")
+        if not coordinator.rpartition(":")[2].isdecimal():
+            raise UserError(f"--coordinator is {coordinator!r}; needed is HOST:PORT of process 0.")
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    except ValueError as error:  # nothing of what JAX knows has started this process
+        raise UserError(
+            "--distributed finds no Slurm, Open MPI, Kubernetes or TPU pod around this process; give --coordinator=HOST:PORT, "
+            "--num_processes=N and --process_id=K."
+        ) from error
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(f"The processes do not find each other: {reason}; all have to be started within five minutes.") from error
+    check_same({"--num_processes": num_processes})
+
+
+def is_first():
+    """Whether this is process 0, which alone writes and shows what is one for all."""
+    return jax.process_index() == 0
+
+
+def gather(value):
+    """The values, as JSON has them, of all processes, in order; every process has to ask at the same place."""
+    if jax.process_count() == 1:
+        return [value]
+    from jax.experimental import multihost_utils
+
+    text = json.dumps(value).encode()
+    most = int(multihost_utils.process_allgather(np.int32(len(text))).max())
+    text = text.ljust(-(-most // MESSAGE_BYTES) * MESSAGE_BYTES)
+    return [json.loads(row.tobytes()) for row in multihost_utils.process_allgather(np.frombuffer(text, np.uint8))]
+
+
+def together(function):
+    """What `function` returns, called in every process; a UserError in one of them is one in all."""
+    result, error = None, None
+    try:
+        result = function()
+    except UserError as reason:
+        if jax.process_count() == 1:
+            raise
+        error = str(reason)
+    for told in gather(error):
+        if told:
+            raise UserError(told)
+    return result
+
+
+def on_first(function):
+    """What `function` returns, a JSON value, in process 0, which alone calls it; a UserError there is one in all."""
+    return gather(together(lambda: function() if is_first() else None))[0]
+
+
+def check_same(values):
+    """Raises UserError where the values, by what they are called, are not the same in all processes."""
+    everywhere = gather(values)
+    for process, there in enumerate(everywhere[1:], start=1):
+        keys = sorted(key for key in everywhere[0].keys() | there.keys() if there.get(key) != everywhere[0].get(key))
+        if keys:
+            differences = ", ".join(f"{key} ({everywhere[0].get(key)} and {there.get(key)})" for key in keys)
+            raise UserError(f"Process 0 and process {process} differ in {differences}; needed is the same in all processes.")
 
 
 def data_mesh():
@@ -14,12 +92,13 @@ def data_mesh():
     return Mesh(np.array(jax.devices()), (DATA_AXIS,))
 
 
-def check_batch_size(batch_size, mesh):
-    """Raises UserError unless every device gets equally many examples of a batch."""
-    if batch_size % mesh.size:
+def check_batch_size(batch_size, accumulate, mesh):
+    """Raises UserError unless every device gets equally many examples of each part of a batch."""
+    if batch_size % (accumulate * mesh.size):
+        parts = f" in train.accumulate = {accumulate} parts" if accumulate > 1 else ""
         raise UserError(
-            f"train.batch_size is {batch_size}, which does not divide among the {mesh.size} devices; allowed are multiples of "
-            f"{mesh.size}."
+            f"train.batch_size is {batch_size}, which does not divide among the {mesh.size} devices{parts}; allowed are "
+            f"multiples of {accumulate * mesh.size}."
         )
 
 
@@ -42,3 +121,63 @@ def share_out(function, mesh):
     """`function(own, shared)`, computed by each device for its share of `own`'s and the result's first axis."""
     one_each, everywhere = PartitionSpec(DATA_AXIS), PartitionSpec()
     return jax.shard_map(function, mesh=mesh, in_specs=(one_each, everywhere), out_specs=one_each, check_vma=False)
+
+
+def place(batch, mesh):
+    """A batch of which every process has its part in NumPy arrays, shared out among the devices."""
+    return jax.tree.map(lambda part: jax.make_array_from_process_local_data(spread(mesh), part), batch)
+
+
+def on_every_device(function, mesh, way, compile_, batch_is_shared):
+    """`function(state, totals, batch, *others)`, compiled, computed by every device for itself; all hold its results whole.
+
+    The devices are the axis "data" for what they exchange, and have to come to the same results.
+
+    Args:
+        way: "jit" or "pmap".
+        compile_: `jax.jit`, for the first.
+        batch_is_shared: whether each device gets its share of the third argument, which comes as `place` gives it for "jit",
+            and as it takes it for "pmap".
+    """
+    if way == "jit":
+        everywhere, one_each = PartitionSpec(), PartitionSpec(DATA_AXIS)
+
+        def mapped(state, totals, batch, *others):
+            in_specs = (everywhere, everywhere, one_each if batch_is_shared else everywhere, everywhere)
+            over_mesh = jax.shard_map(
+                lambda state, totals, batch, others: function(state, totals, batch, *others),
+                mesh=mesh,
+                in_specs=in_specs,
+                out_specs=everywhere,
+                check_vma=False,
+            )
+            return over_mesh(state, totals, batch, others)
+
+        return compile_(mapped, donate_argnums=0)
+    devices = jax.local_device_count()
+    over_devices = jax.pmap(
+        lambda _, state, totals, batch, others: function(state, totals, batch, *others),
+        DATA_AXIS,
+        in_axes=(0, None, None, 0 if batch_is_shared else None, None),
+        out_axes=None,
+        donate_argnums=1,
+        devices=list(mesh.devices.flat),
+    )
+
+    def run(state, totals, batch, *others):
+        if batch_is_shared:
+            batch = jax.tree.map(lambda part: part.reshape(devices, -1, *part.shape[1:]), batch)
+        # At least one argument has to be mapped.
+        return _of_all_processes(over_devices(np.arange(devices), state, totals, batch, others), mesh)
+
+    return run
+
+
+def _of_all_processes(tree, mesh):
+    """Arrays that all devices of each process hold whole, as arrays of all devices."""
+
+    def joined(array):
+        pieces = [shard.data for shard in array.addressable_shards]
+        return jax.make_array_from_single_device_arrays(array.shape, replicated(mesh), pieces)
+
+    return jax.tree.map(joined, tree)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from plain56 import runs
 from plain56.analysis.complexity import count_multiply_adds
 from plain56.config import build_model, check, from_json, last_step
-from plain56.data import load_dataset
+from plain56.data import image_shape, load_dataset
 from plain56.errors import UserError
 from plain56.models import parse_name
 from plain56.training import load, train
@@ -212,7 +212,8 @@ def _work_left(element, run):
     if run.status().state in runs.ENDED:
         return 0
     dataset = load(element.config)
-    per_step = count_multiply_adds(build_model(element.config, len(dataset.class_names)), dataset.train.images.shape[1:])
+    model = build_model(element.config, len(dataset.class_names))
+    per_step = count_multiply_adds(model, image_shape(dataset.train, element.config.data))
     return _steps_left(element, run.path.parent) * per_step * element.config.train.seeds
 
 

@@ -1,17 +1,33 @@
 """Images on their way to the devices."""
 
 from plain56.data.augment import normalise
-from plain56.data.datasets import Dataset, Pictures, Split, centre, leave_out, load_dataset, open_test_split, resize
-from plain56.data.resident import DROPOUT_STREAM, Batch, evaluation_batch, stream_key, train_batch, visiting_order
+from plain56.data.datasets import (
+    UNREADABLE_SHARE,
+    Dataset,
+    Pictures,
+    Split,
+    centre,
+    image_shape,
+    leave_out,
+    load_dataset,
+    open_test_split,
+    resize,
+)
+from plain56.data.resident import DROPOUT_STREAM, Batch, augmented, evaluation_batch, stream_key, train_batch, visiting_order
+from plain56.data.streaming import evaluation_stream, train_stream
 
 __all__ = [
     "DROPOUT_STREAM",
+    "UNREADABLE_SHARE",
     "Batch",
     "Dataset",
     "Pictures",
     "Split",
+    "augmented",
     "centre",
     "evaluation_batch",
+    "evaluation_stream",
+    "image_shape",
     "leave_out",
     "load_dataset",
     "normalise",
@@ -19,5 +35,6 @@ __all__ = [
     "resize",
     "stream_key",
     "train_batch",
+    "train_stream",
     "visiting_order",
 ]

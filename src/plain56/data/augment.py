@@ -9,11 +9,11 @@ COLOUR_DEVIATIONS = (0.2175, 0.0188, 0.0045)
 COLOUR_COMPONENTS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 
 
-def augment(images, key, options):
+def augment(images, key, options, part=0, parts=1):
     """One random crop of each image, then perhaps its mirror image, then other colours; sizes stay.
 
     Args:
-        images: uint8 [N, H, W, C].
+        images: uint8 [N, H, W, C], part number `part` of `parts` equal ones of a batch; treated as in the whole batch.
         options: the config's `data.augment` section:
             pad: zeros put on every side before a random H×W crop (He et al. 2015, section 4.2).
             enlarge: `(least, most)`, enlarged by a uniformly random factor before a random H×W crop; the scale jitter of VGG
@@ -26,28 +26,33 @@ def augment(images, key, options):
     Returns:
         [N, H, W, C], from 0 to 255 before colour is added; uint8 where no option needs other numbers.
     """
+    count = images.shape[0]
+    whole = parts * count
+
+    def own(numbers, axis=0):
+        """Of the numbers for the whole batch, those for these images."""
+        return jax.lax.dynamic_slice_in_dim(numbers, part * count, count, axis)
+
     # Split in two, and the later ones folded in: a recipe keeps its random numbers when options are added here.
     crop_key, flip_key = jax.random.split(key)
     if options.pad:
-        images = _shift(images, crop_key, options.pad)
+        images = _shift(images, *own(jax.random.randint(crop_key, (2, whole, 1), 0, 2 * options.pad + 1), axis=1), options.pad)
     elif options.enlarge or options.area:
         sizes = _enlarged if options.enlarge else _shares
-        keys = jax.random.split(crop_key, images.shape[0])
+        keys = own(jax.random.split(crop_key, whole))
         images = jax.vmap(lambda image, key: _crop(image, key, sizes, options.enlarge or options.area))(images, keys)
     if options.flip:
-        flip = jax.random.bernoulli(flip_key, shape=(images.shape[0], 1, 1, 1))
-        images = jnp.where(flip, images[:, :, ::-1], images)
+        images = jnp.where(own(jax.random.bernoulli(flip_key, shape=(whole, 1, 1, 1))), images[:, :, ::-1], images)
     if options.colour:
-        multiples = options.colour * jax.random.normal(jax.random.fold_in(key, 2), (images.shape[0], 3))
+        multiples = options.colour * own(jax.random.normal(jax.random.fold_in(key, 2), (whole, 3)))
         added = 255 * (multiples * jnp.array([COLOUR_DEVIATIONS])) @ jnp.array(COLOUR_COMPONENTS).T
         images = images + added[:, None, None]
     return images
 
 
-def _shift(images, key, pad):
+def _shift(images, top, left, pad):
     count, height, width = images.shape[:3]
     padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    top, left = jax.random.randint(key, (2, count, 1), 0, 2 * pad + 1)
     rows, columns = top + jnp.arange(height)[None], left + jnp.arange(width)[None]
     return padded[jnp.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
 

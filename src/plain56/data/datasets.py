@@ -1,14 +1,16 @@
-"""Image classification sets in memory: the embedded digits, sets of TensorFlow Datasets (TFDS), and folders of pictures."""
+"""Image classification sets: the embedded digits, sets of TensorFlow Datasets (TFDS), and folders of pictures."""
 
 import functools
 import importlib.util
 import logging
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import jax
 import numpy as np
 import psutil
 from rich.console import Console
@@ -31,36 +33,44 @@ class Split(NamedTuple):
     labels: np.ndarray
 
 
-class Dataset(NamedTuple):
-    """A train, perhaps a validation, and a test split, with the names of their classes."""
-
-    train: Split
-    validation: Split | None
-    test: Split
-    class_names: tuple[str, ...]
-
-
 class Pictures(NamedTuple):
-    """A split before it is read. `read(i)` gives picture i, as the bytes of a file or as uint8 [H, W, C]; `name(i)` names it."""
+    """A split that is read picture by picture.
 
-    labels: np.ndarray
-    read: Callable[[int], bytes | np.ndarray]
+    `read(i)` gives picture i, as the bytes of a file or as uint8 [H, W, C], and its label; `name(i)` names it. `labels` [N] is
+    None where they cannot be known without reading it all.
+    """
+
+    count: int
+    read: Callable[[int], tuple[bytes | np.ndarray, int]]
     name: Callable[[int], str]
+    labels: np.ndarray | None = None
 
     def take(self, indices):
         """The pictures at these places, in this order."""
-        return Pictures(self.labels[indices], lambda i: self.read(indices[i]), lambda i: self.name(indices[i]))
+        labels = None if self.labels is None else self.labels[indices]
+        return Pictures(len(indices), lambda i: self.read(indices[i]), lambda i: self.name(indices[i]), labels)
 
     def decode(self, i, channels):
-        """Picture i as uint8 [H, W, channels], at its own size; None where it cannot be read."""
+        """Picture i as uint8 [H, W, channels], at its own size, and its label; None where it cannot be read."""
         try:
-            return _decode(self.read(i), channels)
+            source, label = self.read(i)
         except OSError:
             return None
+        image = _decode(source, channels)
+        return None if image is None else (image, label)
+
+
+class Dataset(NamedTuple):
+    """A train, perhaps a validation, and a test split, all three read or all not, with the names of their classes."""
+
+    train: Split | Pictures
+    validation: Split | Pictures | None
+    test: Split | Pictures
+    class_names: tuple[str, ...]
 
 
 def load_dataset(data):
-    """Loads a data set whole; the newest one is kept, so the runs of a sweep read it once.
+    """Loads a data set whole, or opens it only, by `data.mode`; the newest one is kept, so the runs of a sweep read it once.
 
     Args:
         data: the config's `data` section. Images get as many channels as `data.mean` has numbers, 1 (grey) or 3 (RGB).
@@ -68,19 +78,22 @@ def load_dataset(data):
     Raises:
         UserError: the set is not there, does not fit the config, or has too many pictures that cannot be read.
     """
-    keys = ("name", "dir", "image_size", "train_split", "test_split", "test_share", "validation_examples", "examples_per_class")
-    return _load(channels=len(data.mean), seed=data.split_seed, **{key: data[key] for key in keys})
+    keys = ("mode", "image_size", "validation_examples", "examples_per_class")
+    return _load(channels=len(data.mean), **_where(data), **{key: data[key] for key in keys})
 
 
 def open_test_split(data):
     """The test split's `Pictures`, each of its own size, and the names of the classes; raises as `load_dataset`."""
+    return _open(**_where(data))[1:]
+
+
+def _where(data):
     keys = ("name", "dir", "train_split", "test_split", "test_share")
-    _, test, class_names = _open(seed=data.split_seed, test_alone=True, **{key: data[key] for key in keys})
-    return test, class_names
+    return {"seed": data.split_seed, **{key: data[key] for key in keys}}
 
 
-def _open(*, name, dir, train_split, test_split, test_share, seed, test_alone=False):
-    """The pictures to train and to test on, and the names of the classes; of TFDS's, one may do without the first."""
+def _open(*, name, dir, train_split, test_split, test_share, seed):
+    """The pictures to train and to test on, and the names of the classes."""
     if name == "digits":
         if (train_split, test_split) != ("train", "test"):
             raise UserError(f"The digits have the splits 'train' and 'test' alone; given are {train_split!r} and {test_split!r}.")
@@ -94,9 +107,7 @@ def _open(*, name, dir, train_split, test_split, test_share, seed, test_alone=Fa
     else:
         path = Path(dir or os.environ.get("TFDS_DATA_DIR") or DEFAULT_DATA_DIR).expanduser().absolute()
         try:
-            splits = {"data.train_split": train_split, "data.test_split": test_split}
-            *train, test, class_names = _tfds(name, path, dict(list(splits.items())[test_alone:]))
-            train = train[0] if train else None
+            train, test, class_names = _tfds(name, path, {"data.train_split": train_split, "data.test_split": test_split})
         except UserError:
             raise
         except Exception as error:  # of many kinds, where its files are damaged
@@ -107,31 +118,55 @@ def _open(*, name, dir, train_split, test_split, test_share, seed, test_alone=Fa
 
 
 @functools.lru_cache(maxsize=1)
-def _load(*, name, dir, channels, image_size, train_split, test_split, test_share, validation_examples, examples_per_class, seed):
-    train, test, class_names = _open(
-        name=name, dir=dir, train_split=train_split, test_split=test_split, test_share=test_share, seed=seed
-    )
-    chosen, validation = _carve(train.labels, validation_examples, examples_per_class, class_names, seed)
-    selected = {"train": train.take(chosen), "validation": train.take(validation), "test": test}
-    splits = {
-        split: _read(pictures, f"{split} split of {name!r}", channels, image_size)
-        for split, pictures in selected.items()
-        if len(pictures.labels) or split != "validation"
-    }
-    shapes = {split.images.shape[1:] for split in splits.values()}
-    if len(shapes) > 1:
-        raise _sizes_differ(name, sorted(shapes))
+def _load(*, channels, mode, image_size, validation_examples, examples_per_class, **where):
+    name, seed = where["name"], where["seed"]
+    train, test, class_names = _open(**where)
+    chosen, validation = _carve(train, validation_examples, examples_per_class, class_names, seed)
+    splits = {"train": train.take(chosen), "validation": train.take(validation), "test": test}
+    splits = {split: pictures for split, pictures in splits.items() if pictures.count or split != "validation"}
+    if mode == "resident" or (mode == "auto" and _fit(splits.values(), channels, image_size)):
+        splits = {
+            split: _read(pictures, f"{split} split of {name!r}", channels, image_size) for split, pictures in splits.items()
+        }
+        shapes = {split.images.shape[1:] for split in splits.values()}
+        if len(shapes) > 1:
+            raise _sizes_differ(name, sorted(shapes))
     return Dataset(splits["train"], splits.get("validation"), splits["test"], tuple(class_names))
 
 
-def _carve(labels, validation_examples, examples_per_class, class_names, seed):
+def _fit(splits, channels, image_size):
+    """Whether splits take at most half of a device's memory; for one that does not say how much it has, of what is free here."""
+    total = sum(pictures.count * math.prod(_shape(pictures, channels, image_size)) for pictures in splits)
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
+    return total <= min((limit for limit in limits if limit), default=psutil.virtual_memory().available) / 2
+
+
+def image_shape(split, data):
+    """`(H, W, C)` of the images of a split that is read or not; `data` is the config's section."""
+    if isinstance(split, Split):
+        return split.images.shape[1:]
+    return _shape(split, len(data.mean), data.image_size)
+
+
+def _shape(pictures, channels, image_size):
+    """`image_size` squared, or the size of the first picture that can be read."""
+    if image_size:
+        return image_size, image_size, channels
+    decoded = (pictures.decode(i, channels) for i in range(pictures.count))
+    return next((image.shape for image, _ in filter(None, decoded)), (1, 1, channels))
+
+
+def _carve(pictures, validation_examples, examples_per_class, class_names, seed):
     """Where in the training split the training and the validation examples are: two rising sequences of places."""
-    if validation_examples >= len(labels):
+    if validation_examples >= pictures.count:
         raise UserError(
-            f"data.validation_examples is {validation_examples}; allowed is less than the {len(labels)} examples to train on."
+            f"data.validation_examples is {validation_examples}; allowed is less than the {pictures.count} examples to train on."
         )
-    validation, train = np.split(np.random.default_rng((seed, 1)).permutation(len(labels)), [validation_examples])
+    validation, train = np.split(np.random.default_rng((seed, 1)).permutation(pictures.count), [validation_examples])
     if examples_per_class:
+        labels = pictures.labels
+        if labels is None:
+            labels = np.array([pictures.read(i)[1] for i in range(pictures.count)])
         by_class = [train[labels[train] == label] for label in range(len(class_names))]
         fewest = min(range(len(class_names)), key=lambda label: len(by_class[label]))
         if len(by_class[fewest]) < examples_per_class:
@@ -145,13 +180,15 @@ def _carve(labels, validation_examples, examples_per_class, class_names, seed):
 
 def _read(pictures, title, channels, image_size):
     """Reads, decodes and fits the pictures of a split; those that cannot be read are named and left out."""
-    count, images, unreadable = len(pictures.labels), None, []
+    count, images, labels, unreadable = pictures.count, None, [], []
     numbers = track(range(count), f"Reading {title}", console=Console(stderr=True), transient=True, disable=count < 20_000)
     for i in numbers:
-        image = pictures.decode(i, channels)
-        if image is None:
+        decoded = pictures.decode(i, channels)
+        if decoded is None:
             unreadable.append(i)
             continue
+        image, label = decoded
+        labels.append(label)
         if image_size:
             image = centre(resize(image, image_size), image_size)
         if images is None:
@@ -160,10 +197,10 @@ def _read(pictures, title, channels, image_size):
         if image.shape != images.shape[1:]:
             raise _sizes_differ(title, (images.shape[1:], image.shape))
         images[i] = image
-    readable = leave_out(pictures, unreadable, title)
+    leave_out(pictures, unreadable, title)
     if unreadable:
         images = np.delete(images, unreadable, axis=0)
-    return Split(images, pictures.labels[readable].astype(np.int32))
+    return Split(images, np.array(labels, np.int32))
 
 
 def leave_out(pictures, unreadable, title):
@@ -172,7 +209,7 @@ def leave_out(pictures, unreadable, title):
     Raises:
         UserError: too many cannot be read.
     """
-    count = len(pictures.labels)
+    count = pictures.count
     if unreadable:
         named = ", ".join(pictures.name(i) for i in unreadable[:3]) + (", …" if len(unreadable) > 3 else "")
         found = f"{len(unreadable)} of {count} images in the {title} cannot be read: {named}"
@@ -243,7 +280,8 @@ def _digits():
     by_class = np.argsort(digits.target, kind="stable")
     is_test = np.zeros(len(images), bool)
     is_test[by_class[1::4]] = True
-    pictures = Pictures(digits.target, images.__getitem__, "digit {}".format)
+    labels = digits.target
+    pictures = Pictures(len(labels), lambda i: (images[i], labels[i]), "digit {}".format, labels)
     train, test = (pictures.take(np.flatnonzero(chosen)) for chosen in (~is_test, is_test))
     return train, test, [str(digit) for digit in range(10)]
 
@@ -301,7 +339,7 @@ def _class_folders(path):
 def _files(by_class):
     files = [file for members in by_class for file in members]
     labels = np.repeat(np.arange(len(by_class)), [len(members) for members in by_class])
-    return Pictures(labels, lambda i: files[i].read_bytes(), lambda i: str(files[i]))
+    return Pictures(len(files), lambda i: (files[i].read_bytes(), labels[i]), lambda i: str(files[i]), labels)
 
 
 def _tfds(name, folder, wanted):
@@ -343,12 +381,14 @@ def _tfds(name, folder, wanted):
                 f"{key} is {split!r}, which the data set {name!r} does not have; allowed are {', '.join(builder.info.splits)} "
                 "and parts of them, such as 'train[:80%]' and 'train[80%:]'."
             ) from error
-        _check_memory(f"{split} split of {name!r}", builder.info.splits[split].num_bytes)
-        examples = [(example[image_key], example[label_key]) for example in source]
-        labels = np.array([label for _, label in examples], np.int32)
-        if len(labels) == 0 or labels.min() < 0:
+        if len(source) == 0 or source[0][label_key] < 0:
             raise UserError(f"The split {split!r} of the data set {name!r} has no labelled examples; choose another {key}.")
-        splits.append(Pictures(labels, lambda i, examples=examples: examples[i][0], f"{split} example {{}}".format))
+
+        def read(i, source=source):
+            example = source[i]
+            return example[image_key], example[label_key]
+
+        splits.append(Pictures(len(source), read, f"{split} example {{}}".format))
     return *splits, label.names
 
 

@@ -12,7 +12,7 @@ ORDER_STREAM, AUGMENTATION_STREAM, DROPOUT_STREAM = 1, 2, 3
 
 
 class Batch(NamedTuple):
-    """Normalised images float32 [B, H, W, C], labels int32 [B], and which slots hold an example, bool [B]."""
+    """Images [B, H, W, C], normalised unless said otherwise, labels int32 [B], and which slots hold an example, bool [B]."""
 
     images: jax.Array
     labels: jax.Array
@@ -33,21 +33,31 @@ def visiting_order(seed, first_epoch, num_examples, length):
     have a GPU wait for the host.
     """
     epochs = first_epoch + jnp.arange(-(-length // num_examples) + 1, dtype=jnp.int32)
-    keys = jax.vmap(lambda epoch: stream_key(seed, ORDER_STREAM, epoch))(epochs)
-    return jax.vmap(lambda key: jax.random.permutation(key, num_examples))(keys).ravel()
+    return jax.vmap(lambda epoch: epoch_order(seed, epoch, num_examples))(epochs).ravel()
 
 
-def train_batch(split, indices, seed, step, data):
-    """The augmented batch of one training step.
+def epoch_order(seed, epoch, num_examples):
+    """The order of all examples in one epoch: int32 [N]."""
+    return jax.random.permutation(stream_key(seed, ORDER_STREAM, epoch), num_examples)
+
+
+def train_batch(split, indices, seed, step, data, part=0, parts=1):
+    """The augmented batch of one training step, or one of `parts` equal parts of it.
 
     Args:
         split: `Split` on the devices.
-        indices: int32 [B], from `visiting_order`.
+        indices: int32 [B], from `visiting_order`: those of this part.
         step: updates completed before this one, int32.
         data: the config's `data` section (normalisation and augmentation).
     """
-    images = augment(split.images[indices], stream_key(seed, AUGMENTATION_STREAM, step), data.augment)
-    return Batch(normalise(images, data.mean, data.std), split.labels[indices], jnp.ones(indices.shape, bool))
+    batch = Batch(split.images[indices], split.labels[indices], jnp.ones(indices.shape, bool))
+    return augmented(batch, seed, step, data, part, parts)
+
+
+def augmented(batch, seed, step, data, part=0, parts=1):
+    """A training batch whose images are not normalised yet, uint8, augmented and normalised; arguments as in `train_batch`."""
+    images = augment(batch.images, stream_key(seed, AUGMENTATION_STREAM, step), data.augment, part, parts)
+    return batch._replace(images=normalise(images, data.mean, data.std))
 
 
 def evaluation_batch(split, number, batch_size, data):

@@ -26,16 +26,18 @@ class Output(NamedTuple):
 
 
 class Numerics(NamedTuple):
-    """How a network computes: `dtype` of activations, and the batch norm's constants.
+    """How a network computes: `dtype` of activations, the batch norm's constants, and whose images it normalises by.
 
     The running statistics follow Flax: `new = momentum · old + (1 − momentum) · batch` (PyTorch's momentum is one minus this),
     with the biased variance (PyTorch keeps the unbiased one, which is n / (n − 1) times that).
-    Parameters and statistics are kept in float32, or in float64 where `dtype` is that.
+    Parameters and statistics are kept in float32, or in float64 where `dtype` is that. Where every device computes for itself,
+    `axis_name` names the axis of the devices whose images form a batch; None: each device's own.
     """
 
     dtype: Any = jnp.float32
     momentum: float = 0.9
     epsilon: float = 1e-5
+    axis_name: str | None = None
 
     @property
     def parameter_dtype(self):
@@ -91,7 +93,7 @@ def head(numerics, num_classes, x, kernel_init=he_normal):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all images of the (global) batch and all positions; variables are named as in Flax's.
+    """Batch normalisation over all images of the batch and all positions; variables are named as in Flax's.
 
     In training it normalises by the batch and updates the running `mean` and `var` [C]; in evaluation it normalises by these.
     Where the collection "moments" is mutable, it also tells the moments of its input, `mean` and `var` [C].
@@ -114,7 +116,7 @@ class BatchNorm(nn.Module):
         if not self.train:
             factor = lax.rsqrt(variance.value + self.numerics.epsilon) * scale
             return ops.affine(x, mean.value, factor, bias).astype(x.dtype)
-        y, *batch = ops.batch_norm(x, scale, bias, self.numerics.epsilon)
+        y, *batch = ops.batch_norm(x, scale, bias, self.numerics.epsilon, self.numerics.axis_name)
         if not self.is_initializing():
             momentum = self.numerics.momentum
             for running, new in zip((mean, variance), batch, strict=True):

@@ -5,7 +5,9 @@ With M = N·H·W values of a channel, x̂ = (x − mean) / √(var + epsilon) an
     y  = scale · x̂ + bias
     dx = scale / √(var + epsilon) · (g − Σg / M − x̂ · Σ(g·x̂) / M),  dscale = Σ(g·x̂),  dbias = Σg
 
-(Ioffe & Szegedy 2015, section 3). Automatic differentiation finds the same, in more passes over the images.
+(Ioffe & Szegedy 2015, section 3). Automatic differentiation finds the same, in more passes over the images. Where the images are
+shared out among devices that compute each for itself, the sums in y and dx are over all of them, and dscale and dbias, like every
+gradient there, are a device's own.
 """
 
 import functools
@@ -39,41 +41,47 @@ def affine(x, mean, factor, bias):
     return (x - mean) * factor + bias
 
 
-def _moments(x):
+def _mean_sums(sums, x, axis_name):
+    """Sums over images and positions of x as means, over the images of all devices where an axis of them is named."""
+    means = [total / (x.size // x.shape[-1]) for total in sums]
+    return lax.pmean(means, axis_name) if axis_name else means
+
+
+def _moments(x, axis_name):
     """Mean and biased variance [C] of images [N, H, W, C], in float32, or float64 where they are that."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    count = x.size // x.shape[-1]
-    mean, mean_square = (total / count for total in _sums(x, x))
+    mean, mean_square = _mean_sums(_sums(x, x), x, axis_name)
     return mean, jnp.maximum(mean_square - mean * mean, 0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def batch_norm(x, scale, bias, epsilon):
-    """Normalises images [N, H, W, C] by their own moments.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def batch_norm(x, scale, bias, epsilon, axis_name=None):
+    """Normalises images [N, H, W, C] by their own moments, or by those of the images on all devices along `axis_name`.
 
     Returns:
         The normalised images in the dtype of `x`, and their mean and biased variance [C], through which no gradient flows.
     """
-    return _normalise(x, scale, bias, epsilon)[0]
+    return _normalise(x, scale, bias, epsilon, axis_name)[0]
 
 
-def _normalise(x, scale, bias, epsilon):
-    mean, variance = _moments(x)
+def _normalise(x, scale, bias, epsilon, axis_name):
+    mean, variance = _moments(x, axis_name)
     inverse = lax.rsqrt(variance + epsilon)
     factor = inverse * scale
     y = affine(x.astype(mean.dtype), mean, factor, bias)
     return (y.astype(x.dtype), mean, variance), (x, mean, inverse, scale)
 
 
-def _backward(epsilon, saved, gradients):
+def _backward(epsilon, axis_name, saved, gradients):
     x, mean, inverse, scale = saved
-    dtype, count = x.dtype, x.size // x.shape[-1]
+    dtype = x.dtype
     x, g = x.astype(mean.dtype), gradients[0].astype(mean.dtype)
-    dbias, products = _sums(g, x)
+    sums = dbias, products = _sums(g, x)
     dscale = (products - mean * dbias) * inverse
+    mean_gradient, mean_product = _mean_sums(sums, x, axis_name)
     factor = scale * inverse
-    slope = -factor * inverse * dscale / count
-    dx = affine(g, dbias / count, factor, jnp.zeros_like(mean)) + affine(x, mean, slope, jnp.zeros_like(mean))
+    slope = -factor * inverse**2 * (mean_product - mean * mean_gradient)
+    dx = affine(g, mean_gradient, factor, jnp.zeros_like(mean)) + affine(x, mean, slope, jnp.zeros_like(mean))
     return dx.astype(dtype), dscale, dbias
 
 

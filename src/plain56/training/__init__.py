@@ -1,5 +1,6 @@
 """Training and evaluation of one run."""
 
-from plain56.training.loop import evaluate_run, load, prepare, train
+from plain56.training.experiment import load, prepare
+from plain56.training.loop import evaluate_run, train
 
 __all__ = ["evaluate_run", "load", "prepare", "train"]

@@ -14,12 +14,17 @@ def evaluate(params, batch_stats, split, *, model, batch_size, data, place_batch
 
     def body(totals, number):
         batch = place_batch(evaluation_batch(split, number, batch_size, data))
-        logits = model.apply({"params": params, "batch_stats": batch_stats}, batch.images, train=False).logits
-        new = count(example_losses(logits, batch.labels), logits, batch.labels, batch.mask)
-        return jax.tree.map(jnp.add, totals, new), None
+        return evaluate_batch(params, batch_stats, totals, batch, model=model), None
 
     batches = -(-split.labels.shape[0] // batch_size)
     return jax.lax.scan(body, Totals.zero(), jnp.arange(batches, dtype=jnp.int32))[0]
+
+
+def evaluate_batch(params, batch_stats, totals, batch, *, model):
+    """The totals with those of one normalised batch added."""
+    logits = model.apply({"params": params, "batch_stats": batch_stats}, batch.images, train=False).logits
+    new = count(example_losses(logits, batch.labels), logits, batch.labels, batch.mask)
+    return jax.tree.map(jnp.add, totals, new)
 
 
 def measure_moments(params, batch_stats, split, *, model, batch_size, data, place_batch):

@@ -1,5 +1,6 @@
 """One run, from its config to its end: the order of events."""
 
+import contextlib
 import copy
 import datetime
 import functools
@@ -12,7 +13,6 @@ import platform
 import subprocess
 import sys
 import time
-import zlib
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,17 +20,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from plain56 import machine, parallel, runs
+from plain56 import parallel, runs
 from plain56.config import build_model, check, from_json, last_step
-from plain56.data import Split, load_dataset, open_test_split
+from plain56.data import UNREADABLE_SHARE, open_test_split
 from plain56.errors import UserError
 from plain56.models import parse_name
 from plain56.training import checkpoints, protocols
-from plain56.training.evaluate import evaluate, exact_batch_stats, measure_moments
+from plain56.training.evaluate import exact_batch_stats
+from plain56.training.experiment import for_each_seed, initial_state, load, of_each_network, prepare
 from plain56.training.schedules import make_schedule
 from plain56.training.signals import postponed_interrupts
-from plain56.training.state import copy_layers, create_train_state, make_optimizer
-from plain56.training.step import Totals, train_step, train_steps
+from plain56.training.state import copy_layers, make_optimizer
 
 # Requests to stop are heard between compiled calls. Those of training are cut to about this length: a third of the usual time
 # between SIGTERM and SIGKILL, and long enough for the tenth of a second that a call's beginning costs (CIFAR-10 on two cores).
@@ -44,20 +44,6 @@ STUCK_SHARE = 0.01
 logger = logging.getLogger(__name__)
 
 
-class Experiment(NamedTuple):
-    """A config brought to life: the data set and the initial state on the devices, and the compiled functions."""
-
-    data: dict  # the size of each split, the names of the classes and a checksum of it all
-    train: Split
-    validation: Split | None
-    test: Split
-    initial: Any  # (state, totals) before the first step
-    schedule: Any
-    train_steps: Any  # (state, totals, split, first_step, first_epoch, first_position, steps) -> (state, totals)
-    evaluate: Any  # (params, batch_stats, split) -> totals
-    measure_moments: Any  # (params, batch_stats, split) -> batch_stats
-
-
 class Trained(NamedTuple):
     """A run's config, network, newest state, and the shape `(H, W, C)` of its images."""
 
@@ -65,123 +51,6 @@ class Trained(NamedTuple):
     model: Any
     state: Any
     image_shape: tuple[int, int, int]
-
-
-def load(config):
-    """Loads a config's data set, and checks that config, data and devices fit.
-
-    Raises:
-        UserError: whatever in the config does not fit the data, the devices or itself.
-    """
-    check(config)
-    mesh = parallel.data_mesh()
-    if not _seeds_are_spread(config, mesh):
-        parallel.check_batch_size(config.train.batch_size, mesh)
-    return load_dataset(config.data)
-
-
-def _seeds_are_spread(config, mesh):
-    """Whether each device trains some of the networks, and not a part of each one's batches."""
-    return config.train.seeds > 1 and config.train.seeds % mesh.size == 0
-
-
-def prepare(config):
-    """Loads the data, builds the network and wraps its functions for the mesh of all devices.
-
-    With `train.seeds` of more than one, all arrays of state and totals have a first axis for the networks.
-
-    Raises:
-        UserError: as `load`, or images too small for the network.
-    """
-    dataset = load(config)
-    image_shape = dataset.train.images.shape[1:]
-    mesh = parallel.data_mesh()
-    model = build_model(config, len(dataset.class_names))
-    schedule = make_schedule(config.optimizer, config.train.steps)
-    optimizer = make_optimizer(config.optimizer, schedule)
-    everywhere, spread = parallel.replicated(mesh), _seeds_are_spread(config, mesh)
-    placed = parallel.spread(mesh) if spread else everywhere
-    shared = {
-        "batch_size": config.train.batch_size,
-        "data": config.data,
-        "place_batch": (lambda batch: batch) if spread else functools.partial(parallel.split_batch, mesh=mesh),
-    }
-    each_network = _for_each_network(config, mesh)
-    compile_ = functools.partial(jax.jit, out_shardings=placed, compiler_options=machine.compiler_options())
-
-    def run_steps(state, totals, split, *position):
-        def of_one(own, common):
-            seed, state, totals = own
-            options = {"model": model, "optimizer": optimizer, "seed": seed, "label_smoothing": config.train.label_smoothing}
-            loop = {"step_fn": functools.partial(train_step, **options), "most_steps": config.train.steps_per_call}
-            return train_steps(state, totals, *common, **loop, seed=seed, **shared)
-
-        return each_network(of_one)((_seeds(config), state, totals), (split, *position))
-
-    def passes(function):
-        """Over a split with the parameters and statistics of each network."""
-        one = functools.partial(function, model=model, **shared)
-        of_each = each_network(lambda own, split: one(*own, split))
-        return compile_(lambda params, batch_stats, split: of_each((params, batch_stats), split))
-
-    return Experiment(
-        data=_describe(dataset),
-        train=jax.device_put(dataset.train, everywhere),
-        validation=jax.device_put(dataset.validation, everywhere),
-        test=jax.device_put(dataset.test, everywhere),
-        initial=compile_(lambda: _initial(model, optimizer, config, image_shape))(),
-        schedule=schedule,
-        train_steps=compile_(run_steps, donate_argnums=(0, 1)),
-        evaluate=passes(evaluate),
-        measure_moments=passes(measure_moments),
-    )
-
-
-def _seeds(config):
-    """The seed, or those of all networks that are trained together."""
-    if config.train.seeds == 1:
-        return config.seed
-    return np.arange(config.seed, config.seed + config.train.seeds, dtype=np.uint32)
-
-
-def _vmap(config):
-    return jax.vmap if config.train.seeds > 1 else lambda function: function
-
-
-def _for_each_network(config, mesh):
-    """What makes of `function(own, shared)` one that takes and returns the `own` of all networks that are trained together."""
-    if config.train.seeds == 1:
-        return lambda function: function
-
-    def for_each(function):
-        def together(own, shared):
-            # cuDNN takes three times as long for the grouped convolutions of many networks as for one network after another.
-            if jax.default_backend() == "gpu":
-                return jax.lax.map(lambda one: function(one, shared), own)
-            return jax.vmap(function, (0, None))(own, shared)
-
-        return parallel.share_out(together, mesh) if _seeds_are_spread(config, mesh) else together
-
-    return for_each
-
-
-def _networks(config, tree):
-    """A tree of arrays as one tree for each network, on the host."""
-    tree = jax.device_get(tree)
-    if config.train.seeds == 1:
-        return [tree]
-    return [jax.tree.map(operator.itemgetter(i), tree) for i in range(config.train.seeds)]
-
-
-def _describe(dataset):
-    splits = {name: split for name in ("train", "validation", "test") if (split := getattr(dataset, name))}
-    checksum = functools.reduce(lambda checksum, array: zlib.crc32(array, checksum), [a for s in splits.values() for a in s], 0)
-    return {
-        **{name: len(split.labels) for name, split in splits.items()},
-        "image_shape": list(dataset.train.images.shape[1:]),
-        "class_names": list(dataset.class_names),
-        "crc32": checksum,
-    }
 
 
 def train(config, workdir, on_progress=lambda share, images_per_second: None):
@@ -206,23 +75,20 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None):
     """
     if runs.Run(Path(workdir)).group:
         raise UserError(f"{workdir} is one of the networks that {Path(workdir).parent} trains together; give that directory.")
-    with runs.hold(workdir) as run:
-        runs.check_identity(run, config.to_dict())
-        if run.status().state in runs.ENDED:
-            return run.status()
+    parallel.check_same({"--workdir": str(Path(workdir).absolute()), **runs.flatten(config.to_dict())})
+    with _hold(workdir) as run:
+        parallel.on_first(lambda: runs.check_identity(run, config.to_dict()))
+        status = parallel.on_first(run.status)
+        if status[0] in runs.ENDED:
+            return runs.Status(*status)
+        parallel.together(lambda: load(config))
         experiment = prepare(config)
-        _check_data(run, experiment.data)
-        warm = config.train.warm_start and not _has_checkpoint(run)
+        parallel.check_same(experiment.data)
+        parallel.on_first(lambda: _check_data(run, experiment.data))
+        warm = config.train.warm_start and not parallel.on_first(lambda: _has_checkpoint(run))
         if warm:
             experiment = _warm_start(config, experiment)
-        run.write_config(config.to_dict())
-        run.write_environment(_environment() | {"data": experiment.data})
-        for seed, member in enumerate(run.members(), config.seed):
-            own = copy.deepcopy(config)
-            own.seed, own.train.seeds = seed, 1
-            member.path.mkdir(exist_ok=True)
-            member.write_config(own.to_dict())
-            member.write_environment(run.environment())
+        parallel.on_first(lambda: _write_beginning(run, config, experiment.data))
         try:
             with closing(checkpoints.open_checkpoints(run.checkpoints)) as manager:
                 if warm:  # the other run may go on, so what was taken from it is kept
@@ -231,16 +97,48 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None):
         except UserError:
             raise
         except KeyboardInterrupt as error:
-            for part in (run, *run.members()):
-                if part.status().state not in runs.ENDED:
-                    part.write_status(part.status()._replace(state="preempted", reason=str(error) or "interrupted"))
+            _write_end(run, "preempted", str(error) or "interrupted")
             raise
         except BaseException as error:
-            reason = f"{type(error).__name__}: {error}".strip(": ")[:500]
-            for part in (run, *run.members()):
-                if part.status().state not in runs.ENDED:
-                    part.write_status(part.status()._replace(state="failed", reason=reason))
+            _write_end(run, "failed", f"{type(error).__name__}: {error}".strip(": ")[:500])
             raise
+
+
+@contextlib.contextmanager
+def _hold(workdir):
+    """The run in a directory, which process 0 holds for all, and all can see."""
+    run = runs.Run(Path(workdir))
+    with ExitStack() as stack:
+        holder = parallel.on_first(lambda: stack.enter_context(runs.hold(workdir)).lock.read_text())
+        try:
+            seen = run.lock.read_text()
+        except OSError:
+            seen = ""
+        blind = [process for process, same in enumerate(parallel.gather(seen == holder)) if not same]
+        if blind:
+            raise UserError(
+                f"--workdir is {workdir}, where process {blind[0]} does not see what process 0 writes; needed is a directory "
+                "that all processes share."
+            )
+        yield run
+
+
+def _write_beginning(run, config, data):
+    run.write_config(config.to_dict())
+    run.write_environment(_environment() | {"data": data})
+    for seed, member in enumerate(run.members(), config.seed):
+        own = copy.deepcopy(config)
+        own.seed, own.train.seeds = seed, 1
+        member.path.mkdir(exist_ok=True)
+        member.write_config(own.to_dict())
+        member.write_environment(run.environment())
+
+
+def _write_end(run, state, reason):
+    if parallel.is_first():
+        for part in (run, *run.members()):
+            if part.status().state not in runs.ENDED:
+                part.write_status(part.status()._replace(state=state, reason=reason))
 
 
 def _check_data(run, found):
@@ -279,7 +177,7 @@ def load_run(path):
     image_shape = tuple(data["image_shape"])
     model = build_model(config, len(data["class_names"]))
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.steps))
-    shapes = jax.eval_shape(lambda: _initial(model, optimizer, saved, image_shape))
+    shapes = jax.eval_shape(lambda: initial_state(model, optimizer, saved, image_shape))
     everywhere = parallel.replicated(parallel.data_mesh())
     shapes = jax.tree.map(lambda shape: shape.update(sharding=everywhere), shapes)
     with closing(checkpoints.open_checkpoints(run.checkpoints, read_only=True)) as manager:
@@ -287,10 +185,6 @@ def load_run(path):
     if run.group:
         state = jax.tree.map(operator.itemgetter(config.seed - saved.seed), state)
     return Trained(config, model, state, image_shape)
-
-
-def _initial(model, optimizer, config, image_shape):
-    return _vmap(config)(lambda seed: (create_train_state(model, optimizer, seed, image_shape), Totals.zero()))(_seeds(config))
 
 
 def _warm_start(config, experiment):
@@ -307,7 +201,7 @@ def _warm_start(config, experiment):
         params, layers[:] = copy_layers(params, source.state.params)
         return params, copy_layers(batch_stats, source.state.batch_stats)[0]
 
-    params, batch_stats = _vmap(config)(copied)(state.params, state.batch_stats)
+    params, batch_stats = for_each_seed(config)(copied)(state.params, state.batch_stats)
     if not layers:
         raise UserError(
             f"train.warm_start is {config.train.warm_start!r}, whose network {source.config.model.name} shares no layer of "
@@ -317,8 +211,8 @@ def _warm_start(config, experiment):
     return experiment._replace(initial=(state.replace(params=params, batch_stats=batch_stats), totals))
 
 
-def _warn_if_stuck(loss, labels, step):
-    counts = np.bincount(jax.device_get(labels))
+def _warn_if_stuck(loss, labels, num_classes, step):
+    counts = np.ones(num_classes) if labels is None else np.bincount(jax.device_get(labels))
     shares = counts[counts > 0] / counts.sum()
     guessing = -(shares * np.log(shares)).sum()
     if abs(loss / guessing - 1) < STUCK_SHARE:
@@ -342,12 +236,15 @@ def _train(config, experiment, run, manager, on_progress):
         return np.atleast_1d(jax.device_get(state.step)).tolist()
 
     step = max(reached())
+    asked = int(np.max(jax.device_get(totals.examples)))  # examples since the totals were zero
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params)) // options.seeds
-    seconds = run.status().seconds
+    seconds = parallel.on_first(lambda: run.status().seconds)
     statuses = [_status(done, step, parameters, seconds) for done in reached()]
     start = time.perf_counter() - seconds
 
     def write_statuses():
+        if not parallel.is_first():
+            return
         for network, status in zip(networks, statuses, strict=True):
             network.write_status(status)
         if run.members():
@@ -365,7 +262,7 @@ def _train(config, experiment, run, manager, on_progress):
     on_progress(0.0, 0.0)
 
     with ExitStack() as stack:
-        logs = [stack.enter_context(network.open_log(step, time.time() - seconds)) for network in networks]
+        logs = [_open_log(stack, network, step, time.time() - seconds) for network in networks]
         interrupts = stack.enter_context(postponed_interrupts())
 
         def record(i, split, values):
@@ -375,22 +272,26 @@ def _train(config, experiment, run, manager, on_progress):
 
         while step < last:
             running = [i for i, status in enumerate(statuses) if status.state == "running"]
-            if interrupts:
+            # What each process finds out for itself, they have to agree on.
+            agreed = parallel.gather([steps_per_call, *interrupts])
+            interrupted = [names[0] for _, *names in agreed if names]
+            steps_per_call = agreed[0][0]
+            if interrupted:
                 saved = max(reached())
                 checkpoints.save(manager, saved, (state, totals))
                 for i in running:
                     statuses[i] = statuses[i]._replace(step=reached()[i], seconds=round(time.perf_counter() - start, 3))
                 write_statuses()
-                raise KeyboardInterrupt(f"stopped by {interrupts[0]}, after saving at step {saved}")
+                raise KeyboardInterrupt(f"stopped by {interrupted[0]}, after saving at step {saved}")
             every = (options.log_every, options.checkpoint_every, *evaluated.values())
             steps = min(steps_per_call, options.steps_per_call, last - step, *(interval - step % interval for interval in every))
-            first_epoch, first_position = divmod(step * options.batch_size, experiment.data["train"])
             call_time = time.perf_counter()
-            state, totals = experiment.train_steps(state, totals, experiment.train, step, first_epoch, first_position, steps)
+            state, totals = experiment.train_steps(state, totals, step, steps)
             jax.block_until_ready(totals)
             steps_per_second = steps / (time.perf_counter() - call_time)
             steps_per_call = max(1, int(CALL_SECONDS * steps_per_second))
             step += steps
+            asked += steps * options.batch_size
             rate = 0.0 if step - steps == first_step else steps_per_second * options.batch_size  # the first call compiles
             on_progress((step - first_step) / (last - first_step), rate * options.seeds)
 
@@ -402,28 +303,30 @@ def _train(config, experiment, run, manager, on_progress):
                 continue
 
             # The order matters: a checkpoint comes after all records of its step, so a resume drops exactly the later ones.
-            seconds, sums, steps_done = round(time.perf_counter() - start, 3), _networks(config, totals), reached()
+            seconds, sums, steps_done = round(time.perf_counter() - start, 3), of_each_network(config, totals), reached()
             for i in running:
                 done = steps_done[i]
                 statuses[i] = _status(done, step, parameters, seconds)
                 if (due(options.log_every) or statuses[i].state == "diverged") and sums[i].examples > 0:
                     rate = (done - rate_step) * options.batch_size / (time.perf_counter() - rate_time)
+                    if statuses[i].state == "running":
+                        _check_readable("train", int(sums[i].examples), asked)
                     means = sums[i].means()
                     rates = {"learning_rate": float(experiment.schedule(done - 1)), "images_per_second": rate}
                     record(i, "train", means | rates)
                     if watching and done >= watch_step:
-                        _warn_if_stuck(means["loss"], experiment.train.labels, done)
+                        _warn_if_stuck(means["loss"], experiment.train.labels, len(experiment.data["class_names"]), done)
             watching = watching and step < watch_step
             if due(options.log_every):
-                totals = jax.tree.map(lambda total: total * 0, totals)
+                totals, asked = jax.tree.map(lambda total: total * 0, totals), 0
             running = [i for i in running if statuses[i].state == "running"]
             if not running:
                 checkpoints.save(manager, max(reached()), (state, totals))
                 break
             for split in evaluating:
-                tested = _networks(config, experiment.evaluate(state.params, state.batch_stats, splits[split]))
+                tested = of_each_network(config, experiment.evaluate(state.params, state.batch_stats, splits[split]))
                 for i in running:
-                    assert tested[i].examples == splits[split].labels.shape[0]
+                    _check_readable(split, int(tested[i].examples), experiment.data[split.removesuffix("_clean")])
                     record(i, split, tested[i].means())
             if due(options.checkpoint_every):
                 checkpoints.save(manager, step, (state, totals))
@@ -438,7 +341,21 @@ def _train(config, experiment, run, manager, on_progress):
                     status = status._replace(state="preempted", reason=f"stopped by train.stop_after = {options.stop_after}")
                 statuses[i] = status
         write_statuses()
-    return run.status()
+    return runs.Status(*parallel.on_first(run.status))
+
+
+def _check_readable(split, examples, count):
+    """Raises UserError where too many of the examples that were asked for could not be read; so in all processes at once."""
+    if examples < (1 - UNREADABLE_SHARE) * count:
+        raise UserError(
+            f"{count - examples} of {count} examples of the split {split!r} could not be read; allowed are "
+            f"{100 * UNREADABLE_SHARE:.0f} %, which are left out."
+        )
+
+
+def _open_log(stack, network, step, start):
+    """What appends a record to a network's log, in process 0."""
+    return stack.enter_context(network.open_log(step, start)) if parallel.is_first() else lambda record: None
 
 
 def _status(done, step, parameters, seconds):
@@ -508,6 +425,6 @@ def _environment():
         "packages": {name: importlib.metadata.version(name) for name in packages},
         "devices": [str(device) for device in jax.devices()],
         "variables": {name: os.environ[name] for name in sorted(os.environ) if name in VARIABLES or name.startswith("JAX_")},
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpucount_of(),
         "commit": commit,
     }

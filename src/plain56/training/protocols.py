@@ -91,7 +91,8 @@ def evaluate_pictures(model, variables, pictures, data, protocol, size, sides=()
         logits = model.apply(variables, split(images)).logits
         return jax.nn.logsumexp(jax.nn.log_softmax(logits).reshape(number, count, -1), axis=1)
 
-    total = len(pictures.labels)
+    total = pictures.count
+    labels = np.zeros(total, np.int32)
     sums = np.full((total, model.num_classes), -np.inf, np.float32)
     waiting, unreadable = {}, []
 
@@ -104,10 +105,11 @@ def evaluate_pictures(model, variables, pictures, data, protocol, size, sides=()
         sums[list(places)] = np.logaddexp(sums[list(places)], results)
 
     for i in range(total):
-        picture = pictures.decode(i, len(data.mean))
-        if picture is None:
+        decoded = pictures.decode(i, len(data.mean))
+        if decoded is None:
             unreadable.append(i)
             continue
+        picture, labels[i] = decoded
         for stack in views(picture, protocol, size, sides):
             waiting.setdefault(stack.shape, []).append((i, stack))
             if len(waiting[stack.shape]) == batch_size(stack.shape, mesh.size):
@@ -116,7 +118,7 @@ def evaluate_pictures(model, variables, pictures, data, protocol, size, sides=()
     for shape in list(waiting):
         run(shape)
     readable = leave_out(pictures, unreadable, "test split")
-    labels = jnp.asarray(pictures.labels[readable], jnp.int32)
+    labels = jnp.asarray(labels[readable])
     # All pictures have as many views, so their logarithmic sums differ from probabilities by a factor that softmax removes.
     logits = jnp.asarray(sums[readable])
     return count(example_losses(logits, labels), logits, labels, jnp.ones(labels.shape, bool))

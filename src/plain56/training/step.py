@@ -1,11 +1,13 @@
 """The mathematics of one update, and many updates in one compiled call."""
 
+import operator
+
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
-from plain56.data import DROPOUT_STREAM, stream_key, train_batch, visiting_order
+from plain56.data import DROPOUT_STREAM, augmented, stream_key, train_batch, visiting_order
 from plain56.training.state import TrainState
 
 # Szegedy et al. 2014, section 5: "the losses of the auxiliary classifiers were weighted by 0.3".
@@ -52,28 +54,60 @@ def count(losses, logits, labels, mask):
     )
 
 
-def train_step(state, batch, *, model, optimizer, seed, label_smoothing=0.0):
+def train_step(state, batch, *, model, optimizer, seed, label_smoothing=0.0, accumulate=1, axis_name=None):
     """One update: `(state, batch) -> (state, totals)`. The totals describe the state before the update, in training mode.
 
     Auxiliary heads add 0.3 times their loss to what is minimised; the totals are the last layer's alone. Dropout is a pure
-    function of the seed and the state's step. The same function for one device and for many: over a batch that is shared out,
-    sums and batch statistics are global.
+    function of the seed and the state's step. The same function for one device and for many: over a batch that is shared out by
+    the compiler, sums and batch statistics are global.
+
+    Args:
+        accumulate: in so many parts the batch goes through the network, one after another, in as much less memory. The update
+            is by the gradient of the whole batch, but batch norm normalises each part by its own statistics, and running
+            statistics take the mean of the parts'. Part k has the slots k, k + accumulate, …
+        axis_name: of the devices that call this each with a share of the batch. All make the same update, by the gradient of
+            the whole batch; running statistics take the mean of the devices'. A device draws its own dropout.
     """
+    examples = jnp.sum(batch.mask)
+    key = stream_key(seed, DROPOUT_STREAM, state.step)
+    if axis_name:
+        examples = jax.lax.psum(examples, axis_name)
+        key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 
-    def loss_fn(params):
+    def loss_fn(params, part, key):
         variables = {"params": params, "batch_stats": state.batch_stats}
-        rngs = {"dropout": stream_key(seed, DROPOUT_STREAM, state.step)}
-        output, changes = model.apply(variables, batch.images, train=True, mutable=["batch_stats"], rngs=rngs)
-        losses = example_losses(output.logits, batch.labels, label_smoothing)
-        auxiliary = [example_losses(logits, batch.labels, label_smoothing) for logits in output.auxiliary_logits]
+        output, changes = model.apply(variables, part.images, train=True, mutable=["batch_stats"], rngs={"dropout": key})
+        losses = example_losses(output.logits, part.labels, label_smoothing)
+        auxiliary = [example_losses(logits, part.labels, label_smoothing) for logits in output.auxiliary_logits]
         minimised = losses + AUXILIARY_WEIGHT * sum(auxiliary)
-        loss = jnp.sum(jnp.where(batch.mask, minimised, 0)) / jnp.sum(batch.mask)
-        return loss, (changes.get("batch_stats", {}), count(losses, output.logits, batch.labels, batch.mask))
+        loss = jnp.sum(jnp.where(part.mask, minimised, 0)) / examples
+        return loss, (changes.get("batch_stats", {}), count(losses, output.logits, part.labels, part.mask))
 
-    gradients, (batch_stats, totals) = jax.grad(loss_fn, has_aux=True)(state.params)
+    gradient_fn = jax.grad(loss_fn, has_aux=True)
+    gradients, (batch_stats, totals) = _sum_over_parts(gradient_fn, state.params, batch, key, accumulate)
+    batch_stats = jax.tree.map(lambda total: total / accumulate, batch_stats)
+    if axis_name:
+        gradients, totals = jax.lax.psum((gradients, totals), axis_name)
+        batch_stats = jax.lax.pmean(batch_stats, axis_name)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, batch_stats, optimizer_state), totals
+
+
+def _sum_over_parts(function, params, batch, key, count):
+    """The sum of `function(params, part, key)` over the parts of a batch."""
+    if count == 1:
+        return function(params, batch, key)
+    # Strided, so that every device has an equal share of each part.
+    parts = jax.tree.map(lambda leaf: leaf.reshape(-1, count, *leaf.shape[1:]).swapaxes(0, 1), batch)
+    keys = jax.random.split(key, count)
+
+    def add(total, part_and_key):
+        return jax.tree.map(jnp.add, total, function(params, *part_and_key)), None
+
+    shapes = jax.eval_shape(function, params, *jax.tree.map(operator.itemgetter(0), (parts, keys)))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(add, zeros, (parts, keys))[0]
 
 
 def _all_finite(tree):
@@ -95,14 +129,12 @@ def train_steps(
     batch_size,
     data,
     place_batch,
+    axis_name=None,
 ):
     """Many updates in one compiled loop, with the batches made on the devices.
 
     The number of updates is no constant of the program: one compilation serves every call, and a run gives the same bits
     however it is cut into calls.
-
-    When an update would leave anything non-finite, the state stays as it was before that update, for good: `state.step` is
-    then behind the number of steps asked for, and names the step.
 
     Args:
         totals: added to.
@@ -113,16 +145,39 @@ def train_steps(
         steps: the number of updates, int32, at most `most_steps`.
         step_fn: `(state, batch) -> (state, totals)`.
         place_batch: `batch -> batch`, puts it on the mesh.
+        axis_name: of the devices that call this each, and make their shares of the batches.
     """
+    part, parts = _part(axis_name)
+    examples = batch_size // parts
 
     def body(i, carry):
-        state, totals, running = carry
-        indices = jax.lax.dynamic_slice(order, (first_position + i * batch_size,), (batch_size,))
-        new_state, new_totals = step_fn(state, place_batch(train_batch(split, indices, seed, state.step, data)))
-        running &= _all_finite((new_totals.loss, new_state.params, new_state.batch_stats))
-        new = new_state, jax.tree.map(jnp.add, totals, new_totals)
-        state, totals = jax.tree.map(lambda old, new: jnp.where(running, new, old), (state, totals), new)
-        return state, totals, running
+        state, totals = carry
+        indices = jax.lax.dynamic_slice(order, (first_position + i * batch_size + part * examples,), (examples,))
+        batch = place_batch(train_batch(split, indices, seed, state.step, data, part, parts))
+        return _update(state, totals, batch, first_step + i, step_fn)
 
     order = visiting_order(seed, first_epoch, split.labels.shape[0], most_steps * batch_size)
-    return jax.lax.fori_loop(0, steps, body, (state, totals, state.step == first_step))[:2]
+    return jax.lax.fori_loop(0, steps, body, (state, totals))
+
+
+def streamed_step(state, totals, batch, step, *, step_fn, seed, data, axis_name=None):
+    """One update with a batch of `train_stream`, or a device's share of it; arguments as in `train_steps`."""
+    return _update(state, totals, augmented(batch, seed, step, data, *_part(axis_name)), step, step_fn)
+
+
+def _part(axis_name):
+    """Which part of a batch this device makes, and how many there are."""
+    return (jax.lax.axis_index(axis_name), jax.lax.axis_size(axis_name)) if axis_name else (0, 1)
+
+
+def _update(state, totals, batch, step, step_fn):
+    """State and totals after update number `step`.
+
+    When an update would leave anything non-finite, the state stays as it was before that update, for good: `state.step` is
+    then behind the number of steps asked for, and names the step.
+    """
+    new_state, new_totals = step_fn(state, batch)
+    finite = _all_finite((new_totals.loss, new_state.params, new_state.batch_stats))
+    goes_on = (state.step == step) & finite
+    new = new_state, jax.tree.map(jnp.add, totals, new_totals)
+    return jax.tree.map(lambda old, new: jnp.where(goes_on, new, old), (state, totals), new)

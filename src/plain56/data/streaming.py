@@ -1,0 +1,132 @@
+"""Batches of a data set that does not fit on the devices: read, cropped and put together on the host, some ahead of the step."""
+
+import functools
+import logging
+import math
+import os
+import threading
+
+import cv2
+import grain
+import jax
+import numpy as np
+from absl import flags
+
+from plain56.data.datasets import centre, image_shape, resize
+from plain56.data.resident import AUGMENTATION_STREAM, Batch, epoch_order
+from plain56.errors import UserError
+
+READ_AHEAD = 2  # batches, by each worker
+_order_lock = threading.Lock()
+
+logger = logging.getLogger(__name__)
+
+
+def train_stream(pictures, data, seed, first_step, steps, batch_size, part=0, parts=1):
+    """The batches of some training steps, with the examples that `visiting_order` says, or one of `parts` equal parts of each.
+
+    Cropped at random where `data.augment` asks for `enlarge` or `area`, out of the picture as it was stored; what else it asks
+    for, the devices do. Every batch is a pure function of seed and step: a stream can begin at any step.
+
+    Args:
+        pictures: `Pictures` of the training split.
+        data: the config's `data` section.
+        first_step: updates completed before.
+
+    Returns:
+        An iterator over `Batch`es of NumPy arrays, images uint8. Slots of pictures that cannot be read are masked.
+    """
+    own = batch_size // parts
+
+    def example(number):
+        step, slot = divmod(number, own)
+        position = (first_step + step) * batch_size + part * own + slot
+        epoch, place = divmod(position, pictures.count)
+        generator = np.random.default_rng((seed, AUGMENTATION_STREAM, position))
+        return int(_order(seed, epoch, pictures.count)[place]), generator
+
+    return _batches(pictures, data, example, steps * own, own)
+
+
+def evaluation_stream(pictures, data, batch_size, part=0, parts=1):
+    """The batches of a split in its own order, as `train_stream`, cropped in the middle; slots past the end are masked."""
+    own = batch_size // parts
+
+    def example(number):
+        batch, slot = divmod(number, own)
+        return batch * batch_size + part * own + slot, None
+
+    return _batches(pictures, data, example, -(-pictures.count // batch_size) * own, own)
+
+
+def _batches(pictures, data, example, count, own):
+    cv2.setNumThreads(1)  # the examples of a batch go to different threads already
+    load = functools.partial(_load, pictures, data, image_shape(pictures, data), example)
+    examples = grain.MapDataset.range(count).map(load)
+    if data.workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain's own, which keep their defaults
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+        batches = examples.batch(own).to_iter_dataset(options)
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(data.workers, READ_AHEAD), _set_up_worker)
+    else:
+        options = grain.ReadOptions(num_threads=_cores(), prefetch_buffer_size=READ_AHEAD * own)
+        batches = examples.to_iter_dataset(options).batch(own)
+    return iter(batches)
+
+
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _set_up_worker(number, workers):
+    jax.config.update("jax_platforms", "cpu")  # a worker computes the order of examples alone, and leaves the devices free
+    cv2.setNumThreads(1)
+
+
+@functools.lru_cache(maxsize=4)
+def _computed_order(seed, epoch, count):
+    return np.asarray(jax.jit(epoch_order, static_argnums=2)(seed, epoch, count))
+
+
+def _order(seed, epoch, count):
+    with _order_lock:  # at the beginning of an epoch all threads ask at once
+        return _computed_order(seed, epoch, count)
+
+
+def _load(pictures, data, shape, example, number):
+    """One slot of a batch."""
+    index, generator = example(number)
+    decoded = pictures.decode(index, shape[-1]) if index < pictures.count else None
+    if decoded is None:
+        if index < pictures.count:
+            logger.warning("%s cannot be read; left out.", pictures.name(index))
+        return Batch(np.zeros(shape, np.uint8), np.int32(0), np.bool_(False))
+    image, label = decoded
+    options = data.augment
+    if generator and (options.enlarge or options.area):
+        image = _random_crop(image, shape[:2], options, generator)
+    elif data.image_size:
+        image = centre(resize(image, data.image_size), data.image_size)
+    if image.shape != shape:
+        sizes = ("×".join(map(str, size[:2])) for size in (image.shape, shape))
+        raise UserError("{} has {} pixels; needed are {}, or a data.image_size.".format(pictures.name(index), *sizes))
+    return Batch(image, np.int32(label), np.bool_(True))
+
+
+def _random_crop(image, size, options, generator):
+    """A random part of an image [H, W, C], resized to `size`; see `augment`."""
+    lengths = np.array(image.shape[:2])
+    if options.enlarge:
+        # The shorter side is enlarged to a random multiple of what is cut out (He et al. 2015, section 3.4).
+        box = np.full(2, lengths.min() / generator.uniform(*options.enlarge))
+    else:
+        area = lengths.prod() * generator.uniform(*options.area)
+        ratio = math.exp(generator.uniform(-1, 1) * math.log(4 / 3))
+        box = np.array([math.sqrt(area / ratio), math.sqrt(area * ratio)])
+    box = np.clip(np.round(box), 1, lengths).astype(int)  # large areas leave no room for long sides
+    top, left = generator.integers(lengths - box + 1)
+    cut = image[top : top + box[0], left : left + box[1]]
+    shrinks = box[0] > size[0]
+    resized = cv2.resize(cut, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return resized.reshape(*size, image.shape[-1])

@@ -1,0 +1,272 @@
+"""A config brought to life: data on the devices, a network, and the compiled functions that train and test it."""
+
+import copy
+import functools
+import operator
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from plain56 import machine, parallel
+from plain56.config import build_model, check, last_step
+from plain56.data import (
+    Pictures,
+    Split,
+    evaluation_stream,
+    image_shape,
+    load_dataset,
+    normalise,
+    train_stream,
+)
+from plain56.errors import UserError
+from plain56.training.evaluate import evaluate, evaluate_batch, measure_moments
+from plain56.training.schedules import make_schedule
+from plain56.training.state import create_train_state, make_optimizer
+from plain56.training.step import Totals, streamed_step, train_step, train_steps
+
+
+class Experiment(NamedTuple):
+    """A config brought to life: the data set and the initial state on the devices, and the compiled functions."""
+
+    data: dict  # the size of each split, the names of the classes and a checksum of it all
+    train: Split | Pictures
+    validation: Split | Pictures | None
+    test: Split | Pictures
+    initial: Any  # (state, totals) before the first step
+    schedule: Any
+    train_steps: Any  # (state, totals, step, steps) -> (state, totals)
+    evaluate: Any  # (params, batch_stats, split) -> totals
+    measure_moments: Any  # (params, batch_stats, split) -> batch_stats
+
+
+def load(config):
+    """Loads a config's data set, and checks that config, data and devices fit.
+
+    Raises:
+        UserError: whatever in the config does not fit the data, the devices or itself.
+    """
+    check(config)
+    mesh = parallel.data_mesh()
+    if not _seeds_are_spread(config, mesh):
+        parallel.check_batch_size(config.train.batch_size, config.train.accumulate, mesh)
+    dataset = load_dataset(config.data)
+    if config.train.seeds > 1 and isinstance(dataset.train, Pictures):
+        raise UserError(
+            f"train.seeds is {config.train.seeds}, and the data set is streamed (data.mode {config.data.mode!r}); allowed is 1."
+        )
+    return dataset
+
+
+def _seeds_are_spread(config, mesh):
+    """Whether each device trains some of the networks, and not a part of each one's batches.
+
+    Not over several processes, where none would hold all networks to log and save them.
+    """
+    return config.train.seeds > 1 and config.train.seeds % mesh.size == 0 and jax.process_count() == 1
+
+
+def prepare(config):
+    """Loads the data, builds the network and wraps its functions for the mesh of all devices.
+
+    With `train.seeds` of more than one, all arrays of state and totals have a first axis for the networks.
+
+    Raises:
+        UserError: as `load`, or images too small for the network.
+    """
+    dataset = load(config)
+    mesh = parallel.data_mesh()
+    shape = image_shape(dataset.train, config.data)
+    data = _describe(dataset, shape)
+    model = build_model(config, len(dataset.class_names))
+    schedule = make_schedule(config.optimizer, config.train.steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    everywhere, spread = parallel.replicated(mesh), _seeds_are_spread(config, mesh)
+    placed = parallel.spread(mesh) if spread else everywhere
+    compile_ = functools.partial(jax.jit, out_shardings=placed, compiler_options=machine.compiler_options())
+    functions = _streamed if isinstance(dataset.train, Pictures) else _resident
+    if functions is _resident:
+        dataset = dataset._replace(**{name: jax.device_put(split, everywhere) for name, split in _splits(dataset).items()})
+    train_steps, evaluate, measure_moments = functions(config, dataset, model, optimizer, mesh, compile_)
+    return Experiment(
+        data=data,
+        train=dataset.train,
+        validation=dataset.validation,
+        test=dataset.test,
+        initial=compile_(lambda: initial_state(model, optimizer, config, shape))(),
+        schedule=schedule,
+        train_steps=train_steps,
+        evaluate=evaluate,
+        measure_moments=measure_moments,
+    )
+
+
+def _resident(config, dataset, model, optimizer, mesh, compile_):
+    """The functions of an `Experiment` whose data set lies on the devices."""
+    batch_size, spread = config.train.batch_size, _seeds_are_spread(config, mesh)
+    shared = {"batch_size": batch_size, "data": config.data}
+    place_batch = (lambda batch: batch) if spread else functools.partial(parallel.split_batch, mesh=mesh)
+    each_network = _for_each_network(config, mesh)
+    axis_name, step_options = _step_options(config, model, optimizer, mesh)
+    loop_options = {
+        "most_steps": config.train.steps_per_call,
+        "place_batch": (lambda batch: batch) if axis_name else place_batch,
+        "axis_name": axis_name,
+    }
+
+    def many_steps(state, totals, split, *position):
+        def of_one(own, common):
+            seed, state, totals = own
+            step_fn = functools.partial(train_step, seed=seed, **step_options)
+            return train_steps(state, totals, *common, step_fn=step_fn, seed=seed, **loop_options, **shared)
+
+        return each_network(of_one)((_seeds(config), state, totals), (split, *position))
+
+    compiled = _compile(many_steps, config, mesh, compile_, axis_name, batch_is_shared=False)
+
+    def run_steps(state, totals, step, steps):
+        first_epoch, first_position = divmod(step * batch_size, dataset.train.labels.shape[0])
+        return compiled(state, totals, dataset.train, step, first_epoch, first_position, steps)
+
+    def passes(function):
+        """Over a split with the parameters and statistics of each network."""
+        one = functools.partial(function, model=model, place_batch=place_batch, **shared)
+        of_each = each_network(lambda own, split: one(*own, split))
+        return compile_(lambda params, batch_stats, split: of_each((params, batch_stats), split))
+
+    return run_steps, passes(evaluate), passes(measure_moments)
+
+
+def _streamed(config, dataset, model, optimizer, mesh, compile_):
+    """The functions of an `Experiment` whose data set is read batch by batch."""
+    axis_name, step_options = _step_options(config, model, optimizer, mesh)
+    part = {"part": jax.process_index(), "parts": jax.process_count()}
+    by_pmap = axis_name and config.parallelism == "pmap"
+    place = (lambda batch: batch) if by_pmap else functools.partial(parallel.place, mesh=mesh)
+    on_devices = copy.deepcopy(config.data).unlock()
+    on_devices.augment.enlarge = on_devices.augment.area = ()  # the stream has cropped already
+    step_fn = functools.partial(train_step, seed=config.seed, **step_options)
+    one_step = functools.partial(streamed_step, step_fn=step_fn, seed=config.seed, data=on_devices, axis_name=axis_name)
+    compiled = _compile(one_step, config, mesh, compile_, axis_name, batch_is_shared=True)
+    stream, position = iter(()), None
+
+    def run_steps(state, totals, step, steps):
+        nonlocal stream, position
+        if position != step:
+            left = last_step(config) - step
+            stream = train_stream(dataset.train, config.data, config.seed, step, left, config.train.batch_size, **part)
+        for number in range(step, step + steps):
+            batch = place(next(stream))
+            # The next batch goes to the devices while they compute, and no more than that, since each one takes their memory.
+            jax.block_until_ready(totals)
+            state, totals = compiled(state, totals, batch, number)
+        position = step + steps
+        return state, totals
+
+    @compile_
+    def count_batch(params, batch_stats, totals, batch):
+        normalised = batch._replace(images=normalise(batch.images, config.data.mean, config.data.std))
+        return evaluate_batch(params, batch_stats, totals, normalised, model=model)
+
+    def count_all(params, batch_stats, pictures):
+        totals = jax.device_put(Totals.zero(), parallel.replicated(mesh))
+        for read in evaluation_stream(pictures, config.data, config.train.batch_size, **part):
+            batch = parallel.place(read, mesh)
+            jax.block_until_ready(totals)
+            totals = count_batch(params, batch_stats, totals, batch)
+        return totals
+
+    def refuse(*arguments, **named):
+        raise UserError("--exact_statistics passes over the training split many times; allowed is one that is not streamed.")
+
+    return run_steps, count_all, refuse
+
+
+def _step_options(config, model, optimizer, mesh):
+    """The axis of devices that compute each for itself, None where the compiler shares out the work, and `train_step`'s options.
+
+    The compiler's way sees the whole batch; where a device is to see its own share alone, it computes for itself.
+    """
+    apart = not _seeds_are_spread(config, mesh) and (config.parallelism == "pmap" or not config.batch_norm.sync)
+    axis_name = parallel.DATA_AXIS if apart else None
+    norm_axis = axis_name if config.batch_norm.sync else None
+    return axis_name, {
+        "model": model.clone(numerics=model.numerics._replace(axis_name=norm_axis)),
+        "optimizer": optimizer,
+        "label_smoothing": config.train.label_smoothing,
+        "accumulate": config.train.accumulate,
+        "axis_name": axis_name,
+    }
+
+
+def _compile(function, config, mesh, compile_, axis_name, batch_is_shared):
+    """Compiles `function(state, totals, batch, *others)` for the devices."""
+    if axis_name:
+        return parallel.on_every_device(function, mesh, config.parallelism, compile_, batch_is_shared)
+    return compile_(function, donate_argnums=0)
+
+
+def _seeds(config):
+    """The seed, or those of all networks that are trained together."""
+    if config.train.seeds == 1:
+        return config.seed
+    return np.arange(config.seed, config.seed + config.train.seeds, dtype=np.uint32)
+
+
+def for_each_seed(config):
+    """What makes a function of one seed or network one of all that are trained together."""
+    return jax.vmap if config.train.seeds > 1 else lambda function: function
+
+
+def _for_each_network(config, mesh):
+    """What makes of `function(own, shared)` one that takes and returns the `own` of all networks that are trained together."""
+    if config.train.seeds == 1:
+        return lambda function: function
+
+    def for_each(function):
+        def together(own, shared):
+            # cuDNN takes three times as long for the grouped convolutions of many networks as for one network after another.
+            if jax.default_backend() == "gpu":
+                return jax.lax.map(lambda one: function(one, shared), own)
+            return jax.vmap(function, (0, None))(own, shared)
+
+        return parallel.share_out(together, mesh) if _seeds_are_spread(config, mesh) else together
+
+    return for_each
+
+
+def initial_state(model, optimizer, config, image_shape):
+    """State and totals before the first step, of all networks that are trained together."""
+    of_seed = for_each_seed(config)(lambda seed: (create_train_state(model, optimizer, seed, image_shape), Totals.zero()))
+    return of_seed(_seeds(config))
+
+
+def of_each_network(config, tree):
+    """A tree of arrays as one tree for each network, on the host."""
+    tree = jax.device_get(tree)
+    if config.train.seeds == 1:
+        return [tree]
+    return [jax.tree.map(operator.itemgetter(i), tree) for i in range(config.train.seeds)]
+
+
+def _describe(dataset, shape):
+    splits = _splits(dataset).values()
+    streamed = isinstance(dataset.train, Pictures)
+    # A streamed set is too large to read it all at each start.
+    arrays = [array for split in splits for array in ([split.labels] if streamed else split) if array is not None]
+    return {
+        **{name: _count(split) for name, split in _splits(dataset).items()},
+        "streamed": streamed,
+        "image_shape": list(shape),
+        "class_names": list(dataset.class_names),
+        "crc32": functools.reduce(lambda checksum, array: zlib.crc32(np.ascontiguousarray(array), checksum), arrays, 0),
+    }
+
+
+def _splits(dataset):
+    return {name: split for name in ("train", "validation", "test") if (split := getattr(dataset, name))}
+
+
+def _count(split):
+    return split.count if isinstance(split, Pictures) else split.labels.shape[0]

@@ -1,0 +1,87 @@
+"""Several processes that train one run, as a user starts them."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from plain56 import parallel, runs, training
+from plain56.errors import UserError
+from plain56.training.loop import load_run
+from tests.killed import wait_until
+from tests.test_parallel import free_port
+
+ROOT = Path(__file__).parent.parent
+DIGITS = "--config=configs/digits.py:resnet8"
+SMALL = [DIGITS, "--config.model.widths=(4,4,8)", "--config.train.batch_size=32", "--config.train.steps_per_call=5"]
+
+
+def start(arguments_of_each):
+    """Starts `launch.py train` once for each list of arguments, with two devices each."""
+    several = [f"--coordinator=localhost:{free_port()}", f"--num_processes={len(arguments_of_each)}"]
+    return [
+        subprocess.Popen(
+            [sys.executable, "launch.py", "train", *arguments, *several, f"--process_id={process}"],
+            cwd=ROOT,
+            env=os.environ,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for process, arguments in enumerate(arguments_of_each)
+    ]
+
+
+def end(processes):
+    """The exit status of each, what it printed, and its errors."""
+    return [(*process.communicate(timeout=300), process.returncode) for process in processes]
+
+
+def test_processes_that_were_started_differently_stop(tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    results = end(start([[*SMALL, workdir], [*SMALL, workdir, "--config.seed=3"]]))
+    for _, errors, status in results:
+        assert status == 2
+        assert "error: Process 0 and process 1 differ in seed (0 and 3)" in errors
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_has_started_several_processes(tmp_path):
+    command = [sys.executable, "launch.py", "train", *SMALL, f"--workdir={tmp_path / 'run'}", "--distributed"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 2
+    assert "--distributed finds no Slurm, Open MPI, Kubernetes or TPU pod around this process; give" in result.stderr
+
+
+def test_a_directory_that_another_process_does_not_see(tmp_path, tiny_config, monkeypatch):
+    monkeypatch.setattr(parallel, "gather", lambda value: [value, False] if value is True else [value])
+    with pytest.raises(UserError, match="process 1 does not see what process 0 writes"):
+        training.train(tiny_config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_one_process_is_told_to_stop_and_all_go_on_with_the_same_bits(tmp_path):
+    def arguments(name):
+        every = [f"--config.train.{key}=20" for key in ("log_every", "evaluate_every", "checkpoint_every")]
+        return [[*SMALL, *every, "--config.train.steps=400", f"--workdir={tmp_path / name}"]] * 2
+
+    assert [status for *_, status in end(start(arguments("whole")))] == [0, 0]
+    processes = start(arguments("cut"))
+    wait_until(processes[0], lambda: runs.Run(tmp_path / "cut").metrics("train"))
+    processes[1].send_signal(signal.SIGTERM)
+    first, second = end(processes)
+    assert (first[2], second[2]) == (75, 75)
+    assert "stopped by SIGTERM, after saving at step" in first[1]
+    assert 0 < runs.Run(tmp_path / "cut").status().step < 400
+    (output, _, status), (silent, *_) = end(start(arguments("cut")))
+    assert status == 0 and '"state": "finished"' in output and not silent
+    whole, cut = (load_run(tmp_path / name).state for name in ("whole", "cut"))
+    jax.tree.map(np.testing.assert_array_equal, whole, cut)
+    steps = [[record["step"] for record in runs.Run(tmp_path / name).metrics("test")] for name in ("whole", "cut")]
+    assert steps[0] == list(range(20, 401, 20)) and sorted(set(steps[1])) == steps[1] and set(steps[0]) <= set(steps[1])
