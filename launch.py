@@ -92,6 +92,11 @@ def sweep(options, arguments):
 
     if options.status or options.dry_run:
         return _show_elements(options)
+    given = [name for name in SLURM_FLAGS if options[name].value is not None]
+    if options.executor == "slurm":
+        return _submit(options)
+    if given:
+        raise UserError(f"--{given[0]} belongs to --executor=slurm, and is not allowed here.")
     rows = run_sweep(options)
     _print_result({"workdir": options.workdir, "runs": rows})
     elements = sweeps.read(options.workdir)
@@ -100,6 +105,25 @@ def sweep(options, arguments):
         return FAILED
     # What another process still trains, or what was killed, is left.
     return 0 if options.index is not None or sweeps.is_complete(options.workdir) else INTERRUPTED
+
+
+def _submit(options):
+    """Submits the runs of a sweep to Slurm; how they stand is in the sweep's directory from then on."""
+    from plain56 import sweeps
+
+    if options.index is not None or options.workers > 1:
+        raise UserError("--executor=slurm submits every run as a job of its own; --index and --workers are not allowed with it.")
+    elements, workdir = _elements(options), str(Path(_required(options, "workdir")).absolute())
+    parameters = {parameter: options[name].value for name, parameter in SLURM_FLAGS.items()}
+    jobs = sweeps.submit(elements, workdir, _sweep_command(workdir), **parameters)
+    _print_table("submitted", [{"job": job, "run": run} for run, job in jobs.items()] or [{"job": "–", "run": "all have ended"}])
+    _print_result({"workdir": options.workdir, "jobs": jobs})
+    return 0
+
+
+def _sweep_command(workdir):
+    """What runs the sweep that is written in a directory."""
+    return [sys.executable, str(Path(__file__).resolve()), "sweep", f"--workdir={workdir}"]
 
 
 def run_sweep(options):
@@ -114,9 +138,12 @@ def run_sweep(options):
         raise UserError("--index runs one element, and --workers several at a time; allowed is one of them.")
     with _progress() as show:
         if options.workers > 1:
-            command = [sys.executable, str(Path(__file__).resolve()), "sweep", f"--workdir={workdir}"]
             rows = sweeps.run_workers(
-                elements, workdir, command, options.workers, lambda ended, total, share: show(f"{ended} of {total} runs", share)
+                elements,
+                workdir,
+                _sweep_command(workdir),
+                options.workers,
+                lambda ended, total, share: show(f"{ended} of {total} runs", share),
             )
         else:
             rows = sweeps.run_sweep(elements, workdir, show, options.index)
@@ -289,11 +316,19 @@ def _compared(count, without):
     return f"{count / 1e6:,.2f}", f"{without / 1e6:,.2f}", f"{100 * (1 - count / without):.0f} %"
 
 
+# What submitit calls them.
+SLURM_FLAGS = {
+    "partition": "partition",
+    "gpus": "gpus_per_node",
+    "cpus": "cpus_per_task",
+    "minutes": "time",
+    "parallel": "array_parallelism",
+}
 # The flags that one mode alone has.
 OWNERS = {
     **dict.fromkeys(("protocol", "side", "exact_statistics"), evaluate),
     **dict.fromkeys(("all", "image_size", "num_classes"), describe),
-    **dict.fromkeys(("workers", "index", "status", "dry_run"), sweep),
+    **dict.fromkeys(("workers", "index", "status", "dry_run", "executor", *SLURM_FLAGS), sweep),
     **dict.fromkeys(("distributed", "coordinator", "num_processes", "process_id"), train),
 }
 MODES = {mode.__name__: mode for mode in (train, evaluate, sweep, report, describe)}
@@ -434,6 +469,14 @@ def _define_flags(argv, config=None):
     flags.DEFINE_integer("process_id", None, "train: which of them this is, counted from 0", 0, flag_values=options)
     flags.DEFINE_integer("workers", 1, "sweep: processes at a time, which share the CPU cores", 1, flag_values=options)
     flags.DEFINE_integer("index", None, "sweep: run only this element, counted from 0", 0, flag_values=options)
+    executors = "sweep: where the runs run; slurm submits each one as a job, and returns"
+    flags.DEFINE_enum("executor", "local", ("local", "slurm"), executors, options)
+    flags.DEFINE_string("partition", None, "sweep --executor=slurm: the jobs' partition; Slurm's default if left out", options)
+    flags.DEFINE_integer("gpus", None, "sweep --executor=slurm: GPUs of each run", 1, flag_values=options)
+    flags.DEFINE_integer("cpus", None, "sweep --executor=slurm: CPU cores of each run", 1, flag_values=options)
+    minutes = "sweep --executor=slurm: time limit of a job, which is queued again where it was not enough; 5 if left out"
+    flags.DEFINE_integer("minutes", None, minutes, 3, flag_values=options)  # the last one and a half are for saving
+    flags.DEFINE_integer("parallel", None, "sweep --executor=slurm: so many jobs at a time", 1, flag_values=options)
     flags.DEFINE_boolean("status", False, "sweep: only show how the runs stand", options)
     flags.DEFINE_boolean("dry_run", False, "sweep: only show the elements", options)
     return options

@@ -2,9 +2,9 @@
 
     TFDS_DATA_DIR=FOLDER python launch.py train --config=configs/imagenet.py:resnet50 --workdir=runs/resnet50
 
-FOLDER holds imagenet2012 prepared for TFDS. A data set is held in memory whole, and this one has 180 GiB at 224 pixels; smaller
-machines take fewer pixels or a part of the split. --config.data.name=folder:PATH takes one's own pictures, with
---config.data.mean and --config.data.std theirs.
+FOLDER holds imagenet2012 prepared for TFDS. It has 180 GiB at 224 pixels and is read while the network trains, by threads, or by
+--config.data.workers=N processes. --config.data.name=folder:PATH takes one's own pictures, with --config.data.mean and
+--config.data.std theirs.
 
 All networks begin from He et al. 2015's initialisation, where VGG's paper drew from N(0, 0.01²) and copied layers of VGG-11 into
 deeper ones (--config.train.warm_start=RUN), and GoogLeNet's says nothing.

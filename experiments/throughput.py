@@ -168,21 +168,21 @@ def _write_as_plain_flax():
 
 
 @functools.cache
-def torch_python():
-    """The interpreter of an environment with PyTorch, which is made where it is missing.
+def python_with(name, *packages):
+    """The interpreter of an environment with other packages, which is made where it is missing.
 
     Returns:
         Its path, or the `Failed` that says why there is none.
     """
     from plain56.machine import cache_folder
 
-    folder = cache_folder() / "torch"
+    folder = cache_folder() / name
     python = folder / "bin" / "python"
     if not (folder / "complete").exists():
-        print(f"Setting up PyTorch in {folder}, which takes minutes", file=sys.stderr, flush=True)
+        print(f"Setting up {', '.join(packages)} in {folder}, which takes minutes", file=sys.stderr, flush=True)
         for command in (
             [sys.executable, "-m", "venv", "--clear", str(folder)],
-            [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "torch", "torchvision"],
+            [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages],
         ):
             result = subprocess.run(command, capture_output=True, text=True, check=False)
             if result.returncode:
@@ -195,7 +195,7 @@ def command_of(program, name):
     """The command that starts a program for a network."""
     if program in ("plain56", "Flax"):
         return [sys.executable, "-m", "experiments.throughput", f"--run={program}", f"--networks={name}"]
-    python = torch_python()
+    python = python_with("torch", "torch", "torchvision")
     if isinstance(python, Failed):
         raise python
     batch_size, side, num_classes = map(str, NETWORKS[name])
@@ -229,15 +229,16 @@ def measure(name, rounds, show):
     for work in WORK if "plain56" in programs else ():
         row = {"network": name, "batch_size": NETWORKS[name][0], "image_size": NETWORKS[name][1], "work": work}
         ran = {program: times[work][program] for program in programs}
-        row["milliseconds"] = {program: _summary(values) for program, values in ran.items()}
+        row["milliseconds"] = {program: summary(values) for program, values in ran.items()}
         # How many times as fast as the other program, round by round.
         ratios = {program: [b / a for a, b in zip(ran["plain56"], values, strict=True)] for program, values in ran.items()}
-        row["times_as_fast_as"] = {program: _summary(values) for program, values in ratios.items() if program != "plain56"}
+        row["times_as_fast_as"] = {program: summary(values) for program, values in ratios.items() if program != "plain56"}
         rows.append(row)
     return rows, versions, sentences
 
 
-def _summary(values):
+def summary(values):
+    """Median and range of numbers."""
     return {"median": round(statistics.median(values), 3), "least": round(min(values), 3), "most": round(max(values), 3)}
 
 

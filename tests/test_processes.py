@@ -80,7 +80,7 @@ def test_one_process_is_told_to_stop_and_all_go_on_with_the_same_bits(tmp_path):
     assert "stopped by SIGTERM, after saving at step" in first[1]
     assert 0 < runs.Run(tmp_path / "cut").status().step < 400
     (output, _, status), (silent, *_) = end(start(arguments("cut")))
-    assert status == 0 and '"state": "finished"' in output and not silent
+    assert status == 0 and '"state": "finished"' in output and "state" not in silent  # JAX's Gloo is not
     whole, cut = (load_run(tmp_path / name).state for name in ("whole", "cut"))
     jax.tree.map(np.testing.assert_array_equal, whole, cut)
     steps = [[record["step"] for record in runs.Run(tmp_path / name).metrics("test")] for name in ("whole", "cut")]

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from plain56 import runs
+from plain56 import cluster, runs
 from plain56.analysis.complexity import count_multiply_adds
 from plain56.config import build_model, check, from_json, last_step
 from plain56.data import image_shape, load_dataset
@@ -188,6 +188,31 @@ def run_workers(elements, workdir, command, count, on_progress=lambda ended, tot
     if any(worker.returncode == 1 for worker in workers) and not any(row["state"] in ("failed", "diverged") for row in rows):
         raise UserError(f"The workers fail; why, is in {logs[0]}.")
     return rows
+
+
+def submit(elements, workdir, command, **parameters):
+    """Submits every run that has not ended as a job of a Slurm cluster, and does not wait for them.
+
+    Args:
+        elements, workdir, command: as for `run_workers`.
+        parameters: as for `cluster.submit`.
+
+    Returns:
+        The jobs' identifiers by the names of their runs.
+
+    Raises:
+        UserError: a mistake, before anything is written; or Slurm refuses the jobs.
+    """
+    cluster.check()
+    for element in elements:
+        load_dataset(element.config.data)
+    write(elements, workdir)
+    waiting = {element.name: index for index, element in enumerate(elements) if _steps_left(element, workdir)}
+    if not waiting:
+        return {}
+    commands = [[*command, f"--index={index}"] for index in waiting.values()]
+    jobs = cluster.submit(commands, Path(workdir) / "slurm", Path(workdir).name, **parameters)
+    return dict(zip(waiting, jobs, strict=True))
 
 
 def _start_worker(command, number, count, log):

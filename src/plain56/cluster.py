@@ -1,0 +1,77 @@
+"""The runs of a sweep as jobs of a Slurm cluster, through submitit."""
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+from plain56.errors import UserError
+
+INTERRUPTED = 75  # the exit status of a command that was told to stop and has saved
+
+
+class Job:
+    """A command that is started again, and goes on, where its time is up or other jobs take its place. It is pickled."""
+
+    def __init__(self, command):
+        self.command = command
+        self.process = None
+
+    def __call__(self):
+        # Slurm sends USR2, by which it announces the end, to all processes of a job; only submitit, in this one, waits for it.
+        self.process = subprocess.Popen(self.command, preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN))
+        # Not `Popen.wait`, whose lock `checkpoint` would find taken: submitit calls it from a signal handler, amid this.
+        status = os.waitstatus_to_exitcode(os.waitpid(self.process.pid, 0)[1])
+        while status == INTERRUPTED:
+            # Slurm told all processes to stop. It ends this job, too, or requeues it, but not one that has ended by itself.
+            signal.pause()
+        if status:
+            raise RuntimeError(f"{' '.join(self.command)} ended with status {status}")
+
+    def checkpoint(self):
+        """Called by submitit before it requeues the job: has the command save, and gives what goes on then."""
+        from submitit.helpers import DelayedSubmission
+
+        try:
+            self.process.terminate()
+            os.waitpid(self.process.pid, 0)
+        except (ProcessLookupError, ChildProcessError):  # it has ended already
+            pass
+        return DelayedSubmission(Job(self.command))
+
+
+def check():
+    """Raises UserError where there is no submitit or no Slurm."""
+    if importlib.util.find_spec("submitit") is None:
+        raise UserError("--executor=slurm needs submitit: install the extra 'slurm'.")
+    if not (shutil.which("sbatch") and shutil.which("srun")):
+        raise UserError("--executor=slurm finds no Slurm on this machine: there is no sbatch or no srun; allowed is local.")
+
+
+def submit(commands, folder, name, **parameters):
+    """Submits one job for each command, as one array.
+
+    Args:
+        folder: for the jobs' output, on a file system that the cluster shares.
+        parameters: of submitit's `SlurmExecutor`; None leaves a choice to the cluster.
+
+    Returns:
+        The jobs' identifiers.
+
+    Raises:
+        UserError: as `check`, or Slurm refuses the jobs.
+    """
+    check()
+    import submitit
+
+    executor = submitit.SlurmExecutor(folder=Path(folder), max_num_timeout=1_000_000)
+    executor.update_parameters(job_name=name, **{key: value for key, value in parameters.items() if value is not None})
+    try:
+        with executor.batch():
+            jobs = [executor.submit(Job(command)) for command in commands]
+    except submitit.core.utils.FailedJobError as error:
+        reason = (str(error).strip() or "sbatch failed").splitlines()[-1]
+        raise UserError(f"Slurm refuses the jobs: {reason}.") from error
+    return [job.job_id for job in jobs]
