@@ -45,7 +45,7 @@ def train(options, arguments):
     several = _join(options)
     machine.set_up()
     if several and not parallel.is_first():  # process 0 speaks for all
-        logging.getLogger("plain56").setLevel(logging.ERROR)
+        logging.getLogger("plain56").setLevel(logging.WARNING)
         status = training.train(config, workdir)
     else:
         with _progress() as show:

@@ -26,7 +26,8 @@ def get_config():
     config = ConfigDict()
     config.seed = 0  # of initialisation, order of examples and augmentation
 
-    config.parallelism = "jit"  # jit | pmap: how the devices share out a batch; the result is the same
+    # jit | pmap: how the devices share out a batch. The result is the same, but for dropout: by pmap each device draws its own.
+    config.parallelism = "jit"
 
     config.model = ConfigDict()
     config.model.name = "resnet20"

@@ -66,6 +66,18 @@ def test_a_directory_that_another_process_does_not_see(tmp_path, tiny_config, mo
 
 
 @pytest.mark.slow
+def test_processes_stream_their_parts(tmp_path):
+    common = ["--config.data.mode=stream", "--config.train.steps=50", "--config.train.checkpoint_every=50"]
+    states = []
+    for processes in (1, 2):
+        workdir = tmp_path / str(processes)
+        arguments = [*SMALL, *common, "--config.train.stop_after=4", f"--workdir={workdir}"]
+        assert [status for *_, status in end(start([arguments] * processes))] == [0] * processes
+        states.append(load_run(workdir).state)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *states)
+
+
+@pytest.mark.slow
 def test_one_process_is_told_to_stop_and_all_go_on_with_the_same_bits(tmp_path):
     def arguments(name):
         every = [f"--config.train.{key}=20" for key in ("log_every", "evaluate_every", "checkpoint_every")]

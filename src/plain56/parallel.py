@@ -1,6 +1,8 @@
 """Data parallelism over all devices of one process or of many: where arrays lie, who computes what, what processes agree on."""
 
 import json
+import socket
+import time
 
 import jax
 import numpy as np
@@ -9,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from plain56.errors import UserError
 
 DATA_AXIS = "data"
+WAIT_SECONDS = 300
 MESSAGE_BYTES = 4096  # what processes tell each other comes in pieces of one size, which is one compiled program
 
 
@@ -20,15 +23,21 @@ def join(coordinator=None, num_processes=None, process_id=None):
             MPI, Kubernetes or a TPU pod.
 
     Raises:
-        UserError: the processes do not find each other, or nothing has started several.
+        UserError: process 0 is not there or cannot listen, the processes were told different numbers, or nothing has started
+            several. (Where too few come, JAX ends those that wait after five minutes.)
     """
     if coordinator is not None:
+        host, _, port = coordinator.rpartition(":")
         if not 0 <= process_id < num_processes:
             raise UserError(f"--process_id is {process_id}; allowed are 0 to {num_processes - 1}, one less than --num_processes.")
-        if not coordinator.rpartition(":")[2].isdecimal():
+        if not (host and port.isdecimal()):
             raise UserError(f"--coordinator is {coordinator!r}; needed is HOST:PORT of process 0.")
+        if process_id:
+            _wait_for(host, port)
+    # JAX's notifier would take SIGTERM away from Python.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(coordinator, num_processes, process_id, shutdown_timeout_seconds=30)
     except ValueError as error:  # nothing of what JAX knows has started this process
         raise UserError(
             "--distributed finds no Slurm, Open MPI, Kubernetes or TPU pod around this process; give --coordinator=HOST:PORT, "
@@ -36,8 +45,21 @@ def join(coordinator=None, num_processes=None, process_id=None):
         ) from error
     except RuntimeError as error:
         reason = str(error).splitlines()[0][:200]
-        raise UserError(f"The processes do not find each other: {reason}; all have to be started within five minutes.") from error
+        raise UserError(f"The processes cannot be connected ({reason}); needed is a port that is free on process 0.") from error
     check_same({"--num_processes": num_processes})
+
+
+def _wait_for(host, port):
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                reason = error.strerror or error
+                raise UserError(f"There is no process 0 at --coordinator={host}:{port} ({reason}); start it first.") from error
+            time.sleep(0.5)
 
 
 def is_first():
@@ -58,17 +80,24 @@ def gather(value):
 
 
 def together(function):
-    """What `function` returns, called in every process; a UserError in one of them is one in all."""
-    result, error = None, None
+    """What `function` returns, called in every process; where it fails in one of them, it fails in all.
+
+    Raises:
+        UserError: it raised one in some process.
+        RuntimeError: it raised another exception in another process.
+    """
+    if jax.process_count() == 1:
+        return function()
+    result, failure, told = None, None, None
     try:
         result = function()
-    except UserError as reason:
-        if jax.process_count() == 1:
-            raise
-        error = str(reason)
-    for told in gather(error):
-        if told:
-            raise UserError(told)
+    except Exception as error:
+        failure, told = error, [isinstance(error, UserError), str(error)]
+    for process, (of_user, reason) in enumerate(failure or (None, None) for failure in gather(told)):
+        if of_user:
+            raise UserError(reason)
+        if reason is not None:
+            raise failure or RuntimeError(f"process {process} failed: {reason}")
     return result
 
 
@@ -105,6 +134,14 @@ def check_batch_size(batch_size, accumulate, mesh):
 def replicated(mesh):
     """The placement of what every device holds whole: parameters, statistics, the resident data set."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def hold_everywhere(tree, mesh):
+    """Arrays that every process has, put whole on every device."""
+    # `device_put` would have the processes compare what they have, in several times the memory.
+    return jax.tree.map(
+        lambda array: jax.make_array_from_callback(array.shape, replicated(mesh), lambda index: array[index]), tree
+    )
 
 
 def spread(mesh):

@@ -42,6 +42,7 @@ NOT_IDENTITY = (
     "train.checkpoint_every",
     "train.steps_per_call",
     "data.dir",
+    "data.mode",
     "data.workers",
     "parallelism",
 )

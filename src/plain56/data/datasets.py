@@ -54,7 +54,7 @@ class Pictures(NamedTuple):
         """Picture i as uint8 [H, W, channels], at its own size, and its label; None where it cannot be read."""
         try:
             source, label = self.read(i)
-        except OSError:
+        except (OSError, RuntimeError, ValueError):  # of files, and of damaged records
             return None
         image = _decode(source, channels)
         return None if image is None else (image, label)
@@ -80,6 +80,12 @@ def load_dataset(data):
     """
     keys = ("mode", "image_size", "validation_examples", "examples_per_class")
     return _load(channels=len(data.mean), **_where(data), **{key: data[key] for key in keys})
+
+
+def choose_mode(data):
+    """What `data.mode` "auto" means on this machine, "resident" or "stream"; raises as `load_dataset`."""
+    train, test, _ = _open(**_where(data))
+    return "resident" if _fit((train, test), len(data.mean), data.image_size) else "stream"
 
 
 def open_test_split(data):
@@ -124,7 +130,7 @@ def _load(*, channels, mode, image_size, validation_examples, examples_per_class
     chosen, validation = _carve(train, validation_examples, examples_per_class, class_names, seed)
     splits = {"train": train.take(chosen), "validation": train.take(validation), "test": test}
     splits = {split: pictures for split, pictures in splits.items() if pictures.count or split != "validation"}
-    if mode == "resident" or (mode == "auto" and _fit(splits.values(), channels, image_size)):
+    if mode == "resident" or (mode == "auto" and _fit((train, test), channels, image_size)):
         splits = {
             split: _read(pictures, f"{split} split of {name!r}", channels, image_size) for split, pictures in splits.items()
         }
@@ -337,9 +343,9 @@ def _class_folders(path):
 
 
 def _files(by_class):
-    files = [file for members in by_class for file in members]
+    files = [str(file) for members in by_class for file in members]  # which take less memory, and processes may want copies
     labels = np.repeat(np.arange(len(by_class)), [len(members) for members in by_class])
-    return Pictures(len(files), lambda i: (files[i].read_bytes(), labels[i]), lambda i: str(files[i]), labels)
+    return Pictures(len(files), lambda i: (Path(files[i]).read_bytes(), labels[i]), files.__getitem__, labels)
 
 
 def _tfds(name, folder, wanted):

@@ -3,7 +3,9 @@
 import functools
 import logging
 import math
+import multiprocessing
 import os
+import signal
 import threading
 
 import cv2
@@ -16,7 +18,7 @@ from plain56.data.datasets import centre, image_shape, resize
 from plain56.data.resident import AUGMENTATION_STREAM, Batch, epoch_order
 from plain56.errors import UserError
 
-READ_AHEAD = 2  # batches, by each worker
+READ_AHEAD = 2  # batches
 _order_lock = threading.Lock()
 
 logger = logging.getLogger(__name__)
@@ -34,7 +36,8 @@ def train_stream(pictures, data, seed, first_step, steps, batch_size, part=0, pa
         first_step: updates completed before.
 
     Returns:
-        An iterator over `Batch`es of NumPy arrays, images uint8. Slots of pictures that cannot be read are masked.
+        An iterator over `Batch`es of NumPy arrays, images uint8. Slots of pictures that cannot be read are masked; a resident set
+        does not have them in its order.
     """
     own = batch_size // parts
 
@@ -68,9 +71,10 @@ def _batches(pictures, data, example, count, own):
             flags.FLAGS.mark_as_parsed()  # Grain's own, which keep their defaults
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
         batches = examples.batch(own).to_iter_dataset(options)
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(data.workers, READ_AHEAD), _set_up_worker)
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(data.workers), _set_up_worker)
     else:
-        options = grain.ReadOptions(num_threads=_cores(), prefetch_buffer_size=READ_AHEAD * own)
+        # More than there are cores, since some wait for files.
+        options = grain.ReadOptions(num_threads=2 * _cores(), prefetch_buffer_size=READ_AHEAD * own)
         batches = examples.to_iter_dataset(options).batch(own)
     return iter(batches)
 
@@ -82,6 +86,15 @@ def _cores():
 def _set_up_worker(number, workers):
     jax.config.update("jax_platforms", "cpu")  # a worker computes the order of examples alone, and leaves the devices free
     cv2.setNumThreads(1)
+    # Requests to stop are the training process's to hear, which may still need batches; it may also be killed.
+    for request in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(request, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(0)
 
 
 @functools.lru_cache(maxsize=4)
@@ -98,10 +111,15 @@ def _load(pictures, data, shape, example, number):
     """One slot of a batch."""
     index, generator = example(number)
     decoded = pictures.decode(index, shape[-1]) if index < pictures.count else None
-    if decoded is None:
+    mask = decoded is not None
+    if not mask:
         if index < pictures.count:
-            logger.warning("%s cannot be read; left out.", pictures.name(index))
-        return Batch(np.zeros(shape, np.uint8), np.int32(0), np.bool_(False))
+            _warn(pictures.name(index))
+        if not generator:
+            return Batch(np.zeros(shape, np.uint8), np.int32(0), np.bool_(False))
+        # Another picture, of which batch norm alone takes notice.
+        others = (pictures.decode((index + offset) % pictures.count, shape[-1]) for offset in range(1, pictures.count))
+        decoded = next(filter(None, others), (np.zeros(shape, np.uint8), 0))
     image, label = decoded
     options = data.augment
     if generator and (options.enlarge or options.area):
@@ -111,7 +129,13 @@ def _load(pictures, data, shape, example, number):
     if image.shape != shape:
         sizes = ("×".join(map(str, size[:2])) for size in (image.shape, shape))
         raise UserError("{} has {} pixels; needed are {}, or a data.image_size.".format(pictures.name(index), *sizes))
-    return Batch(image, np.int32(label), np.bool_(True))
+    return Batch(image, np.int32(label), np.bool_(mask))
+
+
+@functools.cache
+def _warn(name):
+    """Once for each picture, not in every epoch."""
+    logger.warning("%s cannot be read; left out.", name)
 
 
 def _random_crop(image, size, options, generator):
@@ -127,6 +151,7 @@ def _random_crop(image, size, options, generator):
     box = np.clip(np.round(box), 1, lengths).astype(int)  # large areas leave no room for long sides
     top, left = generator.integers(lengths - box + 1)
     cut = image[top : top + box[0], left : left + box[1]]
-    shrinks = box[0] > size[0]
-    resized = cv2.resize(cut, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    # Averages over areas, where not every pixel is among the four of a bilinear value; they take six times as long.
+    skips = (box > 2 * np.array(size)).any()
+    resized = cv2.resize(cut, size[::-1], interpolation=cv2.INTER_AREA if skips else cv2.INTER_LINEAR)
     return resized.reshape(*size, image.shape[-1])

@@ -62,9 +62,11 @@ def load(config):
 def _seeds_are_spread(config, mesh):
     """Whether each device trains some of the networks, and not a part of each one's batches.
 
-    Not over several processes, where none would hold all networks to log and save them.
+    Not where each is to normalise by the devices' shares, nor over several processes, where none would hold all networks to log
+    and save them.
     """
-    return config.train.seeds > 1 and config.train.seeds % mesh.size == 0 and jax.process_count() == 1
+    fits = config.train.seeds > 1 and config.train.seeds % mesh.size == 0
+    return fits and config.batch_norm.sync and jax.process_count() == 1
 
 
 def prepare(config):
@@ -79,6 +81,7 @@ def prepare(config):
     mesh = parallel.data_mesh()
     shape = image_shape(dataset.train, config.data)
     data = _describe(dataset, shape)
+    parallel.check_same(data)
     model = build_model(config, len(dataset.class_names))
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
@@ -87,7 +90,7 @@ def prepare(config):
     compile_ = functools.partial(jax.jit, out_shardings=placed, compiler_options=machine.compiler_options())
     functions = _streamed if isinstance(dataset.train, Pictures) else _resident
     if functions is _resident:
-        dataset = dataset._replace(**{name: jax.device_put(split, everywhere) for name, split in _splits(dataset).items()})
+        dataset = dataset._replace(**parallel.hold_everywhere(_splits(dataset), mesh))
     train_steps, evaluate, measure_moments = functions(config, dataset, model, optimizer, mesh, compile_)
     return Experiment(
         data=data,
@@ -169,8 +172,10 @@ def _streamed(config, dataset, model, optimizer, mesh, compile_):
         normalised = batch._replace(images=normalise(batch.images, config.data.mean, config.data.std))
         return evaluate_batch(params, batch_stats, totals, normalised, model=model)
 
+    zero = compile_(Totals.zero)
+
     def count_all(params, batch_stats, pictures):
-        totals = jax.device_put(Totals.zero(), parallel.replicated(mesh))
+        totals = zero()
         for read in evaluation_stream(pictures, config.data, config.train.batch_size, **part):
             batch = parallel.place(read, mesh)
             jax.block_until_ready(totals)

@@ -22,7 +22,7 @@ import numpy as np
 
 from plain56 import parallel, runs
 from plain56.config import build_model, check, from_json, last_step
-from plain56.data import UNREADABLE_SHARE, open_test_split
+from plain56.data import UNREADABLE_SHARE, choose_mode, open_test_split
 from plain56.errors import UserError
 from plain56.models import parse_name
 from plain56.training import checkpoints, protocols
@@ -81,9 +81,9 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None):
         status = parallel.on_first(run.status)
         if status[0] in runs.ENDED:
             return runs.Status(*status)
-        parallel.together(lambda: load(config))
-        experiment = prepare(config)
-        parallel.check_same(experiment.data)
+        decided = _decide_mode(config, run)
+        parallel.together(lambda: load(decided))
+        experiment = prepare(decided)
         parallel.on_first(lambda: _check_data(run, experiment.data))
         warm = config.train.warm_start and not parallel.on_first(lambda: _has_checkpoint(run))
         if warm:
@@ -94,7 +94,8 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None):
                 if warm:  # the other run may go on, so what was taken from it is kept
                     checkpoints.save(manager, 0, experiment.initial)
                 return _train(config, experiment, run, manager, on_progress)
-        except UserError:
+        except UserError as error:
+            _write_end(run, "failed", str(error))
             raise
         except KeyboardInterrupt as error:
             _write_end(run, "preempted", str(error) or "interrupted")
@@ -141,19 +142,33 @@ def _write_end(run, state, reason):
                 part.write_status(part.status()._replace(state=state, reason=reason))
 
 
+def _decide_mode(config, run):
+    """The config with a `data.mode` of "auto" decided: as the run began, or by process 0 for all.
+
+    Process 0 is the first to open the data set in any case: it may have to prepare it.
+    """
+    chosen = parallel.on_first(lambda: choose_mode(config.data))
+    began = parallel.on_first(lambda: run.environment().get("data", {}).get("streamed"))
+    if config.data.mode == "auto":
+        config = copy.deepcopy(config)
+        config.data.mode = chosen if began is None else {True: "stream", False: "resident"}[began]
+    return config
+
+
 def _check_data(run, found):
     """Raises UserError where what was found of the data set differs from what the run began with."""
     before = run.environment().get("data", found)
+    if before.get("streamed", False) != found.get("streamed", before.get("streamed", False)):
+        modes = {True: "stream", False: "resident"}
+        raise UserError(f"{run.path} began with data.mode={modes[before['streamed']]}, which may not change.")
     changes = ", ".join(f"{key} ({before.get(key)} then, {new} now)" for key, new in found.items() if before.get(key) != new)
     if changes:
         raise UserError(f"The data set has changed since {run.path} began: {changes}; needed is the same data.")
 
 
 def _has_checkpoint(run):
-    if not run.checkpoints.is_dir():
-        return False
-    with closing(checkpoints.open_checkpoints(run.checkpoints, read_only=True)) as manager:
-        return manager.latest_step() is not None
+    # Not by Orbax, which all processes would have to ask together.
+    return any(folder.name.isdigit() for folder in run.checkpoints.glob("*"))
 
 
 def load_run(path):
@@ -193,7 +208,7 @@ def _warm_start(config, experiment):
     All of them: Simonyan & Zisserman 2014, section 3.1, began deeper networks with the first four convolutions and the
     fully-connected layers of VGG-11, and drew the others anew.
     """
-    source = load_run(config.train.warm_start)
+    source = parallel.together(lambda: load_run(config.train.warm_start))
     state, totals = experiment.initial
     layers = []
 
@@ -236,7 +251,7 @@ def _train(config, experiment, run, manager, on_progress):
         return np.atleast_1d(jax.device_get(state.step)).tolist()
 
     step = max(reached())
-    asked = int(np.max(jax.device_get(totals.examples)))  # examples since the totals were zero
+    asked, unread = int(np.max(jax.device_get(totals.examples))), 0  # examples since the totals were zero, and since this start
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params)) // options.seeds
     seconds = parallel.on_first(lambda: run.status().seconds)
     statuses = [_status(done, step, parameters, seconds) for done in reached()]
@@ -310,11 +325,12 @@ def _train(config, experiment, run, manager, on_progress):
                 if (due(options.log_every) or statuses[i].state == "diverged") and sums[i].examples > 0:
                     rate = (done - rate_step) * options.batch_size / (time.perf_counter() - rate_time)
                     if statuses[i].state == "running":
-                        _check_readable("train", int(sums[i].examples), asked)
+                        unread += asked - int(sums[i].examples)
+                        _check_readable("train", unread, max(done * options.batch_size, experiment.data["train"]))
                     means = sums[i].means()
                     rates = {"learning_rate": float(experiment.schedule(done - 1)), "images_per_second": rate}
                     record(i, "train", means | rates)
-                    if watching and done >= watch_step:
+                    if watching and done >= watch_step and parallel.is_first():
                         _warn_if_stuck(means["loss"], experiment.train.labels, len(experiment.data["class_names"]), done)
             watching = watching and step < watch_step
             if due(options.log_every):
@@ -326,7 +342,8 @@ def _train(config, experiment, run, manager, on_progress):
             for split in evaluating:
                 tested = of_each_network(config, experiment.evaluate(state.params, state.batch_stats, splits[split]))
                 for i in running:
-                    _check_readable(split, int(tested[i].examples), experiment.data[split.removesuffix("_clean")])
+                    count = experiment.data[split.removesuffix("_clean")]
+                    _check_readable(split, count - int(tested[i].examples), count)
                     record(i, split, tested[i].means())
             if due(options.checkpoint_every):
                 checkpoints.save(manager, step, (state, totals))
@@ -341,15 +358,16 @@ def _train(config, experiment, run, manager, on_progress):
                     status = status._replace(state="preempted", reason=f"stopped by train.stop_after = {options.stop_after}")
                 statuses[i] = status
         write_statuses()
-    return runs.Status(*parallel.on_first(run.status))
+        status = parallel.on_first(run.status)  # where one of several processes may not be interrupted alone
+    return runs.Status(*status)
 
 
-def _check_readable(split, examples, count):
+def _check_readable(split, unread, count):
     """Raises UserError where too many of the examples that were asked for could not be read; so in all processes at once."""
-    if examples < (1 - UNREADABLE_SHARE) * count:
+    if unread > UNREADABLE_SHARE * count:
         raise UserError(
-            f"{count - examples} of {count} examples of the split {split!r} could not be read; allowed are "
-            f"{100 * UNREADABLE_SHARE:.0f} %, which are left out."
+            f"{unread} of {count} examples of the split {split!r} could not be read; allowed are {100 * UNREADABLE_SHARE:.0f} %, "
+            "which are left out."
         )
 
 
@@ -386,7 +404,7 @@ def evaluate_run(workdir, protocol=None, sides=(), exact_statistics=False, on_pr
     if exact_statistics and not state.batch_stats:
         raise UserError(f"--exact_statistics is not allowed here: {config.model.name} has no batch norm.")
     if exact_statistics or not protocol:
-        experiment = prepare(config)
+        experiment = prepare(_decide_mode(config, run))
         _check_data(run, experiment.data)
     if exact_statistics:
         measure = functools.partial(experiment.measure_moments, state.params, split=experiment.train)
@@ -425,6 +443,6 @@ def _environment():
         "packages": {name: importlib.metadata.version(name) for name in packages},
         "devices": [str(device) for device in jax.devices()],
         "variables": {name: os.environ[name] for name in sorted(os.environ) if name in VARIABLES or name.startswith("JAX_")},
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpucount_of(),
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "commit": commit,
     }
