@@ -18,9 +18,11 @@ test: setup
 test-slow: setup
 	$(PYTEST) -m slow $(ARGS)
 
-# Milliseconds beside plain Flax and PyTorch, about 15 minutes. Only some: make bench ARGS="--networks=resnet20"
+# Milliseconds beside plain Flax and PyTorch, then JPEGs per second beside Pillow and tf.data: about 15 minutes.
+# Only some networks, and no JPEGs: make bench ARGS="--networks=resnet20"
 bench: setup
 	$(PYTHON) -m experiments.throughput $(ARGS)
+	$(if $(ARGS),,$(PYTHON) -m experiments.stream_throughput)
 
 # Runs killed with SIGKILL at 30 random moments must end with the same bits. Another number and seed: make soak ARGS="100 7"
 soak: setup

@@ -26,7 +26,7 @@ def start(arguments_of_each):
     several = [f"--coordinator=localhost:{free_port()}", f"--num_processes={len(arguments_of_each)}"]
     return [
         subprocess.Popen(
-            [sys.executable, "launch.py", "train", *arguments, *several, f"--process_id={process}"],
+            [sys.executable, "launch.py", "train", *several, f"--process_id={process}", *arguments],
             cwd=ROOT,
             env=os.environ,
             text=True,
@@ -42,13 +42,25 @@ def end(processes):
     return [(*process.communicate(timeout=300), process.returncode) for process in processes]
 
 
-def test_processes_that_were_started_differently_stop(tmp_path):
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ("--config.seed=3", "seed (0 and 3)"),
+        pytest.param("--num_processes=3", "--num_processes (2 and 3)", marks=pytest.mark.slow),
+    ],
+)
+def test_processes_that_were_started_differently_stop(tmp_path, other, message):
     workdir = f"--workdir={tmp_path / 'run'}"
-    results = end(start([[*SMALL, workdir], [*SMALL, workdir, "--config.seed=3"]]))
-    for _, errors, status in results:
+    for _, errors, status in end(start([[*SMALL, workdir], [*SMALL, workdir, other]])):
         assert status == 2
-        assert "error: Process 0 and process 1 differ in seed (0 and 3)" in errors
+        assert f"error: Process 0 and process 1 differ in {message}" in errors
     assert not (tmp_path / "run").exists()
+
+
+def test_there_is_no_process_0(monkeypatch):
+    monkeypatch.setattr(parallel, "WAIT_SECONDS", 0)
+    with pytest.raises(UserError, match="There is no process 0 at --coordinator=localhost:.*; start it first"):
+        parallel.join(f"localhost:{free_port()}", 2, 1)
 
 
 def test_nothing_has_started_several_processes(tmp_path):

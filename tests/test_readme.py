@@ -44,11 +44,20 @@ def depth_line(row):
     return f"| {row['network']} | {remat} | {row['trace_seconds']} | {row['compile_seconds']} | {memory} |"
 
 
+def stream_numbers(result):
+    """What `experiments/stream_throughput.py` measured, as README shows it."""
+    rates = {program: f"{values['median']:,.0f}" for program, values in result["images_per_second"].items()}
+    yield f"{rates['plain56']} images/s by plain56, {rates['Pillow']} by a loop"
+    yield f"{rates['tf.data']} by tf.data"
+    yield f"in {100 * result['resnet18_waits']['share']:.1f} % of its steps"
+
+
 @pytest.mark.parametrize(
     ("path", "line"),
     [
         ("throughput/throughput.json", lambda result: map(throughput_line, result["rows"])),
         ("depth_cost/depth_cost.json", lambda result: map(depth_line, result)),
+        ("stream_throughput/stream_throughput.json", stream_numbers),
     ],
 )
 def test_measurements_are_those_of_the_committed_results(path, line):

@@ -16,6 +16,7 @@ from plain56 import runs, training
 from plain56.data import Batch, Pictures, Split, datasets, evaluation_stream, load_dataset, train_stream, visiting_order
 from plain56.errors import UserError
 from plain56.training.loop import load_run
+from tests.test_data import write_tfds
 
 
 def section(**changes):
@@ -77,6 +78,19 @@ def test_worker_processes_give_the_same_batches():
         for workers in (0, 3)
     ]
     assert_equal(*streams)
+
+
+@pytest.mark.slow
+def test_a_tfds_set_is_streamed_by_threads_and_by_processes(tmp_path):
+    images = {split: noise(12, 6, 6, 3) for split in ("train", "test")}
+    write_tfds(tmp_path, "insects", images, {split: np.arange(12) % 3 for split in images})
+    dataset = load_dataset(section(name="insects", dir=str(tmp_path), mode="stream"))
+    order = np.asarray(visiting_order(0, 0, 12, 24))[:24]
+    for workers in (0, 2):
+        streamed, labels, mask = whole(train_stream(dataset.train, section(workers=workers), 0, 0, 6, 4))
+        np.testing.assert_array_equal(streamed, images["train"][order])
+        np.testing.assert_array_equal(labels, order % 3)
+        assert mask.all()
 
 
 def test_evaluation_has_every_example_once():

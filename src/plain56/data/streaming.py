@@ -1,6 +1,7 @@
 """Batches of a data set that does not fit on the devices: read, cropped and put together on the host, some ahead of the step."""
 
 import functools
+import gc
 import logging
 import math
 import multiprocessing
@@ -71,12 +72,20 @@ def _batches(pictures, data, example, count, own):
             flags.FLAGS.mark_as_parsed()  # Grain's own, which keep their defaults
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
         batches = examples.batch(own).to_iter_dataset(options)
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(data.workers), _set_up_worker)
-    else:
-        # More than there are cores, since some wait for files.
-        options = grain.ReadOptions(num_threads=2 * _cores(), prefetch_buffer_size=READ_AHEAD * own)
-        batches = examples.to_iter_dataset(options).batch(own)
-    return iter(batches)
+        return _closed(iter(batches.mp_prefetch(grain.MultiprocessingOptions(data.workers), _set_up_worker)))
+    # More than there are cores, since some wait for files.
+    options = grain.ReadOptions(num_threads=2 * _cores(), prefetch_buffer_size=READ_AHEAD * own)
+    return iter(examples.to_iter_dataset(options).batch(own))
+
+
+def _closed(batches):
+    """The same batches; at their end the worker processes are gone, and so is what they shared."""
+    try:
+        yield from batches
+    finally:
+        batches.close()
+        del batches
+        gc.collect()  # Grain's iterators are cycles, and hold shared memory
 
 
 def _cores():
