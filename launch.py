@@ -5,6 +5,8 @@
     python launch.py sweep    --config=configs/sweeps/degradation.py --workdir=runs/degradation
     python launch.py report   --workdir=runs/degradation
     python launch.py describe resnet56        (or --all; any size: --image_size=64 --num_classes=5)
+    python launch.py export   --workdir=runs/resnet56 --weights=resnet56.safetensors
+    python launch.py predict  --weights=resnet56.safetensors picture.png …
 
 Any key of the config is overridden by a flag: --config.train.steps=1000. --config=RUN/config.json repeats a run. A sweep that has
 begun goes on from its --workdir alone, also with --workers=N, or element by element with --index=K. Published test protocols:
@@ -76,15 +78,49 @@ def _join(options):
 def evaluate(options, arguments):
     from plain56 import machine, training
 
-    _refuse_config(options, "the run's own config")
-    workdir, sides = _required(options, "workdir"), tuple(options.side or ())
-    machine.set_up()
+    choices = {"protocol": options.protocol, "sides": tuple(options.side or ()), "exact_statistics": options.exact_statistics}
     with _progress() as show:
-        result = training.evaluate_run(
-            workdir, options.protocol, sides, options.exact_statistics, lambda share: show("evaluate", share)
-        )
+        choices["on_progress"] = lambda share: show("evaluate", share)
+        if options.weights:
+            from plain56 import weights
+
+            if options.workdir:
+                raise UserError("--weights and --workdir are both there; needed is --weights with --config, or --workdir alone.")
+            config = _required(options, "config")
+            machine.set_up()
+            result = weights.evaluate_weights(config, options.weights, **choices)
+        else:
+            _refuse_config(options, "the run's own config")
+            workdir = _required(options, "workdir")
+            machine.set_up()
+            result = training.evaluate_run(workdir, **choices)
     _print_table("test split", [result | {key: _percent(result[key]) for key in ("top1_error", "top5_error")}])
     _print_result(result)
+
+
+def export(options, arguments):
+    from plain56 import machine, weights
+
+    _refuse_config(options, "a run")
+    workdir, file = _required(options, "workdir"), _required(options, "weights")
+    machine.set_up()
+    weights.save_pretrained(file, workdir)
+    _print_result({"weights": file})
+
+
+def predict(options, arguments):
+    from plain56 import machine, weights
+
+    _refuse_config(options, "weights and pictures")
+    source = _required(options, "weights")
+    if not arguments:
+        raise UserError("predict needs pictures: give their paths.")
+    machine.set_up()
+    results = weights.predict(source, arguments, options.model)
+    for result in results:
+        rows = [{"class": guess["class"], "probability": f"{100 * guess['probability']:.2f} %"} for guess in result["top5"]]
+        _print_table(result["picture"], rows)
+    _print_result({"predictions": results})
 
 
 def sweep(options, arguments):
@@ -327,11 +363,12 @@ SLURM_FLAGS = {
 # The flags that one mode alone has.
 OWNERS = {
     **dict.fromkeys(("protocol", "side", "exact_statistics"), evaluate),
+    "model": predict,
     **dict.fromkeys(("all", "image_size", "num_classes"), describe),
     **dict.fromkeys(("workers", "index", "status", "dry_run", "executor", *SLURM_FLAGS), sweep),
     **dict.fromkeys(("distributed", "coordinator", "num_processes", "process_id"), train),
 }
-MODES = {mode.__name__: mode for mode in (train, evaluate, sweep, report, describe)}
+MODES = {mode.__name__: mode for mode in (train, evaluate, sweep, report, describe, export, predict)}
 
 
 def _print_summary(rows):
@@ -453,6 +490,9 @@ def _define_flags(argv, config=None):
     else:
         config_flags.DEFINE_config_dict("config", config, flag_values=options, lock_config=True, sys_argv=argv)
     flags.DEFINE_string("workdir", None, "directory of the run or sweep", options)
+    weights = "evaluate, predict: a file, a run directory or a Hugging Face repository; export: the file to write"
+    flags.DEFINE_string("weights", None, weights, options)
+    flags.DEFINE_string("model", None, "predict: the network, where the weights do not say", options)
     flags.DEFINE_boolean("all", False, "describe: all networks as published, in one table", options)
     size = "height and width of the images; as published if left out: 224 for ImageNet, 32 for CIFAR-10"
     flags.DEFINE_integer("image_size", None, f"describe: {size}", 1, flag_values=options)
@@ -567,7 +607,9 @@ def run(mode, argv, usage=__doc__):
             experiment = mode not in MODES.values() and name == "workers"
             if options[name].present and mode is not owner and not experiment:
                 raise UserError(f"--{name} belongs to launch.py {owner.__name__}, and is not allowed here.")
-        if arguments and mode is not describe:
+        if options.weights and mode not in (evaluate, export, predict):
+            raise UserError("--weights belongs to launch.py evaluate, export and predict, and is not allowed here.")
+        if arguments and mode not in (describe, predict):
             raise UserError(f"{arguments[0]!r} is not understood; allowed are flags such as --workdir=FOLDER (see --help).")
         return mode(options, arguments) or 0
     except UserError as error:

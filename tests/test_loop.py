@@ -1,6 +1,5 @@
 """Whole runs of the shipped digits recipe, shrunk to seconds, on two simulated devices."""
 
-import logging
 import os
 import shutil
 import signal
@@ -129,8 +128,7 @@ def damage(checkpoint, how):
 
 
 @pytest.mark.parametrize("how", ["cut", "flipped", "gone"])
-def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, tiny_config, caplog, monkeypatch, how):
-    monkeypatch.setattr(logging.getLogger("plain56"), "propagate", True)
+def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, tiny_config, caplog, how):
     whole = train(tiny_config, tmp_path / "whole")
     tiny_config.train.stop_after = 8
     train(tiny_config, tmp_path / "run")

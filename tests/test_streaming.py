@@ -1,7 +1,6 @@
 """Streams against the resident data set, against each other, and against what is known of the pictures."""
 
 import itertools
-import logging
 import subprocess
 import sys
 
@@ -145,7 +144,7 @@ def test_shrinking_averages_as_another_library_does():
     np.testing.assert_allclose(cropped.astype(int), expected, atol=1)
 
 
-def test_pictures_that_cannot_be_read_are_masked_and_named(caplog, monkeypatch):
+def test_pictures_that_cannot_be_read_are_masked_and_named(caplog):
     images = noise(10, 4, 4, 3)
 
     def read(i):
@@ -153,7 +152,6 @@ def test_pictures_that_cannot_be_read_are_masked_and_named(caplog, monkeypatch):
             raise OSError
         return (b"no picture" if i == 6 else images[i]), i
 
-    monkeypatch.setattr(logging.getLogger("plain56"), "propagate", True)
     _, labels, mask = whole(train_stream(Pictures(10, read, "picture {}".format), section(), 0, 0, 5, 4))
     assert sorted(labels[mask]) == sorted([i for i in range(10) if i not in (3, 6)] * 2)
     assert (~mask).sum() == 4

@@ -18,13 +18,14 @@ from plain56.errors import UserError
 from plain56.models import create_model
 from plain56.training.state import TrainState, make_optimizer
 from plain56.training.step import train_step
-from plain56.weights.torchvision import NAMES, from_torchvision, places, to_torchvision
+from plain56.weights.pytorch import from_pytorch, places, to_pytorch
 from tests.fixtures import formula
 
 REFERENCES = np.load(pathlib.Path(__file__).parent / "fixtures" / "torchvision.npz")
 SHAPES = {
     name: {key: tuple(shape) for key, shape in shapes.items()} for name, shapes in json.loads(str(REFERENCES["shapes"])).items()
 }
+NAMES = tuple(SHAPES)
 NORMALISED = [name for name in NAMES if f"{name}/training" in REFERENCES]
 # Errors relative to the largest logit, or to the norm of a tensor.
 TOLERANCES = {"float32": 1e-4, "float64": 1e-10}
@@ -41,14 +42,14 @@ def arithmetic(dtype):
 def load(name, dtype="float32"):
     """Our network without dropout, and its variables by the formula."""
     options = {"bottleneck_stride": "3x3"} if name.startswith("resnet") else {"dropout": 0.0}
-    variables = from_torchvision(name, formula.weights(SHAPES[name]))
+    variables = from_pytorch(name, formula.weights(SHAPES[name]))
     variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), variables)
     return create_model(name, formula.NUM_CLASSES, dtype=dtype, **options), variables
 
 
 def to_ordered(name, variables):
     """torchvision's tensors in the order of the file."""
-    tensors = to_torchvision(name, variables)
+    tensors = to_pytorch(name, variables)
     return {key: tensors[key] for key in SHAPES[name] if key in tensors}
 
 
@@ -137,16 +138,16 @@ def test_every_tensor_has_one_place(name):
 @pytest.mark.parametrize("name", ["resnet50", "googlenet_bn", pytest.param("vgg11", marks=pytest.mark.slow)])
 def test_there_and_back(name):
     tensors = formula.weights(SHAPES[name])
-    variables = from_torchvision(name, tensors)
+    variables = from_pytorch(name, tensors)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
-    returned = to_torchvision(name, variables)
+    returned = to_pytorch(name, variables)
     assert returned.keys() == tensors.keys()
     assert all(np.array_equal(returned[key], tensor) for key, tensor in tensors.items())
 
 
 def test_auxiliary_heads_may_be_absent():
     tensors = {key: tensor for key, tensor in zeros("googlenet_bn").items() if not key.startswith("aux")}
-    variables = from_torchvision("googlenet_bn", tensors | {"conv1.bn.num_batches_tracked": np.array(7)})
+    variables = from_pytorch("googlenet_bn", tensors | {"conv1.bn.num_batches_tracked": np.array(7)})
     model = create_model("googlenet_bn", formula.NUM_CLASSES, auxiliary=False)
     expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
     assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, expected)
@@ -155,25 +156,25 @@ def test_auxiliary_heads_may_be_absent():
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("resnet20", {}, "torchvision has no weights for 'resnet20'; it has them for vgg11, "),
-        ("resnet18", {"layer2.0.bn1.weight": None}, "'layer2.0.bn1.weight' is missing in the tensors of torchvision's resnet18."),
+        ("resnet20", {}, "'layer1.2.bn1.bias' and 31 more are missing in the tensors for resnet20."),
+        ("resnet18", {"layer2.0.bn1.weight": None}, "'layer2.0.bn1.weight' is missing in the tensors for resnet18."),
         ("resnet18", {"fc.bias": None, "fc.weight": None}, "'fc.bias' and 1 more are missing in"),
         ("resnet18", {"layer5.0.conv1.weight": np.zeros(3)}, "'layer5.0.conv1.weight' is left over in"),
-        ("resnet34", {}, "'layer1.2.bn1.bias' and 79 more are missing in the tensors of torchvision's resnet34."),
+        ("resnet34", {}, "'layer1.2.bn1.bias' and 79 more are missing in the tensors for resnet34."),
         (
             "resnet18",
             {"conv1.weight": np.zeros((64, 3, 3, 3))},
-            "'conv1.weight' of torchvision's resnet18 has shape (64, 3, 3, 3); needed is (64, 3, 7, 7).",
+            "'conv1.weight' for resnet18 has shape (64, 3, 3, 3); needed is (64, 3, 7, 7).",
         ),
         (
             "resnet18",
             {"fc.bias": np.zeros(11)},
-            "'fc.weight' of torchvision's resnet18 has shape (10, 512); needed is (11, 512).",
+            "'fc.weight' for resnet18 has shape (10, 512); needed is (11, 512).",
         ),
     ],
 )
 def test_mistakes(name, changes, message):
     tensors = {key: tensor for key, tensor in (zeros("resnet18") | changes).items() if tensor is not None}
     with pytest.raises(UserError) as raised:
-        from_torchvision(name, tensors)
+        from_pytorch(name, tensors)
     assert str(raised.value).startswith(message)

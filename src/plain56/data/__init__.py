@@ -12,6 +12,7 @@ from plain56.data.datasets import (
     leave_out,
     load_dataset,
     open_test_split,
+    read_picture,
     resize,
 )
 from plain56.data.resident import DROPOUT_STREAM, Batch, augmented, evaluation_batch, stream_key, train_batch, visiting_order
@@ -34,6 +35,7 @@ __all__ = [
     "load_dataset",
     "normalise",
     "open_test_split",
+    "read_picture",
     "resize",
     "stream_key",
     "train_batch",

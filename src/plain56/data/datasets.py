@@ -253,6 +253,22 @@ def _decode(source, channels):
     return image if image is None or channels == 3 else image[..., None]
 
 
+def read_picture(picture, channels):
+    """A picture, a path or uint8 [H, W, C], as uint8 [H, W, channels].
+
+    Raises:
+        UserError: the file is not there, or is no picture.
+    """
+    try:
+        source = picture if isinstance(picture, np.ndarray) else Path(picture).expanduser().read_bytes()
+    except OSError as error:
+        raise UserError(f"The picture {picture} cannot be read: {error.strerror}.") from error
+    image = _decode(source, channels)
+    if image is None:
+        raise UserError(f"{picture} is no picture that can be read; allowed are JPEG, PNG and WebP.")
+    return image
+
+
 def resize(image, side):
     """Resizes an image [H, W, C] so that its shorter side is `side`."""
     height, width, channels = image.shape

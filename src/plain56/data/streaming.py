@@ -20,7 +20,9 @@ from plain56.data.resident import AUGMENTATION_STREAM, Batch, epoch_order
 from plain56.errors import UserError
 
 READ_AHEAD = 2  # batches
-_order_lock = threading.Lock()
+# Of threads that read.
+_lock = threading.Lock()
+_unreadable = set()
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +114,7 @@ def _computed_order(seed, epoch, count):
 
 
 def _order(seed, epoch, count):
-    with _order_lock:  # at the beginning of an epoch all threads ask at once
+    with _lock:  # at the beginning of an epoch all threads ask at once
         return _computed_order(seed, epoch, count)
 
 
@@ -141,9 +143,12 @@ def _load(pictures, data, shape, example, number):
     return Batch(image, np.int32(label), np.bool_(mask))
 
 
-@functools.cache
 def _warn(name):
     """Once for each picture, not in every epoch."""
+    with _lock:
+        if name in _unreadable:
+            return
+        _unreadable.add(name)
     logger.warning("%s cannot be read; left out.", name)
 
 

@@ -147,6 +147,7 @@ def _decide_mode(config, run):
 
     Process 0 is the first to open the data set in any case: it may have to prepare it.
     """
+    check(config)
     chosen = parallel.on_first(lambda: choose_mode(config.data))
     began = parallel.on_first(lambda: run.environment().get("data", {}).get("streamed"))
     if config.data.mode == "auto":
@@ -395,35 +396,48 @@ def evaluate_run(workdir, protocol=None, sides=(), exact_statistics=False, on_pr
     Raises:
         UserError: no run there, no checkpoint, or a protocol that does not fit it.
     """
-    config, model, state, image_shape = load_run(workdir)
+    config, _, state, image_shape = load_run(workdir)
     run = runs.read_run(workdir)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    options = {"protocol": protocol, "sides": sides, "exact_statistics": exact_statistics, "on_progress": on_progress}
+    result = evaluate_variables(_decide_mode(config, run), variables, image_shape, functools.partial(_check_data, run), **options)
+    return {"step": int(state.step), **result}
+
+
+def evaluate_variables(config, variables, image_shape, check_data, *, protocol, sides, exact_statistics, on_progress):
+    """As `evaluate_run`, of variables of the config's network for images of `image_shape`.
+
+    Args:
+        check_data: called with what is found of the data set.
+    """
+    params, batch_stats = variables["params"], variables["batch_stats"]
     if sides and protocol != "dense":
         raise UserError("--side belongs to --protocol=dense, and is not allowed here.")
     if protocol and image_shape[0] != image_shape[1]:
-        raise UserError(f"--protocol needs square images; this run's are {image_shape[0]}×{image_shape[1]} pixels.")
-    if exact_statistics and not state.batch_stats:
+        raise UserError(f"--protocol needs square images; these are {image_shape[0]}×{image_shape[1]} pixels.")
+    if exact_statistics and not batch_stats:
         raise UserError(f"--exact_statistics is not allowed here: {config.model.name} has no batch norm.")
     if exact_statistics or not protocol:
-        experiment = prepare(_decide_mode(config, run))
-        _check_data(run, experiment.data)
+        experiment = prepare(config)
+        check_data(experiment.data)
     if exact_statistics:
-        measure = functools.partial(experiment.measure_moments, state.params, split=experiment.train)
-        batch_stats, passes = exact_batch_stats(state.batch_stats, measure)
+        measure = functools.partial(experiment.measure_moments, params, split=experiment.train)
+        batch_stats, passes = exact_batch_stats(batch_stats, measure)
         logger.info("Batch statistics over the training split: exact after %d passes.", passes)
-        state = state.replace(batch_stats=batch_stats)
-    result = {"step": int(state.step), "split": "test"}
+    result = {"split": "test"}
     if protocol:
         result["protocol"] = protocol
+        pictures, class_names = open_test_split(config.data)
+        check_data({"class_names": list(class_names)})
+        model = build_model(config, len(class_names))
         if protocol == "dense":
             result["sides"] = list(sides or protocols.dense_sides(parse_name(config.model.name)[0], image_shape[0]))
             model = protocols.for_any_size(model, image_shape)
-        pictures, class_names = open_test_split(config.data)
-        _check_data(run, {"class_names": list(class_names)})
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
         views = {"protocol": protocol, "size": image_shape[0], "sides": result.get("sides", ())}
+        variables = {"params": params, "batch_stats": batch_stats}
         tested = protocols.evaluate_pictures(model, variables, pictures, config.data, **views, on_progress=on_progress)
     else:
-        tested = experiment.evaluate(state.params, state.batch_stats, experiment.test)
+        tested = experiment.evaluate(params, batch_stats, experiment.test)
     return result | {"examples": int(tested.examples), **tested.means()}
 
 

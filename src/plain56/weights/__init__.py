@@ -1,5 +1,5 @@
 """Published weights, in and out."""
 
-from plain56.weights.torchvision import from_torchvision
+from plain56.weights.files import evaluate_weights, load_pretrained, predict, save_pretrained
 
-__all__ = ["from_torchvision"]
+__all__ = ["evaluate_weights", "load_pretrained", "predict", "save_pretrained"]

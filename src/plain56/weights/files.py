@@ -1,0 +1,273 @@
+"""Weights in files: read without trusting them, written with what one needs to use them."""
+
+import copy
+import json
+import pickle
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from plain56 import runs
+from plain56.config import check
+from plain56.data import centre, image_shape, load_dataset, normalise, read_picture, resize
+from plain56.errors import UserError
+from plain56.models import create_model, parse_name, resnet
+from plain56.training import evaluate_variables
+from plain56.training.loop import load_run
+from plain56.weights.pytorch import from_pytorch, to_pytorch
+
+TORCH_SUFFIXES = (".pth", ".pt", ".th")
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+METADATA = "plain56"  # the key of our description in a file's metadata
+# Of ImageNet's RGB values: what foreign weights were trained with, unless they say otherwise.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Pictures are resized to 256 pixels for networks of 224 in the ImageNet form (He et al. 2015, section 3.4), and so on.
+RESIZED = 256 / 224
+
+
+class About(NamedTuple):
+    """What one has to know to use weights: the network, and the images that it takes."""
+
+    model: str
+    options: dict  # of `create_model`, as JSON has them
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...] = ()  # () where they are not known
+
+
+def load_pretrained(source, model=None, num_classes=None, **options):
+    """A trained network, ready to be used or trained further.
+
+    Args:
+        source: a file of a kind in `SUFFIXES`, a run directory, or a repository of the Hugging Face hub such as
+            "timm/resnet50.tv_in1k".
+        model: the network's name; needed where the source does not say what it is.
+        num_classes: a new last layer for so many classes, drawn with seed 0; None keeps the trained one.
+        options: of `create_model`, for foreign weights. Bottlenecks have their stride in the 3×3 convolution unless said
+            otherwise, as torchvision's do.
+
+    Returns:
+        `(module, variables, preprocess)`: `module.apply(variables, preprocess(picture)).logits`, where a picture is a path or
+        uint8 [H, W, 3].
+
+    Raises:
+        UserError: there is no such file, it is damaged or wants to run code, or it does not hold this network.
+    """
+    tensors, about = read(source)
+    if about is None:
+        if model is None:
+            raise UserError(f"{source} does not say which network it holds; give its name as model, such as 'resnet50'.")
+        about = foreign(model, options)
+    elif model not in (None, about.model) or options:
+        raise UserError(f"{source} holds {about.model} with the options {about.options}; neither can be another one.")
+    variables = from_pytorch(about.model, tensors, about.image_shape, **about.options)
+    classes = variables["params"]["head"]["kernel"].shape[-1]
+    module = create_model(about.model, num_classes or classes, **about.options)
+    if num_classes not in (None, classes):
+        fresh = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, *about.image_shape)))["params"]
+        heads = {name: layer for name, layer in fresh.items() if name == "head" or name.startswith("auxiliary")}
+        variables["params"] |= jax.device_get(heads)
+    return module, variables, lambda picture: preprocess(picture, about)
+
+
+def foreign(model, options):
+    """The `About` of weights that say nothing of themselves."""
+    if parse_name(model)[0] == "resnet" and not _is_small(model, options):
+        options = {"bottleneck_stride": "3x3"} | options
+    side = 32 if _is_small(model, options) else 224
+    # torchvision's GoogLeNet was trained so.
+    mean, std = ((0.5,) * 3, (0.5,) * 3) if model == "googlenet_bn" else (IMAGENET_MEAN, IMAGENET_STD)
+    return About(model, options, (side, side, 3), mean, std)
+
+
+def _is_small(model, options):
+    """Whether a network is in the form for small images, CIFAR's."""
+    family, depth = parse_name(model)
+    if family in ("plain", "resnet"):
+        return depth not in resnet.IMAGENET_BLOCKS or model.endswith("_cifar")
+    return options.get("form") == "small"
+
+
+def preprocess(picture, about):
+    """A picture, a path or uint8 [H, W, 3], as a network takes it: [1, h, w, C], the middle of it, normalised."""
+    height, width, channels = about.image_shape
+    image = read_picture(picture, channels)
+    image = resize(image, round(max(height, width) * (1 if _is_small(about.model, about.options) else RESIZED)))
+    image = centre(image, max(height, width))[:height, :width]
+    return normalise(jnp.asarray(image)[None], about.mean, about.std)
+
+
+def read(source):
+    """Tensors by PyTorch's names, NumPy arrays, and an `About`, or None where the source does not say.
+
+    Raises:
+        UserError: as `load_pretrained`.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        tensors, about = _read_run(path)
+    elif not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and path.suffix not in SUFFIXES:
+        tensors, about = _read_safetensors(_download(str(source)))
+    elif not path.is_file():
+        raise UserError(f"There are no weights {path}: needed is a file, a run directory, or a Hugging Face repository.")
+    elif path.suffix == ".safetensors":
+        tensors, about = _read_safetensors(path)
+    elif path.suffix in TORCH_SUFFIXES:
+        tensors, about = _read_torch(path), None
+    else:
+        raise UserError(f"{path} is no file of weights by its name; allowed are names that end in {', '.join(SUFFIXES)}.")
+    for name, tensor in tensors.items():
+        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+            raise UserError(f"{source} is damaged: {name!r} has values that are not finite.")
+    return tensors, about
+
+
+def _read_run(path):
+    config, _, state, shape = load_run(path)
+    variables = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+    return to_pytorch(config.model.name, variables), _about_config(config, shape, path)
+
+
+def _about_config(config, shape, path):
+    options = {key: value for key, value in config.model.items() if key != "name" and value is not None}
+    options |= {"epsilon": config.batch_norm.epsilon} if config.batch_norm.epsilon else {}
+    class_names = tuple(runs.read_run(path).environment()["data"]["class_names"])
+    return About(config.model.name, options, tuple(shape), config.data.mean, config.data.std, class_names)
+
+
+def _read_safetensors(path):
+    try:
+        tensors = safetensors.numpy.load_file(path)
+        with safetensors.safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} cannot be read as safetensors: {error}.") from error
+    if METADATA not in metadata:
+        return tensors, None
+    try:
+        about = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(metadata[METADATA]).items()}
+        about["options"] = {key: tuple(v) if isinstance(v, list) else v for key, v in about["options"].items()}
+        return tensors, About(**about)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: its description cannot be read.") from error
+
+
+def _read_torch(path):
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"{path} is a PyTorch file, which needs PyTorch to be read: install the extra 'torch'.") from error
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of what kind of pickle it is
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error):  # a function or class that is none of PyTorch's own
+            raise UserError(f"{path} is refused: it holds more than tensors, and reading that would run its code.") from error
+        raise UserError(f"{path} cannot be read as a PyTorch file: it is damaged, or something else.") from error
+    except (EOFError, OSError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read as a PyTorch file: it is damaged, or something else.") from error
+    if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
+        tensors = tensors["state_dict"]
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise UserError(f"{path} holds no tensors by name; needed is a state_dict, or a dict with one under 'state_dict'.")
+    return {name: tensor.float().numpy() for name, tensor in tensors.items()}
+
+
+def _download(repository):
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise UserError(f"{repository} lies on the Hugging Face hub, if anywhere: install the extra 'hub'.") from error
+    try:
+        return Path(huggingface_hub.hf_hub_download(repository, "model.safetensors"))
+    except Exception as error:  # of the network, the hub, and the disk
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{repository} cannot be taken from the Hugging Face hub: {reason}.") from error
+
+
+def save_pretrained(path, source):
+    """Writes a run's newest checkpoint as safetensors, by PyTorch's names and with a description.
+
+    Raises:
+        UserError: no run there, no checkpoint, or a file that cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path} is no name for an export; allowed are names that end in .safetensors.")
+    write(path, *_read_run(Path(source)))
+
+
+def write(path, tensors, about):
+    """Writes tensors by PyTorch's names and an `About` as safetensors; raises UserError where that cannot be."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        safetensors.numpy.save_file(tensors, part, {"format": "pt", METADATA: json.dumps(about._asdict())})
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def predict(source, pictures, model=None):
+    """The five likeliest classes of each picture.
+
+    Args:
+        source, model: as of `load_pretrained`.
+        pictures: paths.
+
+    Returns:
+        A dict for each: `picture`, and `top5`, of dicts with `class`, its name or number, and `probability`.
+    """
+    _, about = read(source)
+    module, variables, preprocessed = load_pretrained(source, model)
+    apply = jax.jit(lambda variables, image: jax.nn.softmax(module.apply(variables, image).logits[0]))
+    results = []
+    for picture in pictures:
+        probabilities = np.asarray(apply(variables, preprocessed(picture)))
+        names = about.class_names if about and about.class_names else [str(i) for i in range(len(probabilities))]
+        best = np.argsort(-probabilities, kind="stable")[:5]
+        results.append(
+            {
+                "picture": str(picture),
+                "top5": [{"class": names[i], "probability": round(float(probabilities[i]), 6)} for i in best],
+            }
+        )
+    return results
+
+
+def evaluate_weights(config, source, *, protocol=None, sides=(), exact_statistics=False, on_progress=lambda share: None):
+    """Loss and errors (fractions) of weights on the test split of a config's data set; arguments as of `training.evaluate_run`.
+
+    Raises:
+        UserError: as `load_pretrained` and `training.evaluate_run`, or the weights are of another network than the config's,
+            or for another number of classes.
+    """
+    check(config)
+    tensors, about = read(source)
+    if about and about.model != config.model.name:
+        raise UserError(f"{source} holds {about.model}, and the config asks for {config.model.name}.")
+    config = copy.deepcopy(config)
+    for key, value in (about or foreign(config.model.name, {})).options.items():
+        if key in config.model and config.model[key] is None:
+            config.model[key] = value
+    dataset = load_dataset(config.data)
+    shape = image_shape(dataset.train, config.data)
+    options = {key: value for key, value in config.model.items() if key not in ("name", "dtype") and value is not None}
+    variables = from_pytorch(config.model.name, tensors, shape, **options)
+    classes = variables["params"]["head"]["kernel"].shape[-1]
+    if classes != len(dataset.class_names):
+        raise UserError(
+            f"{source} is for {classes} classes, and the data set {config.data.name!r} has {len(dataset.class_names)}."
+        )
+    choices = {"protocol": protocol, "sides": sides, "exact_statistics": exact_statistics, "on_progress": on_progress}
+    return evaluate_variables(config, variables, shape, lambda data: None, **choices)
