@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -95,6 +96,39 @@ def test_a_run_equals_its_export(trained, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["top1_error"] == error
 
 
+def test_an_exported_program_needs_jax_alone(trained, tmp_path):
+    environment = os.environ | {"XLA_FLAGS": ""}  # with one device, for which there is native code
+    arguments = [f"--workdir={trained / 'run'}", f"--weights={tmp_path / 'digits.stablehlo'}"]
+    subprocess.run([sys.executable, "launch.py", "export", *arguments], check=True, cwd=ROOT, env=environment)
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    program = f"""
+import sys, jax.export, numpy as np
+program = jax.export.deserialize(open({str(tmp_path / "digits.stablehlo")!r}, "rb").read())
+np.save({str(tmp_path / "logits.npy")!r}, program.call(np.load({str(tmp_path / "images.npy")!r})))
+assert "plain56" not in sys.modules and "flax" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, env=environment)
+    module, variables, preprocess = weights.load_pretrained(trained / "run")
+    expected = module.apply(variables, jnp.concatenate([*map(preprocess, images)])).logits
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vgg11_bn", "googlenet_bn", "resnet18", "googlenet"])
+def test_every_family_is_exported_without_native_code(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    shape = (224, 224, 3)
+    model, variables = random_variables(name, shape, {})
+    assert "plain56.Convolution" in jax.jit(model.apply).lower(variables, jnp.zeros((1, *shape))).as_text()
+    about = files.About(name, {}, shape, (0.5,) * 3, (0.5,) * 3)
+    files.write(tmp_path / "weights.safetensors", to_pytorch(name, variables), about)
+    weights.save_pretrained(tmp_path / "program.stablehlo", tmp_path / "weights.safetensors")
+    program = jax.export.deserialize((tmp_path / "program.stablehlo").read_bytes())
+    assert "plain56.Convolution" not in program.mlir_module()
+    assert set(program.platforms) == {"cpu", "cuda", "rocm", "tpu"}
+
+
 def test_a_new_last_layer_for_other_classes(trained):
     _, old, _ = weights.load_pretrained(trained / "run")
     module, variables, preprocess = weights.load_pretrained(trained / "run", num_classes=3)
@@ -169,7 +203,7 @@ def test_weights_for_other_classes_or_another_network_are_not_evaluated(trained,
     assert launch.main(["evaluate", file]) == 2
     assert "--config is missing" in capsys.readouterr().err
     assert launch.main(["export", f"--workdir={trained / 'run'}", "--weights=weights.pth"]) == 2
-    assert "allowed are names that end in .safetensors" in capsys.readouterr().err
+    assert "allowed are names that end in .safetensors and .stablehlo" in capsys.readouterr().err
 
 
 def test_without_pytorch_its_files_are_refused(tmp_path, monkeypatch):

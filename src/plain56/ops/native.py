@@ -1,5 +1,7 @@
 """Convolutions on a CPU by `convolution.cc`, compiled by the machine's own C++ compiler at the first use."""
 
+import contextlib
+import contextvars
 import ctypes
 import functools
 import hashlib
@@ -24,14 +26,27 @@ FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT = "Convolution", "ConvolutionInputGradi
 CHANNEL_SUMS = "ChannelSums"
 
 logger = logging.getLogger(__name__)
+_is_portable = contextvars.ContextVar("portable", default=False)
+
+
+@contextlib.contextmanager
+def portable():
+    """Inside, what is traced needs nothing of ours to run: not the functions of the source."""
+    token = _is_portable.set(True)
+    try:
+        yield
+    finally:
+        _is_portable.reset(token)
 
 
 def lanes():
     """The number of floats in a register, of which output channels must be a multiple; 0 where there is no native convolution.
 
-    That is so off the CPU; where a process has several devices, since XLA would gather what is shared out among them; and where
-    the source cannot be compiled.
+    That is so off the CPU; where a process has several devices, since XLA would gather what is shared out among them; where the
+    source cannot be compiled; and where programs are to be `portable`.
     """
+    if _is_portable.get():
+        return 0
     return load() if jax.default_backend() == "cpu" and jax.device_count() == 1 else 0
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import safetensors
@@ -20,6 +21,7 @@ from plain56.config import check
 from plain56.data import centre, image_shape, load_dataset, normalise, read_picture, resize
 from plain56.errors import UserError
 from plain56.models import create_model, parse_name, resnet
+from plain56.ops.native import portable
 from plain56.training import evaluate_variables
 from plain56.training.loop import load_run
 from plain56.weights.pytorch import from_pytorch, to_pytorch
@@ -195,24 +197,56 @@ def _download(repository):
 
 
 def save_pretrained(path, source):
-    """Writes a run's newest checkpoint as safetensors, by PyTorch's names and with a description.
+    """Writes a trained network, by the name of the file either as weights or as a program.
+
+        .safetensors    tensors by PyTorch's names, and a description
+        .stablehlo      what `jax.export.deserialize(bytes).call(images)` runs on a CPU, GPU or TPU, with JAX alone: uint8
+                        [N, H, W, C] of the network's size to logits float32 [N, classes]
+
+    Args:
+        source: as of `load_pretrained`, of what says which network it holds.
 
     Raises:
-        UserError: no run there, no checkpoint, or a file that cannot be written.
+        UserError: as `load_pretrained`, or a file that cannot be written.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
-        raise UserError(f"{path} is no name for an export; allowed are names that end in .safetensors.")
-    write(path, *_read_run(Path(source)))
+    if path.suffix == ".safetensors":
+        tensors, about = read(source)
+        if about is None:
+            raise UserError(f"{source} does not say which network it holds, and cannot be described.")
+        write(path, tensors, about)
+    elif path.suffix == ".stablehlo":
+        _write(path, lambda part: part.write_bytes(_program(source)))
+    else:
+        raise UserError(f"{path} is no name for an export; allowed are names that end in .safetensors and .stablehlo.")
+
+
+def _program(source):
+    module, variables, _ = load_pretrained(source)
+    _, about = read(source)
+
+    def logits(images):
+        return module.apply(variables, normalise(images, about.mean, about.std)).logits
+
+    batch = jax.export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((*batch, *about.image_shape), jnp.uint8)
+    with portable():
+        return jax.export.export(jax.jit(logits), platforms=("cpu", "cuda", "rocm", "tpu"))(images).serialize()
 
 
 def write(path, tensors, about):
     """Writes tensors by PyTorch's names and an `About` as safetensors; raises UserError where that cannot be."""
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    metadata = {"format": "pt", METADATA: json.dumps(about._asdict())}
+    _write(path, lambda part: safetensors.numpy.save_file(tensors, part, metadata))
+
+
+def _write(path, write_to):
+    """Has a file written whole or not at all."""
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        safetensors.numpy.save_file(tensors, part, {"format": "pt", METADATA: json.dumps(about._asdict())})
+        write_to(part)
         part.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from error
