@@ -24,10 +24,12 @@ from plain56.models import create_model, parse_name, resnet
 from plain56.ops.native import portable
 from plain56.training import evaluate_variables
 from plain56.training.loop import load_run
+from plain56.weights import keras
 from plain56.weights.pytorch import from_pytorch, to_pytorch
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th")
-SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+KERAS_SUFFIX = ".h5"
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES, KERAS_SUFFIX)
 METADATA = "plain56"  # the key of our description in a file's metadata
 # Of ImageNet's RGB values: what foreign weights were trained with, unless they say otherwise.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -55,7 +57,7 @@ def load_pretrained(source, model=None, num_classes=None, **options):
         model: the network's name; needed where the source does not say what it is.
         num_classes: a new last layer for so many classes, drawn with seed 0; None keeps the trained one.
         options: of `create_model`, for foreign weights. Bottlenecks have their stride in the 3×3 convolution unless said
-            otherwise, as torchvision's do.
+            otherwise, as torchvision's do; Keras' are the paper's.
 
     Returns:
         `(module, variables, preprocess)`: `module.apply(variables, preprocess(picture)).logits`, where a picture is a path or
@@ -68,10 +70,10 @@ def load_pretrained(source, model=None, num_classes=None, **options):
     if about is None:
         if model is None:
             raise UserError(f"{source} does not say which network it holds; give its name as model, such as 'resnet50'.")
-        about = foreign(model, options)
+        about = foreign(model, options, is_of_keras(tensors))
     elif model not in (None, about.model) or options:
         raise UserError(f"{source} holds {about.model} with the options {about.options}; neither can be another one.")
-    variables = from_pytorch(about.model, tensors, about.image_shape, **about.options)
+    variables = to_variables(about.model, tensors, about.image_shape, about.options)
     classes = variables["params"]["head"]["kernel"].shape[-1]
     module = create_model(about.model, num_classes or classes, **about.options)
     if num_classes not in (None, classes):
@@ -81,8 +83,28 @@ def load_pretrained(source, model=None, num_classes=None, **options):
     return module, variables, lambda picture: preprocess(picture, about)
 
 
-def foreign(model, options):
+def is_of_keras(tensors):
+    """Whether tensors have Keras' names."""
+    return any("/" in name for name in tensors)
+
+
+def to_variables(model, tensors, image_shape, options):
+    """Our variables of a network from tensors by PyTorch's or Keras' names; raises as `load_pretrained`."""
+    if not is_of_keras(tensors):
+        return from_pytorch(model, tensors, image_shape, **options)
+    if model not in keras.NAMES:
+        raise UserError(f"Weights by Keras' names are read for {', '.join(keras.NAMES)}; the network is {model}.")
+    bias = tensors.get("predictions/bias", np.zeros(2))
+    module = create_model(model, bias.size, **options)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+    return keras.from_keras(model, tensors, shapes)
+
+
+def foreign(model, options, of_keras=False):
     """The `About` of weights that say nothing of themselves."""
+    if of_keras:
+        options = keras.RESNET_OPTIONS | options if parse_name(model)[0] == "resnet" else options
+        return About(model, options, (224, 224, 3), keras.MEAN, keras.STD)
     if parse_name(model)[0] == "resnet" and not _is_small(model, options):
         options = {"bottleneck_stride": "3x3"} | options
     side = 32 if _is_small(model, options) else 224
@@ -125,6 +147,8 @@ def read(source):
         tensors, about = _read_safetensors(path)
     elif path.suffix in TORCH_SUFFIXES:
         tensors, about = _read_torch(path), None
+    elif path.suffix == KERAS_SUFFIX:
+        tensors, about = _read_keras(path), None
     else:
         raise UserError(f"{path} is no file of weights by its name; allowed are names that end in {', '.join(SUFFIXES)}.")
     for name, tensor in tensors.items():
@@ -182,6 +206,27 @@ def _read_torch(path):
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise UserError(f"{path} holds no tensors by name; needed is a state_dict, or a dict with one under 'state_dict'.")
     return {name: tensor.float().numpy() for name, tensor in tensors.items()}
+
+
+def _read_keras(path):
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError(f"{path} is a Keras file, which needs h5py to be read: install the extra 'keras'.") from error
+    tensors = {}
+
+    def add(name, item):
+        # Layers are groups, also in files of whole models; what lies between a layer and its variables is a name once more.
+        if isinstance(item, h5py.Dataset) and not name.startswith("optimizer_weights/"):
+            layer, *_, variable = name.removeprefix("model_weights/").split("/")
+            tensors[f"{layer}/{variable.removesuffix(':0')}"] = item[()]
+
+    try:
+        with h5py.File(path) as file:
+            file.visititems(add)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a Keras file: it is damaged, or something else.") from error
+    return tensors
 
 
 def _download(repository):
@@ -291,13 +336,15 @@ def evaluate_weights(config, source, *, protocol=None, sides=(), exact_statistic
     if about and about.model != config.model.name:
         raise UserError(f"{source} holds {about.model}, and the config asks for {config.model.name}.")
     config = copy.deepcopy(config)
-    for key, value in (about or foreign(config.model.name, {})).options.items():
-        if key in config.model and config.model[key] is None:
-            config.model[key] = value
+    of_keras = is_of_keras(tensors)
+    for key, value in (about or foreign(config.model.name, {}, of_keras)).options.items():
+        section = config.batch_norm if key in config.batch_norm else config.model
+        if section[key] is None:
+            section[key] = value
     dataset = load_dataset(config.data)
     shape = image_shape(dataset.train, config.data)
     options = {key: value for key, value in config.model.items() if key not in ("name", "dtype") and value is not None}
-    variables = from_pytorch(config.model.name, tensors, shape, **options)
+    variables = to_variables(config.model.name, tensors, shape, options)
     classes = variables["params"]["head"]["kernel"].shape[-1]
     if classes != len(dataset.class_names):
         raise UserError(

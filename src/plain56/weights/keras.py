@@ -1,0 +1,79 @@
+"""Keras Applications' names and conventions for our variables: VGG16 and VGG19, ResNet50, 101 and 152.
+
+These networks were trained on blue, green and red values from 0 to 255 with the mean taken off, as Caffe's were. Ours take red,
+green and blue: the first kernel's input channels are turned round, and `MEAN` and `STD` say the rest.
+
+In the ResNets each convolution before a batch norm has a bias, which ours have not. What it adds is taken off again with the
+mean, so it goes into the running mean: mean − bias.
+"""
+
+import re
+
+import numpy as np
+from flax import traverse_util
+
+from plain56.errors import UserError
+
+NAMES = ("resnet50", "resnet101", "resnet152", "vgg16", "vgg19")
+MEAN, STD = (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3
+# As they were published: the stride in the first 1×1 convolution, and batch norm's epsilon.
+RESNET_OPTIONS = {"bottleneck_stride": "1x1", "epsilon": 1.001e-5}
+STEM_AND_HEAD = {"stem_conv": "conv1_conv", "stem_norm": "conv1_bn", "head": "predictions", "fc6": "fc1", "fc7": "fc2"}
+VARIABLES = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
+
+
+def from_keras(name, tensors, shapes):
+    """Our variables from the tensors of a Keras Applications network.
+
+    Args:
+        name: of `NAMES`.
+        tensors: arrays by `LAYER/VARIABLE`, as "conv2_block1_0_bn/gamma".
+        shapes: of our variables, `{"params": …, "batch_stats": …}`.
+
+    Returns:
+        Variables of these shapes, NumPy arrays in float32.
+
+    Raises:
+        UserError: a tensor is missing, left over, or of another shape.
+    """
+    left, variables = dict(tensors), {}
+
+    def take(key, shape):
+        if key not in tensors:
+            raise UserError(f"{key!r} is missing in the tensors for {name} by Keras' names.")
+        tensor = np.asarray(left.pop(key), np.float32)
+        if tensor.shape != shape:
+            raise UserError(f"{key!r} for {name} has shape {tensor.shape}; needed is {shape}.")
+        return tensor
+
+    for path, leaf in traverse_util.flatten_dict({"batch_stats": {}, **shapes}).items():
+        collection, *modules, variable = path
+        stacked = re.fullmatch(r"stage\d", modules[0])
+        pieces = []
+        for block in range(leaf.shape[0]) if stacked else (None,):
+            position = block + (f"{modules[0]}_first" in shapes[collection]) if stacked else 0
+            layer = _layer(modules, position)
+            shape = leaf.shape[1:] if stacked else leaf.shape
+            is_norm = layer.endswith("_bn")
+            piece = take(f"{layer}/{VARIABLES[variable] if is_norm else variable}", shape)
+            if variable == "mean":
+                piece = piece - take(f"{layer.removesuffix('_bn')}_conv/bias", shape)
+            pieces.append(piece)
+        variables[path] = np.stack(pieces) if stacked else pieces[0]
+        if variable == "kernel" and modules[0] in ("stem_conv", "block1_conv1"):
+            variables[path] = variables[path][:, :, ::-1]
+    if left:
+        more = f" and {len(left) - 1} more are" if len(left) > 1 else " is"
+        raise UserError(f"{min(left)!r}{more} left over in the tensors for {name} by Keras' names.")
+    return {"batch_stats": {}, **traverse_util.unflatten_dict(variables)}
+
+
+def _layer(modules, position):
+    """Keras' name for one of our modules; `position` is the block's in its stage."""
+    first, *rest = modules
+    if not rest:
+        return STEM_AND_HEAD.get(first, first)  # VGG's convolutions are named as ours
+    (layer,) = rest
+    kind, number = re.fullmatch(r"(?:shortcut_)?(conv|norm)(\d?)", layer).groups()
+    stage = int(first[len("stage")]) + 1
+    return f"conv{stage}_block{position + 1}_{number or 0}_{'bn' if kind == 'norm' else 'conv'}"
