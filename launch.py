@@ -5,6 +5,7 @@
     python launch.py sweep    --config=configs/sweeps/degradation.py --workdir=runs/degradation
     python launch.py report   --workdir=runs/degradation
     python launch.py describe resnet56        (or --all; any size: --image_size=64 --num_classes=5)
+    python launch.py finetune --config=configs/finetune.py --weights=FILE --workdir=runs/finetuned
     python launch.py export   --workdir=runs/resnet56 --weights=resnet56.safetensors
     python launch.py predict  --weights=resnet56.safetensors picture.png …
 
@@ -41,21 +42,49 @@ FAILED, MISTAKE, INTERRUPTED = 1, 2, 75
 
 
 def train(options, arguments):
+    return _train(options, _required(options, "config"))
+
+
+def finetune(options, arguments):
+    from plain56 import weights
+
+    config, source = _required(options, "config"), _required(options, "weights")
+    config, begin = weights.begin_transfer(config, source, options.model)
+    return _train(options, config, begin)
+
+
+def _train(options, config, begin=None):
     from plain56 import machine, parallel, training
 
-    config, workdir = _required(options, "config"), _required(options, "workdir")
+    workdir = _required(options, "workdir")
     several = _join(options)
     machine.set_up()
+    if begin:
+        _print_trained(training.describe_stages(config), config)
     if several and not parallel.is_first():  # process 0 speaks for all
         logging.getLogger("plain56").setLevel(logging.WARNING)
-        status = training.train(config, workdir)
+        status = training.train(config, workdir, begin=begin)
     else:
         with _progress() as show:
-            status = training.train(config, workdir, lambda share, rate: show(config.model.name, share, rate))
+            status = training.train(config, workdir, lambda share, rate: show(config.model.name, share, rate), begin)
         if status.reason:
             print(f"{status.state}: {status.reason}", file=sys.stderr)
         _print_result(status._asdict())
     return FAILED if status.state == "diverged" else 0
+
+
+def _print_trained(stages, config):
+    """Prints what of a network is trained, and how fast."""
+    rate = config.optimizer.learning_rate
+    shown = [
+        (row.name, f"{row.parameters:,}", f"{row.trained:,}", f"{rate * row.rate:.3g}" if row.trained else "–") for row in stages
+    ]
+    statistics = "stay" if config.transfer.freeze_statistics else "follow the images"
+    _print_numbers(
+        f"{config.model.name} from {config.transfer.weights}: statistics of batch norm {statistics}",
+        ("stage", "parameters", "trained", "learning rate"),
+        shown,
+    )
 
 
 def _join(options):
@@ -363,12 +392,11 @@ SLURM_FLAGS = {
 # The flags that one mode alone has.
 OWNERS = {
     **dict.fromkeys(("protocol", "side", "exact_statistics"), evaluate),
-    "model": predict,
     **dict.fromkeys(("all", "image_size", "num_classes"), describe),
     **dict.fromkeys(("workers", "index", "status", "dry_run", "executor", *SLURM_FLAGS), sweep),
     **dict.fromkeys(("distributed", "coordinator", "num_processes", "process_id"), train),
 }
-MODES = {mode.__name__: mode for mode in (train, evaluate, sweep, report, describe, export, predict)}
+MODES = {mode.__name__: mode for mode in (train, evaluate, sweep, report, describe, finetune, export, predict)}
 
 
 def _print_summary(rows):
@@ -490,9 +518,9 @@ def _define_flags(argv, config=None):
     else:
         config_flags.DEFINE_config_dict("config", config, flag_values=options, lock_config=True, sys_argv=argv)
     flags.DEFINE_string("workdir", None, "directory of the run or sweep", options)
-    weights = "evaluate, predict: a file, a run directory or a Hugging Face repository; export: the file to write"
+    weights = "evaluate, finetune, predict: a file, a run directory or a Hugging Face repository; export: the file to write"
     flags.DEFINE_string("weights", None, weights, options)
-    flags.DEFINE_string("model", None, "predict: the network, where the weights do not say", options)
+    flags.DEFINE_string("model", None, "finetune, predict: the network, where the weights do not say", options)
     flags.DEFINE_boolean("all", False, "describe: all networks as published, in one table", options)
     size = "height and width of the images; as published if left out: 224 for ImageNet, 32 for CIFAR-10"
     flags.DEFINE_integer("image_size", None, f"describe: {size}", 1, flag_values=options)
@@ -607,8 +635,10 @@ def run(mode, argv, usage=__doc__):
             experiment = mode not in MODES.values() and name == "workers"
             if options[name].present and mode is not owner and not experiment:
                 raise UserError(f"--{name} belongs to launch.py {owner.__name__}, and is not allowed here.")
-        if options.weights and mode not in (evaluate, export, predict):
-            raise UserError("--weights belongs to launch.py evaluate, export and predict, and is not allowed here.")
+        if options.weights and mode not in (evaluate, finetune, export, predict):
+            raise UserError("--weights belongs to launch.py evaluate, finetune, export and predict, and is not allowed here.")
+        if options.model and mode not in (finetune, predict):
+            raise UserError("--model belongs to launch.py finetune and predict, and is not allowed here.")
         if arguments and mode not in (describe, predict):
             raise UserError(f"{arguments[0]!r} is not understood; allowed are flags such as --workdir=FOLDER (see --help).")
         return mode(options, arguments) or 0

@@ -89,6 +89,14 @@ def get_config():
     config.train.evaluate_train_every = 0  # error on the whole training split without augmentation, also at the end; 0: never
     config.train.checkpoint_every = 1_000
 
+    config.transfer = ConfigDict()  # what fine-tuning chooses
+    config.transfer.weights = ""  # where the run began, written by `launch.py finetune`
+    # Names of stages and layers that stay as they are, such as ("stem", "stage[12]"); ("*",) is all but the last layer.
+    config.transfer.freeze = ()
+    config.transfer.freeze_scales = False  # batch norm's scales and biases stay
+    config.transfer.freeze_statistics = False  # batch norm normalises by its running statistics, which stay
+    config.transfer.rate_factor = 1.0  # each stage's learning rate is this times that of the stage after it
+
     config.optimizer = ConfigDict()  # SGD
     config.optimizer.learning_rate = 0.1
     config.optimizer.momentum = 0.9

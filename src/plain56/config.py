@@ -48,6 +48,11 @@ RULES = {
     "train.evaluate_every": POSITIVE,
     "train.evaluate_train_every": NOT_NEGATIVE,
     "train.checkpoint_every": POSITIVE,
+    "transfer.freeze": (
+        lambda values: all(isinstance(value, str) for value in values),
+        "names of stages and layers, or patterns",
+    ),
+    "transfer.rate_factor": (lambda value: 0 < value <= 1, "numbers above 0 up to 1"),
     "optimizer.learning_rate": POSITIVE,
     "optimizer.momentum": FRACTION,
     "optimizer.weight_decay": NOT_NEGATIVE,

@@ -31,13 +31,15 @@ class Numerics(NamedTuple):
     The running statistics follow Flax: `new = momentum · old + (1 − momentum) · batch` (PyTorch's momentum is one minus this),
     with the biased variance (PyTorch keeps the unbiased one, which is n / (n − 1) times that).
     Parameters and statistics are kept in float32, or in float64 where `dtype` is that. Where every device computes for itself,
-    `axis_name` names the axis of the devices whose images form a batch; None: each device's own.
+    `axis_name` names the axis of the devices whose images form a batch; None: each device's own. With `fixed_statistics` training
+    normalises by the running statistics, too, and leaves them alone.
     """
 
     dtype: Any = jnp.float32
     momentum: float = 0.9
     epsilon: float = 1e-5
     axis_name: str | None = None
+    fixed_statistics: bool = False
 
     @property
     def parameter_dtype(self):
@@ -113,7 +115,7 @@ class BatchNorm(nn.Module):
         if self.is_mutable_collection("moments") and not self.is_initializing():
             self.put_variable("moments", "mean", jnp.mean(x, axis=(0, 1, 2), dtype=dtype))
             self.put_variable("moments", "var", jnp.var(x, axis=(0, 1, 2), dtype=dtype))
-        if not self.train:
+        if not self.train or self.numerics.fixed_statistics:
             factor = lax.rsqrt(variance.value + self.numerics.epsilon) * scale
             return ops.affine(x, mean.value, factor, bias).astype(x.dtype)
         y, *batch = ops.batch_norm(x, scale, bias, self.numerics.epsilon, self.numerics.axis_name)

@@ -7,6 +7,7 @@ import zlib
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from plain56 import machine, parallel
@@ -25,6 +26,7 @@ from plain56.training.evaluate import evaluate, evaluate_batch, measure_moments
 from plain56.training.schedules import make_schedule
 from plain56.training.state import create_train_state, make_optimizer
 from plain56.training.step import Totals, streamed_step, train_step, train_steps
+from plain56.training.transfer import describe, is_trained
 
 
 class Experiment(NamedTuple):
@@ -59,6 +61,16 @@ def load(config):
     return dataset
 
 
+def describe_stages(config):
+    """The `transfer.Stage`s of a config's network: what of it is trained, and how fast. Raises as `load`."""
+    dataset = load(config)
+    return _stages(config, build_model(config, len(dataset.class_names)), image_shape(dataset.train, config.data))
+
+
+def _stages(config, model, shape):
+    return describe(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))["params"], config.transfer)
+
+
 def _seeds_are_spread(config, mesh):
     """Whether each device trains some of the networks, and not a part of each one's batches.
 
@@ -84,7 +96,8 @@ def prepare(config):
     parallel.check_same(data)
     model = build_model(config, len(dataset.class_names))
     schedule = make_schedule(config.optimizer, config.train.steps)
-    optimizer = make_optimizer(config.optimizer, schedule)
+    optimizer = make_optimizer(config.optimizer, schedule, config.transfer.rate_factor)
+    _stages(config, model, shape)
     everywhere, spread = parallel.replicated(mesh), _seeds_are_spread(config, mesh)
     placed = parallel.spread(mesh) if spread else everywhere
     compile_ = functools.partial(jax.jit, out_shardings=placed, compiler_options=machine.compiler_options())
@@ -195,9 +208,14 @@ def _step_options(config, model, optimizer, mesh):
     """
     apart = not _seeds_are_spread(config, mesh) and (config.parallelism == "pmap" or not config.batch_norm.sync)
     axis_name = parallel.DATA_AXIS if apart else None
-    norm_axis = axis_name if config.batch_norm.sync else None
+    statistics = {
+        "axis_name": axis_name if config.batch_norm.sync else None,
+        "fixed_statistics": config.transfer.freeze_statistics,
+    }
+    numerics = model.numerics._replace(**statistics)
     return axis_name, {
-        "model": model.clone(numerics=model.numerics._replace(axis_name=norm_axis)),
+        "model": model.clone(numerics=numerics),
+        "is_trained": is_trained(config.transfer),
         "optimizer": optimizer,
         "label_smoothing": config.train.label_smoothing,
         "accumulate": config.train.accumulate,
@@ -243,7 +261,8 @@ def _for_each_network(config, mesh):
 
 def initial_state(model, optimizer, config, image_shape):
     """State and totals before the first step, of all networks that are trained together."""
-    of_seed = for_each_seed(config)(lambda seed: (create_train_state(model, optimizer, seed, image_shape), Totals.zero()))
+    shared = {"image_shape": image_shape, "is_trained": is_trained(config.transfer)}
+    of_seed = for_each_seed(config)(lambda seed: (create_train_state(model, optimizer, seed, **shared), Totals.zero()))
     return of_seed(_seeds(config))
 
 

@@ -53,7 +53,7 @@ class Trained(NamedTuple):
     image_shape: tuple[int, int, int]
 
 
-def train(config, workdir, on_progress=lambda share, images_per_second: None):
+def train(config, workdir, on_progress=lambda share, images_per_second: None, begin=None):
     """Trains a run to its end, or to `train.stop_after`, going on from its last checkpoint.
 
     Killed at any moment and called again, it ends with the same bits on the same devices, and with every record once.
@@ -63,6 +63,7 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None):
         workdir: the run directory, new or to be continued.
         on_progress: called after each compiled call with the share done, in [0, 1], of the steps that this call began with,
             and the rate of the newest steps, 0 where it is not known yet.
+        begin: `params, batch_stats -> params, batch_stats` of the same shapes, for the beginning of a new run.
 
     Returns:
         The run's `Status`: "finished", "diverged" (a loss, parameter or statistic became non-finite; the history and the last
@@ -85,9 +86,14 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None):
         parallel.together(lambda: load(decided))
         experiment = prepare(decided)
         parallel.on_first(lambda: _check_data(run, experiment.data))
-        warm = config.train.warm_start and not parallel.on_first(lambda: _has_checkpoint(run))
+        warm = (config.train.warm_start or begin) and not parallel.on_first(lambda: _has_checkpoint(run))
         if warm:
-            experiment = _warm_start(config, experiment)
+            begin = begin or _warm_start(config)
+            state, totals = experiment.initial
+            begun = for_each_seed(config)(begin)(state.params, state.batch_stats)
+            places = jax.tree.map(lambda leaf: leaf.sharding, (state.params, state.batch_stats))
+            params, batch_stats = jax.device_put(begun, places)
+            experiment = experiment._replace(initial=(state.replace(params=params, batch_stats=batch_stats), totals))
         parallel.on_first(lambda: _write_beginning(run, config, experiment.data))
         try:
             with closing(checkpoints.open_checkpoints(run.checkpoints)) as manager:
@@ -192,7 +198,7 @@ def load_run(path):
         )
     image_shape = tuple(data["image_shape"])
     model = build_model(config, len(data["class_names"]))
-    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.steps))
+    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.steps), config.transfer.rate_factor)
     shapes = jax.eval_shape(lambda: initial_state(model, optimizer, saved, image_shape))
     everywhere = parallel.replicated(parallel.data_mesh())
     shapes = jax.tree.map(lambda shape: shape.update(sharding=everywhere), shapes)
@@ -203,28 +209,25 @@ def load_run(path):
     return Trained(config, model, state, image_shape)
 
 
-def _warm_start(config, experiment):
-    """The experiment, begun with the layers that its network shares with that of the run `train.warm_start`.
+def _warm_start(config):
+    """What begins a run with the layers that its network shares with that of the run `train.warm_start`.
 
     All of them: Simonyan & Zisserman 2014, section 3.1, began deeper networks with the first four convolutions and the
     fully-connected layers of VGG-11, and drew the others anew.
     """
     source = parallel.together(lambda: load_run(config.train.warm_start))
-    state, totals = experiment.initial
-    layers = []
 
-    def copied(params, batch_stats):
-        params, layers[:] = copy_layers(params, source.state.params)
+    def begin(params, batch_stats):
+        params, layers = copy_layers(params, source.state.params)
+        if not layers:
+            raise UserError(
+                f"train.warm_start is {config.train.warm_start!r}, whose network {source.config.model.name} shares no layer of "
+                f"the same name and shape with {config.model.name}."
+            )
+        logger.info("From step %d of %s: %s.", source.state.step, config.train.warm_start, ", ".join(layers))
         return params, copy_layers(batch_stats, source.state.batch_stats)[0]
 
-    params, batch_stats = for_each_seed(config)(copied)(state.params, state.batch_stats)
-    if not layers:
-        raise UserError(
-            f"train.warm_start is {config.train.warm_start!r}, whose network {source.config.model.name} shares no layer of "
-            f"the same name and shape with {config.model.name}."
-        )
-    logger.info("From step %d of %s: %s.", source.state.step, config.train.warm_start, ", ".join(layers))
-    return experiment._replace(initial=(state.replace(params=params, batch_stats=batch_stats), totals))
+    return begin
 
 
 def _warn_if_stuck(loss, labels, num_classes, step):

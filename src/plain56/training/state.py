@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct, traverse_util
 
+from plain56.training.transfer import scale_by_stage, split
+
 
 class TrainState(struct.PyTreeNode):
     """Parameters, batch statistics ({} without batch norm) and optimiser state after `step` updates (int32)."""
@@ -17,8 +19,10 @@ class TrainState(struct.PyTreeNode):
     optimizer_state: Any
 
 
-def make_optimizer(options, schedule):
+def make_optimizer(options, schedule, rate_factor=1.0):
     """SGD with momentum, v ← momentum · v + (gradient + weight_decay · w), w ← w − learning rate · v.
+
+    Each stage's learning rate is `rate_factor` times that of the stage after it, see `transfer`.
 
     Weight decay is L2 inside the gradient, before momentum. It acts on kernels; with `decay_all` on every parameter, as in
     Caffe. Kernels are told by name: stacked blocks give biases and batch-norm scales a second axis.
@@ -27,6 +31,7 @@ def make_optimizer(options, schedule):
     return optax.chain(
         optax.add_decayed_weights(options.weight_decay, mask),
         optax.sgd(schedule, momentum=options.momentum),
+        *([] if rate_factor == 1 else [scale_by_stage(rate_factor)]),
     )
 
 
@@ -49,12 +54,14 @@ def _layers(flat):
     return layers
 
 
-def create_train_state(model, optimizer, seed, image_shape):
+def create_train_state(model, optimizer, seed, image_shape, is_trained=None):
     """Initial state, a pure function of the seed.
 
     Args:
         image_shape: `(H, W, C)`.
+        is_trained: of `transfer.is_trained`; the optimiser has no state for the other parameters.
     """
     variables = model.init(jax.random.key(seed), jnp.zeros((1, *image_shape)))
     params = variables["params"]
-    return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), optimizer.init(params))
+    trained = params if is_trained is None else traverse_util.unflatten_dict(split(params, is_trained)[0])
+    return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), optimizer.init(trained))

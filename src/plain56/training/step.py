@@ -5,10 +5,11 @@ import operator
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
+from flax import struct, traverse_util
 
 from plain56.data import DROPOUT_STREAM, augmented, stream_key, train_batch, visiting_order
 from plain56.training.state import TrainState
+from plain56.training.transfer import split
 
 # Szegedy et al. 2014, section 5: "the losses of the auxiliary classifiers were weighted by 0.3".
 AUXILIARY_WEIGHT = 0.3
@@ -54,7 +55,7 @@ def count(losses, logits, labels, mask):
     )
 
 
-def train_step(state, batch, *, model, optimizer, seed, label_smoothing=0.0, accumulate=1, axis_name=None):
+def train_step(state, batch, *, model, optimizer, seed, label_smoothing=0.0, accumulate=1, axis_name=None, is_trained=None):
     """One update: `(state, batch) -> (state, totals)`. The totals describe the state before the update, in training mode.
 
     Auxiliary heads add 0.3 times their loss to what is minimised; the totals are the last layer's alone. Dropout is a pure
@@ -67,15 +68,21 @@ def train_step(state, batch, *, model, optimizer, seed, label_smoothing=0.0, acc
             statistics take the mean of the parts'. Part k has the slots k, k + accumulate, …
         axis_name: of the devices that call this each with a share of the batch. All make the same update, by the gradient of
             the whole batch; running statistics take the mean of the devices'. A device draws its own dropout.
+        is_trained: of `transfer.is_trained`: the other parameters have no gradient, and stay.
     """
+    moving, fixed = (state.params, {}) if is_trained is None else split(state.params, is_trained)
+    moving = traverse_util.unflatten_dict(moving) if fixed else moving
     examples = jnp.sum(batch.mask)
     key = stream_key(seed, DROPOUT_STREAM, state.step)
     if axis_name:
         examples = jax.lax.psum(examples, axis_name)
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 
-    def loss_fn(params, part, key):
-        variables = {"params": params, "batch_stats": state.batch_stats}
+    def whole(moving):
+        return traverse_util.unflatten_dict(fixed | traverse_util.flatten_dict(moving)) if fixed else moving
+
+    def loss_fn(moving, part, key):
+        variables = {"params": whole(moving), "batch_stats": state.batch_stats}
         output, changes = model.apply(variables, part.images, train=True, mutable=["batch_stats"], rngs={"dropout": key})
         losses = example_losses(output.logits, part.labels, label_smoothing)
         auxiliary = [example_losses(logits, part.labels, label_smoothing) for logits in output.auxiliary_logits]
@@ -84,13 +91,13 @@ def train_step(state, batch, *, model, optimizer, seed, label_smoothing=0.0, acc
         return loss, (changes.get("batch_stats", {}), count(losses, output.logits, part.labels, part.mask))
 
     gradient_fn = jax.grad(loss_fn, has_aux=True)
-    gradients, (batch_stats, totals) = _sum_over_parts(gradient_fn, state.params, batch, key, accumulate)
+    gradients, (batch_stats, totals) = _sum_over_parts(gradient_fn, moving, batch, key, accumulate)
     batch_stats = jax.tree.map(lambda total: total / accumulate, batch_stats)
     if axis_name:
         gradients, totals = jax.lax.psum((gradients, totals), axis_name)
         batch_stats = jax.lax.pmean(batch_stats, axis_name)
-    updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, moving)
+    params = whole(optax.apply_updates(moving, updates))
     return TrainState(state.step + 1, params, batch_stats, optimizer_state), totals
 
 

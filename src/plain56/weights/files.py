@@ -24,6 +24,7 @@ from plain56.models import create_model, parse_name, resnet
 from plain56.ops.native import portable
 from plain56.training import evaluate_variables
 from plain56.training.loop import load_run
+from plain56.training.transfer import stage_of
 from plain56.weights import keras
 from plain56.weights.pytorch import from_pytorch, to_pytorch
 
@@ -295,6 +296,56 @@ def _write(path, write_to):
         part.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def begin_transfer(config, source, model=None):
+    """A config for training weights further on its data set, and what begins the run.
+
+    The network and the normalisation of images become those of the weights, and images have their size unless the config says
+    another.
+
+    Args:
+        source, model: as of `load_pretrained`.
+
+    Returns:
+        The config, and `begin` of `training.train`: it replaces all layers but the last ones, which stay as they are drawn.
+
+    Raises:
+        UserError: as `load_pretrained`.
+    """
+    tensors, about = read(source)
+    config = copy.deepcopy(config)
+    about = about or foreign(model or config.model.name, {}, is_of_keras(tensors))
+    if model not in (None, about.model):
+        raise UserError(f"{source} holds {about.model}; it cannot be {model}.")
+    config.model.name = about.model
+    for key, value in about.options.items():
+        section = config.batch_norm if key in config.batch_norm else config.model
+        if key in section and key != "dtype":
+            section[key] = value
+    config.data.mean, config.data.std = about.mean, about.std
+    config.data.image_size = config.data.image_size or about.image_shape[0]
+    config.transfer.weights = str(source)
+    trained = to_variables(about.model, tensors, about.image_shape, about.options)
+
+    def begin(params, batch_stats):
+        new = {"params": params, "batch_stats": batch_stats}
+        for collection, layers in new.items():
+            for name, layer in layers.items():
+                if stage_of(name) != "head":
+                    _check_same_shapes(source, name, layer, trained[collection].get(name, {}))
+        kept = {name: layer for name, layer in params.items() if stage_of(name) == "head"}
+        statistics = {name: layer for name, layer in batch_stats.items() if stage_of(name) == "head"}
+        body = {name: layer for name, layer in trained["params"].items() if stage_of(name) != "head"}
+        moments = {name: layer for name, layer in trained["batch_stats"].items() if stage_of(name) != "head"}
+        return jax.tree.map(jnp.asarray, (body | kept, moments | statistics))
+
+    return config, begin
+
+
+def _check_same_shapes(source, name, layer, trained):
+    if jax.tree.map(jnp.shape, layer) != jax.tree.map(jnp.shape, trained):
+        raise UserError(f"The layer {name} in {source} has other shapes than the config's network; needed are the same.")
 
 
 def predict(source, pictures, model=None):

@@ -1,0 +1,27 @@
+"""Training a network further on a small data set: `launch.py finetune`.
+
+    python launch.py finetune --config=configs/finetune.py --weights=timm/resnet50.tv_in1k --model=resnet50 \\
+        --config.data.name=folder:PATH --workdir=runs/finetuned
+
+The last layer is drawn anew, with as many outputs as the data set has classes. --config.transfer.freeze="('*',)" trains it alone,
+"('stem','stage[12]')" all but the first stages, and --config.transfer.rate_factor=0.5 halves the learning rate from each stage to
+the one before it. The rest is usual practice, of no paper: a small rate, falling as a cosine, and crops that keep most of a
+picture.
+"""
+
+from configs import base
+
+
+def get_config():
+    config = base.get_config()
+    config.model.name = "resnet50"
+    config.data.name = ""
+    config.data.augment.pad = 0
+    config.data.augment.area = (0.35, 1.0)
+    config.train.steps = 1_000
+    config.train.batch_size = 32
+    config.train.evaluate_every = config.train.checkpoint_every = 250
+    config.optimizer.learning_rate = 0.01
+    config.optimizer.schedule.name = "cosine"
+    config.optimizer.schedule.warmup_steps = 50
+    return config

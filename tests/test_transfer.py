@@ -1,0 +1,180 @@
+"""What is frozen stays, and has neither gradient nor optimiser state; what is not learns at its stage's rate."""
+
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+import launch
+from configs import digits
+from plain56 import runs, training, weights
+from plain56.data import Batch
+from plain56.errors import UserError
+from plain56.models import create_model, list_models
+from plain56.training import transfer
+from plain56.training.loop import load_run
+from plain56.training.state import create_train_state, make_optimizer
+from plain56.training.step import train_step
+
+ROOT = Path(__file__).parent.parent
+
+
+def options(**changes):
+    return ConfigDict({"freeze": (), "freeze_scales": False, "freeze_statistics": False, "rate_factor": 1.0, **changes})
+
+
+def params_of(name, side=224, **choices):
+    model = create_model(name, 10, **choices)
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))["params"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resnet18", ["stem", "stage1", "stage2", "stage3", "stage4", "head"]),
+        ("plain20", ["stem", "stage1", "stage2", "stage3", "head"]),
+        ("vgg16_bn", ["block1", "block2", "block3", "block4", "block5", "fc6", "fc7", "head"]),
+        ("googlenet", ["stem", "inception3", "inception4", "inception5", "head"]),
+    ],
+)
+def test_stages_hold_every_parameter_once(name, expected):
+    params = params_of(name)
+    rows = transfer.describe(params, options(rate_factor=0.5))
+    assert [row.name for row in rows] == expected
+    assert sum(row.parameters for row in rows) == sum(row.trained for row in rows) == sum(x.size for x in jax.tree.leaves(params))
+    assert [row.rate for row in rows] == [0.5**i for i in reversed(range(len(rows)))]
+
+
+@pytest.mark.slow
+def test_every_network_has_stages():
+    for name in list_models("*"):
+        assert transfer.describe(params_of(name), options())[-1].name == "head"
+
+
+def step_with(chosen, momentum=0.9, **choices):
+    """State before and after one step of a small network, whose statistics and gradients matter."""
+    model = create_model("resnet8", 10, widths=(4, 4, 8), **choices)
+    model = model.clone(numerics=model.numerics._replace(fixed_statistics=chosen.freeze_statistics))
+    settings = ConfigDict({"momentum": momentum, "weight_decay": 0.01, "decay_all": True})
+    optimizer = make_optimizer(settings, lambda step: 0.1, chosen.rate_factor)
+    decide = transfer.is_trained(chosen)
+    state = jax.jit(lambda: create_train_state(model, optimizer, 0, (8, 8, 1), decide))()
+    images = jax.random.normal(jax.random.key(1), (8, 8, 8, 1)) * 2 + 1
+    batch = Batch(images, jnp.arange(8, dtype=jnp.int32), jnp.ones(8, bool))
+    step = jax.jit(functools.partial(train_step, model=model, optimizer=optimizer, seed=0, is_trained=decide))
+    return state, step(state, batch)[0], step.lower(state, batch).cost_analysis()["flops"]
+
+
+def changed(before, after):
+    """The paths of the parameters that are not the same."""
+    before, after = (traverse_util.flatten_dict(state.params) for state in (before, after))
+    return {path for path in before if not np.array_equal(before[path], after[path])}
+
+
+def test_what_is_frozen_stays():
+    before, after, flops = step_with(options(freeze=("stem", "stage[12]*")))
+    assert {path[0] for path in changed(before, after)} == {"stage3_first", "head"}
+    traced = [leaf.size for leaf in jax.tree.leaves(after.optimizer_state) if leaf.ndim]
+    trained, _ = transfer.split(before.params, transfer.is_trained(options(freeze=("stem", "stage[12]*"))))
+    assert sum(traced) == sum(leaf.size for leaf in trained.values())
+    everything = step_with(options())
+    assert {path[0] for path in changed(*everything[:2])} == set(before.params)
+    # Decay acts on nothing that is frozen, and no gradient of it is computed.
+    assert flops < 0.7 * everything[2]
+    assert {path[0] for path in changed(*step_with(options(freeze=("*",)))[:2])} == {"head"}
+
+
+@pytest.mark.slow
+def test_scales_and_statistics_are_frozen_apart():
+    before, after, _ = step_with(options(freeze_scales=True))
+    assert not any("norm" in path[-2] for path in changed(before, after))
+    assert {path[-1] for path in changed(before, after)} == {"kernel", "bias"}  # the last layer's bias
+    assert not jax.tree.all(jax.tree.map(np.array_equal, before.batch_stats, after.batch_stats))
+    before, after, _ = step_with(options(freeze_statistics=True))
+    assert jax.tree.all(jax.tree.map(np.array_equal, before.batch_stats, after.batch_stats))
+    assert any("norm" in path[-2] for path in changed(before, after))
+
+
+def test_stages_learn_at_their_rates():
+    (start, one, _), (_, other, _) = step_with(options()), step_with(options(rate_factor=0.5))
+    multiples = {"stem": 1 / 16, "stage1": 1 / 8, "stage2": 1 / 4, "stage3": 1 / 2, "head": 1}
+    start, one, other = (traverse_util.flatten_dict(state.params) for state in (start, one, other))
+    for path in start:
+        expected = (one[path] - start[path]) * multiples[transfer.stage_of(path[0])]
+        np.testing.assert_allclose(other[path] - start[path], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_patterns_have_to_fit():
+    with pytest.raises(UserError, match="transfer.freeze has 'stage9', which is no part of the network; its stages are stem, "):
+        transfer.describe(params_of("resnet18"), options(freeze=("stem", "stage9")))
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A network that knows the digits, as weights."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    config = digits.get_config("resnet8")
+    config.train.steps, config.train.evaluate_every, config.train.checkpoint_every = 120, 120, 120
+    config.optimizer.schedule.warmup_steps = 12
+    training.train(config, folder / "run")
+    weights.save_pretrained(folder / "digits.safetensors", folder / "run")
+    return folder
+
+
+def finetuned(folder, workdir, capsys, *flags):
+    arguments = [
+        "--config=configs/digits.py",
+        "--config.train.steps=30",
+        "--config.train.evaluate_every=30",
+        "--config.train.checkpoint_every=15",
+        "--config.optimizer.schedule.warmup_steps=3",
+        "--config.data.examples_per_class=10",
+        "--config.train.batch_size=50",
+        *flags,
+        f"--workdir={workdir}",
+    ]
+    status = launch.main(["finetune", *arguments, f"--weights={folder / 'digits.safetensors'}"])
+    return status, capsys.readouterr()
+
+
+def test_a_new_last_layer_learns_on_a_trained_network(pretrained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    flags = ["--config.transfer.freeze=('*',)", "--config.transfer.freeze_statistics=True"]
+    status, captured = finetuned(pretrained, tmp_path / "run", capsys, *flags)
+    assert status == 0 and json.loads(captured.out.splitlines()[-1])["state"] == "finished"
+    assert "statistics of batch norm stay" in captured.out and "stage3" in captured.out
+    before, after = load_run(pretrained / "run").state, load_run(tmp_path / "run").state
+    assert {path[0] for path in changed(before, after)} == {"head"}
+    assert jax.tree.all(jax.tree.map(np.array_equal, before.batch_stats, after.batch_stats))
+    assert runs.Run(tmp_path / "run").metrics("test")[-1]["top1_error"] < 0.2
+    config = runs.Run(tmp_path / "run").config()
+    assert config["model"]["name"] == "resnet8" and config["transfer"]["weights"].endswith("digits.safetensors")
+
+
+@pytest.mark.slow
+def test_a_finetuned_run_goes_on_with_the_same_bits(pretrained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    flags = ["--config.transfer.freeze=('stem',)", "--config.transfer.rate_factor=0.7"]
+    assert finetuned(pretrained, tmp_path / "whole", capsys, *flags)[0] == 0
+    assert finetuned(pretrained, tmp_path / "cut", capsys, *flags, "--config.train.stop_after=15")[0] == 0
+    assert finetuned(pretrained, tmp_path / "cut", capsys, *flags)[0] == 0
+    jax.tree.map(np.testing.assert_array_equal, *(load_run(tmp_path / name).state for name in ("whole", "cut")))
+
+
+def test_mistakes(pretrained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    status, captured = finetuned(pretrained, tmp_path / "run", capsys, "--config.transfer.freeze=('stage7',)")
+    assert status == 2 and "transfer.freeze has 'stage7'" in captured.err
+    status, captured = finetuned(pretrained, tmp_path / "run", capsys, "--model=resnet14")
+    assert status == 2 and "holds resnet8; it cannot be resnet14" in captured.err
+    assert launch.main(["finetune", "--config=configs/digits.py", f"--workdir={tmp_path / 'run'}"]) == 2
+    assert "--weights is missing" in capsys.readouterr().err
+    assert launch.main(["train", "--config=configs/digits.py", "--weights=x", f"--workdir={tmp_path / 'run'}"]) == 2
+    assert "--weights belongs to launch.py evaluate, finetune" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
