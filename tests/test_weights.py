@@ -16,6 +16,7 @@ import safetensors.numpy
 
 import launch
 from plain56 import runs, training, weights
+from plain56.data import read_picture
 from plain56.errors import UserError
 from plain56.machine import cache_folder
 from plain56.models import create_model
@@ -296,3 +297,29 @@ def test_a_hostile_or_damaged_pytorch_file_is_refused(torch, tmp_path):
         with pytest.raises(UserError, match=message):
             weights.load_pretrained(tmp_path / name, "resnet8")
     assert not (tmp_path / "hostile").exists()
+
+
+def test_pictures_of_every_kind_are_read_by_what_they_are(tmp_path):
+    from PIL import Image
+
+    smooth = Image.fromarray(np.linspace(0, 255, 32 * 32 * 3).reshape(32, 32, 3).astype(np.uint8))
+    smooth.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    smooth.convert("L").save(tmp_path / "grey.jpg", quality=95)
+    smooth.save(tmp_path / "picture.gif")
+    (tmp_path / "picture.gif").rename(tmp_path / "gif.jpg")
+    for name in ("cmyk.jpg", "grey.jpg", "gif.jpg"):
+        with Image.open(tmp_path / name) as image:
+            expected = np.asarray(image.convert("RGB")).astype(int)
+        np.testing.assert_allclose(read_picture(tmp_path / name, 3), expected, atol=2, err_msg=name)
+    (tmp_path / "page.jpg").write_text("<html>not found</html>")
+    with pytest.raises(UserError, match="page.jpg is no picture that can be read"):
+        read_picture(tmp_path / "page.jpg", 3)
+    with pytest.raises(UserError, match="absent.jpg cannot be read: No such file"):
+        read_picture(tmp_path / "absent.jpg", 3)
+
+
+def test_a_thousand_classes_are_imagenets():
+    names = files._class_names(None, 1000)
+    assert len(names) == 1000
+    # Well-known places in the usual order.
+    assert [names[i] for i in (0, 207, 281, 817, 999)] == ["tench", "golden retriever", "tabby", "sports car", "toilet tissue"]

@@ -34,6 +34,7 @@ SUFFIXES = (".safetensors", *TORCH_SUFFIXES, KERAS_SUFFIX)
 METADATA = "plain56"  # the key of our description in a file's metadata
 # Of ImageNet's RGB values: what foreign weights were trained with, unless they say otherwise.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_CLASSES = Path(__file__).with_name("imagenet_classes.txt")  # a line each, in the usual order
 # Pictures are resized to 256 pixels for networks of 224 in the ImageNet form (He et al. 2015, section 3.4), and so on.
 RESIZED = 256 / 224
 
@@ -364,7 +365,7 @@ def predict(source, pictures, model=None):
     results = []
     for picture in pictures:
         probabilities = np.asarray(apply(variables, preprocessed(picture)))
-        names = about.class_names if about and about.class_names else [str(i) for i in range(len(probabilities))]
+        names = _class_names(about, len(probabilities))
         best = np.argsort(-probabilities, kind="stable")[:5]
         results.append(
             {
@@ -373,6 +374,15 @@ def predict(source, pictures, model=None):
             }
         )
     return results
+
+
+def _class_names(about, count):
+    """The classes' names: the weights', ImageNet's where there are a thousand, or numbers."""
+    if about and about.class_names:
+        return about.class_names
+    if count == 1000:
+        return IMAGENET_CLASSES.read_text().splitlines()
+    return [str(i) for i in range(count)]
 
 
 def evaluate_weights(config, source, *, protocol=None, sides=(), exact_statistics=False, on_progress=lambda share: None):
