@@ -42,25 +42,24 @@ FAILED, MISTAKE, INTERRUPTED = 1, 2, 75
 
 
 def train(options, arguments):
-    return _train(options, _required(options, "config"))
+    return _train(options)
 
 
 def finetune(options, arguments):
-    from plain56 import weights
-
-    config, source = _required(options, "config"), _required(options, "weights")
-    config, begin = weights.begin_transfer(config, source, options.model)
-    return _train(options, config, begin)
+    return _train(options, _required(options, "weights"))
 
 
-def _train(options, config, begin=None):
+def _train(options, source=None):
+    """Trains a run, from weights where a source of them is given."""
     from plain56 import machine, parallel, training
 
-    workdir = _required(options, "workdir")
+    config, workdir, begin = _required(options, "config"), _required(options, "workdir"), None
     several = _join(options)
     machine.set_up()
-    if begin:
-        _print_trained(training.describe_stages(config), config)
+    if source:
+        from plain56 import weights
+
+        config, begin = parallel.together(lambda: weights.begin_transfer(config, source, options.model))
     if several and not parallel.is_first():  # process 0 speaks for all
         logging.getLogger("plain56").setLevel(logging.WARNING)
         status = training.train(config, workdir, begin=begin)
@@ -71,20 +70,6 @@ def _train(options, config, begin=None):
             print(f"{status.state}: {status.reason}", file=sys.stderr)
         _print_result(status._asdict())
     return FAILED if status.state == "diverged" else 0
-
-
-def _print_trained(stages, config):
-    """Prints what of a network is trained, and how fast."""
-    rate = config.optimizer.learning_rate
-    shown = [
-        (row.name, f"{row.parameters:,}", f"{row.trained:,}", f"{rate * row.rate:.3g}" if row.trained else "–") for row in stages
-    ]
-    statistics = "stay" if config.transfer.freeze_statistics else "follow the images"
-    _print_numbers(
-        f"{config.model.name} from {config.transfer.weights}: statistics of batch norm {statistics}",
-        ("stage", "parameters", "trained", "learning rate"),
-        shown,
-    )
 
 
 def _join(options):
@@ -389,12 +374,14 @@ SLURM_FLAGS = {
     "minutes": "time",
     "parallel": "array_parallelism",
 }
-# The flags that one mode alone has.
+# The flags that some modes alone have.
 OWNERS = {
-    **dict.fromkeys(("protocol", "side", "exact_statistics"), evaluate),
-    **dict.fromkeys(("all", "image_size", "num_classes"), describe),
-    **dict.fromkeys(("workers", "index", "status", "dry_run", "executor", *SLURM_FLAGS), sweep),
-    **dict.fromkeys(("distributed", "coordinator", "num_processes", "process_id"), train),
+    **dict.fromkeys(("protocol", "side", "exact_statistics"), (evaluate,)),
+    **dict.fromkeys(("all", "image_size", "num_classes"), (describe,)),
+    **dict.fromkeys(("workers", "index", "status", "dry_run", "executor", *SLURM_FLAGS), (sweep,)),
+    **dict.fromkeys(("distributed", "coordinator", "num_processes", "process_id"), (train, finetune)),
+    "weights": (evaluate, finetune, export, predict),
+    "model": (finetune, predict),
 }
 MODES = {mode.__name__: mode for mode in (train, evaluate, sweep, report, describe, finetune, export, predict)}
 
@@ -630,15 +617,12 @@ def run(mode, argv, usage=__doc__):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         options, arguments = _parse(argv)
-        for name, owner in OWNERS.items():
+        for name, owners in OWNERS.items():
             # A sweep's experiment takes workers, too.
             experiment = mode not in MODES.values() and name == "workers"
-            if options[name].present and mode is not owner and not experiment:
-                raise UserError(f"--{name} belongs to launch.py {owner.__name__}, and is not allowed here.")
-        if options.weights and mode not in (evaluate, finetune, export, predict):
-            raise UserError("--weights belongs to launch.py evaluate, finetune, export and predict, and is not allowed here.")
-        if options.model and mode not in (finetune, predict):
-            raise UserError("--model belongs to launch.py finetune and predict, and is not allowed here.")
+            if options[name].present and mode not in owners and not experiment:
+                modes = ", ".join(owner.__name__ for owner in owners)
+                raise UserError(f"--{name} belongs to launch.py {modes}, and is not allowed here.")
         if arguments and mode not in (describe, predict):
             raise UserError(f"{arguments[0]!r} is not understood; allowed are flags such as --workdir=FOLDER (see --help).")
         return mode(options, arguments) or 0

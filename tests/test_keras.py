@@ -14,7 +14,7 @@ import pytest
 from plain56 import weights
 from plain56.errors import UserError
 from plain56.models import create_model
-from plain56.weights import keras
+from plain56.weights import files, keras
 from tests.fixtures import formula
 
 h5py = pytest.importorskip("h5py")
@@ -24,18 +24,21 @@ SHAPES = {
 }
 
 
-def write(path, tensors, prefix=""):
-    """A file as Keras Applications publishes them: a group for each layer, and its variables in a group of the same name."""
+def write(path, tensors, old=None, prefix=""):
+    """A file as Keras writes them, a group for each layer and its variables in a group of the same name; or as old ones are."""
     with h5py.File(path, "w") as file:
         for name, tensor in tensors.items():
             layer, variable = name.split("/")
-            file[f"{prefix}{layer}/{layer}/{variable}:0"] = tensor
+            group = "probs" if (old, layer) == ("resnet", "predictions") else layer
+            inside = f"{layer}_{'W' if variable == 'kernel' else 'b'}_1" if old == "vgg" else f"{group}/{variable}"
+            file[f"{prefix}{group}/{inside}:0"] = tensor
     return path
 
 
 @pytest.mark.parametrize("name", ["resnet50", pytest.param("vgg16", marks=pytest.mark.slow)])
 def test_logits(tmp_path, name):
-    path = write(tmp_path / "weights.h5", formula.keras_weights(SHAPES[name]), "model_weights/" if name == "vgg16" else "")
+    tensors = formula.keras_weights(SHAPES[name])
+    path = write(tmp_path / "weights.h5", tensors, prefix="model_weights/" if name == "vgg16" else "")
     module, variables, preprocess = weights.load_pretrained(path, name)
     pictures = formula.pictures("keras", (2, 224, 224, 3))
     from plain56.data import normalise
@@ -44,6 +47,12 @@ def test_logits(tmp_path, name):
     logits = jax.jit(lambda variables, images: module.apply(variables, images).logits)(variables, images)
     assert np.abs(logits - REFERENCES[name]).max() < 1e-4 * np.abs(REFERENCES[name]).max()
     assert preprocess(pictures[0]).shape == (1, 224, 224, 3)
+
+
+@pytest.mark.parametrize(("kind", "layers"), [("vgg", ("block1_conv1", "fc1")), ("resnet", ("conv1_conv", "predictions"))])
+def test_names_of_old_files(tmp_path, kind, layers):
+    tensors = {f"{layer}/{variable}": np.full(3, i) for i, layer in enumerate(layers) for variable in ("kernel", "bias")}
+    assert files.read(write(tmp_path / "old.h5", tensors, old=kind))[0].keys() == tensors.keys()
 
 
 @pytest.mark.parametrize("name", keras.NAMES)

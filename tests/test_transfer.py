@@ -88,6 +88,7 @@ def test_what_is_frozen_stays():
     # Decay acts on nothing that is frozen, and no gradient of it is computed.
     assert flops < 0.7 * everything[2]
     assert {path[0] for path in changed(*step_with(options(freeze=("*",)))[:2])} == {"head"}
+    assert {path[0] for path in changed(*step_with(options(freeze=("head",)))[:2])} == set(before.params)  # always trained
 
 
 @pytest.mark.slow
@@ -108,6 +109,11 @@ def test_stages_learn_at_their_rates():
     for path in start:
         expected = (one[path] - start[path]) * multiples[transfer.stage_of(path[0])]
         np.testing.assert_allclose(other[path] - start[path], expected, rtol=1e-3, atol=1e-6)
+    # Where one in the middle is frozen, the others keep theirs.
+    _, frozen, _ = step_with(options(rate_factor=0.5, freeze=("stage2*",)))
+    for path, leaf in traverse_util.flatten_dict(frozen.params).items():
+        expected = start[path] if path[0].startswith("stage2") else other[path]
+        np.testing.assert_allclose(leaf, expected, rtol=0, atol=1e-6)
 
 
 def test_patterns_have_to_fit():
@@ -148,7 +154,8 @@ def test_a_new_last_layer_learns_on_a_trained_network(pretrained, tmp_path, monk
     flags = ["--config.transfer.freeze=('*',)", "--config.transfer.freeze_statistics=True"]
     status, captured = finetuned(pretrained, tmp_path / "run", capsys, *flags)
     assert status == 0 and json.loads(captured.out.splitlines()[-1])["state"] == "finished"
-    assert "statistics of batch norm stay" in captured.out and "stage3" in captured.out
+    assert "Statistics of batch norm stay" in captured.err
+    assert "stage3" in captured.err and "parameters, frozen" in captured.err and "650 trained at 0.03" in captured.err
     before, after = load_run(pretrained / "run").state, load_run(tmp_path / "run").state
     assert {path[0] for path in changed(before, after)} == {"head"}
     assert jax.tree.all(jax.tree.map(np.array_equal, before.batch_stats, after.batch_stats))
@@ -177,4 +184,7 @@ def test_mistakes(pretrained, tmp_path, monkeypatch, capsys):
     assert "--weights is missing" in capsys.readouterr().err
     assert launch.main(["train", "--config=configs/digits.py", "--weights=x", f"--workdir={tmp_path / 'run'}"]) == 2
     assert "--weights belongs to launch.py evaluate, finetune" in capsys.readouterr().err
+    weights_flag = "--config.transfer.weights=digits.safetensors"
+    assert launch.main(["train", "--config=configs/digits.py", weights_flag, f"--workdir={tmp_path / 'run'}"]) == 2
+    assert "(transfer.weights); needed is `launch.py finetune`" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

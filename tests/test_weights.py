@@ -130,6 +130,15 @@ def test_every_family_is_exported_without_native_code(tmp_path, monkeypatch, nam
     assert set(program.platforms) == {"cpu", "cuda", "rocm", "tpu"}
 
 
+def test_pictures_that_are_not_square():
+    about = files.About("resnet8", {}, (28, 20, 1), (0.0,), (1 / 255,))
+    picture = np.arange(28 * 20, dtype=np.uint8).reshape(28, 20, 1)
+    np.testing.assert_allclose(files.preprocess(picture, about)[0], picture, atol=1e-4)
+    # The middle is cut out along the longer side.
+    np.testing.assert_allclose(files.preprocess(np.pad(picture, ((0, 0), (6, 6), (0, 0))), about)[0], picture, atol=1e-4)
+    assert files.preprocess(np.zeros((90, 50, 1), np.uint8), about).shape == (1, 28, 20, 1)
+
+
 def test_a_new_last_layer_for_other_classes(trained):
     _, old, _ = weights.load_pretrained(trained / "run")
     module, variables, preprocess = weights.load_pretrained(trained / "run", num_classes=3)
@@ -201,6 +210,15 @@ def test_weights_for_other_classes_or_another_network_are_not_evaluated(trained,
     file = f"--weights={trained / 'digits.safetensors'}"
     assert launch.main(["evaluate", "--config=configs/digits.py:resnet14", file]) == 2
     assert "holds resnet8, and the config asks for resnet14" in capsys.readouterr().err
+    assert launch.main(["evaluate", "--config=configs/digits.py:resnet8", "--config.data.image_size=9", file]) == 2
+    assert "is for images of 8×8×1, and those of the data set are 9×9×1" in capsys.readouterr().err
+    assert (
+        launch.main(
+            ["evaluate", "--config=configs/digits.py:resnet8", "--config.model.shortcut=B", "--config.model.widths=(4,4,9)", file]
+        )
+        == 2
+    )
+    assert "The config asks for widths (4, 4, 9), and the weights" in capsys.readouterr().err
     assert launch.main(["evaluate", file]) == 2
     assert "--config is missing" in capsys.readouterr().err
     assert launch.main(["export", f"--workdir={trained / 'run'}", "--weights=weights.pth"]) == 2
@@ -277,7 +295,7 @@ def test_a_hostile_or_damaged_pytorch_file_is_refused(torch, tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "hostile"),)
 
-    torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "good.th")
+    torch.save({"conv1.weight": torch.nn.Parameter(torch.zeros(3))}, tmp_path / "good.th")
     good = (tmp_path / "good.th").read_bytes()
     torch.save({"weights": Hostile()}, tmp_path / "zipped.pth")
     torch.save([1, 2], tmp_path / "list.pth")

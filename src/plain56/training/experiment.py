@@ -38,6 +38,7 @@ class Experiment(NamedTuple):
     test: Split | Pictures
     initial: Any  # (state, totals) before the first step
     schedule: Any
+    stages: Any  # what of the network is trained, and how fast: `transfer.Stage`s
     train_steps: Any  # (state, totals, step, steps) -> (state, totals)
     evaluate: Any  # (params, batch_stats, split) -> totals
     measure_moments: Any  # (params, batch_stats, split) -> batch_stats
@@ -59,16 +60,6 @@ def load(config):
             f"train.seeds is {config.train.seeds}, and the data set is streamed (data.mode {config.data.mode!r}); allowed is 1."
         )
     return dataset
-
-
-def describe_stages(config):
-    """The `transfer.Stage`s of a config's network: what of it is trained, and how fast. Raises as `load`."""
-    dataset = load(config)
-    return _stages(config, build_model(config, len(dataset.class_names)), image_shape(dataset.train, config.data))
-
-
-def _stages(config, model, shape):
-    return describe(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))["params"], config.transfer)
 
 
 def _seeds_are_spread(config, mesh):
@@ -97,7 +88,8 @@ def prepare(config):
     model = build_model(config, len(dataset.class_names))
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule, config.transfer.rate_factor)
-    _stages(config, model, shape)
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))["params"]
+    stages = describe(params, config.transfer)
     everywhere, spread = parallel.replicated(mesh), _seeds_are_spread(config, mesh)
     placed = parallel.spread(mesh) if spread else everywhere
     compile_ = functools.partial(jax.jit, out_shardings=placed, compiler_options=machine.compiler_options())
@@ -112,6 +104,7 @@ def prepare(config):
         test=dataset.test,
         initial=compile_(lambda: initial_state(model, optimizer, config, shape))(),
         schedule=schedule,
+        stages=stages,
         train_steps=train_steps,
         evaluate=evaluate,
         measure_moments=measure_moments,

@@ -86,7 +86,14 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None, be
         parallel.together(lambda: load(decided))
         experiment = prepare(decided)
         parallel.on_first(lambda: _check_data(run, experiment.data))
-        warm = (config.train.warm_start or begin) and not parallel.on_first(lambda: _has_checkpoint(run))
+        new = not parallel.on_first(lambda: _has_checkpoint(run))
+        if begin and config.train.warm_start:
+            raise UserError("train.warm_start and weights both begin a run; allowed is one of them.")
+        if new and config.transfer.weights and not begin:
+            raise UserError(f"The run begins from {config.transfer.weights} (transfer.weights); needed is `launch.py finetune`.")
+        if begin and parallel.is_first():
+            _log_stages(config, experiment.stages)
+        warm = new and (config.train.warm_start or begin)
         if warm:
             begin = begin or _warm_start(config)
             state, totals = experiment.initial
@@ -109,6 +116,14 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None, be
         except BaseException as error:
             _write_end(run, "failed", f"{type(error).__name__}: {error}".strip(": ")[:500])
             raise
+
+
+def _log_stages(config, stages):
+    """Says what of a network is trained, and how fast."""
+    for stage in stages:
+        rate = f"{stage.trained:,} trained at {config.optimizer.learning_rate * stage.rate:.3g}" if stage.trained else "frozen"
+        logger.info("%-10s %12s parameters, %s", stage.name, f"{stage.parameters:,}", rate)
+    logger.info("Statistics of batch norm %s.", "stay" if config.transfer.freeze_statistics else "follow the images")
 
 
 @contextlib.contextmanager

@@ -71,7 +71,7 @@ def train_step(state, batch, *, model, optimizer, seed, label_smoothing=0.0, acc
         is_trained: of `transfer.is_trained`: the other parameters have no gradient, and stay.
     """
     moving, fixed = (state.params, {}) if is_trained is None else split(state.params, is_trained)
-    moving = traverse_util.unflatten_dict(moving) if fixed else moving
+    moving = moving if is_trained is None else traverse_util.unflatten_dict(moving)
     examples = jnp.sum(batch.mask)
     key = stream_key(seed, DROPOUT_STREAM, state.step)
     if axis_name:
@@ -79,7 +79,7 @@ def train_step(state, batch, *, model, optimizer, seed, label_smoothing=0.0, acc
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 
     def whole(moving):
-        return traverse_util.unflatten_dict(fixed | traverse_util.flatten_dict(moving)) if fixed else moving
+        return moving if is_trained is None else traverse_util.unflatten_dict(fixed | traverse_util.flatten_dict(moving))
 
     def loss_fn(moving, part, key):
         variables = {"params": whole(moving), "batch_stats": state.batch_stats}
@@ -96,7 +96,8 @@ def train_step(state, batch, *, model, optimizer, seed, label_smoothing=0.0, acc
     if axis_name:
         gradients, totals = jax.lax.psum((gradients, totals), axis_name)
         batch_stats = jax.lax.pmean(batch_stats, axis_name)
-    updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, moving)
+    update = optax.with_extra_args_support(optimizer).update
+    updates, optimizer_state = update(gradients, state.optimizer_state, moving, layers=tuple(state.params))
     params = whole(optax.apply_updates(moving, updates))
     return TrainState(state.step + 1, params, batch_stats, optimizer_state), totals
 

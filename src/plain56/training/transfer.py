@@ -8,7 +8,7 @@ import fnmatch
 import re
 from typing import NamedTuple
 
-import jax
+import optax
 from flax import traverse_util
 
 from plain56.errors import UserError
@@ -70,14 +70,13 @@ def split(params, decide):
     return trained, {path: leaf for path, leaf in flat.items() if path not in trained}
 
 
-def rates(params, factor):
-    """The learning rate of each parameter, as a multiple of the last layer's: a tree like `params`.
+def rates(layers, factor):
+    """The learning rates of a network's stages, from the images to the classes, as multiples of the last layer's, by name.
 
-    Each stage's is `factor` times that of the stage after it.
+    Each stage's is `factor` times that of the stage after it, whether that is trained or not.
     """
-    stages = sorted({stage_of(layer) for layer in params}, key=_place)
-    multiples = {stage: factor ** (len(stages) - 1 - i) for i, stage in enumerate(stages)}
-    return traverse_util.path_aware_map(lambda path, _: multiples[stage_of(path[0])], params)
+    stages = sorted({stage_of(layer) for layer in layers}, key=_place)
+    return {stage: factor ** (len(stages) - 1 - i) for i, stage in enumerate(stages)}
 
 
 def describe(params, options):
@@ -92,28 +91,26 @@ def describe(params, options):
     """
     names = {name for layer in params for name in (layer, stage_of(layer))}
     unused = [pattern for pattern in options.freeze if not fnmatch.filter(names, pattern)]
-    stages = sorted({stage_of(layer) for layer in params}, key=_place)
+    multiples = rates(params, options.rate_factor)
     if unused:
         raise UserError(
-            f"transfer.freeze has {unused[0]!r}, which is no part of the network; its stages are {', '.join(stages)}, and "
+            f"transfer.freeze has {unused[0]!r}, which is no part of the network; its stages are {', '.join(multiples)}, and "
             "patterns may name layers, too."
         )
     decide = is_trained(options) or (lambda path: True)
-    multiples = traverse_util.flatten_dict(rates(params, options.rate_factor))
-    rows = {stage: [0, 0, 0.0] for stage in stages}
+    counts = {stage: [0, 0] for stage in multiples}
     for path, leaf in traverse_util.flatten_dict(params).items():
-        row = rows[stage_of(path[0])]
-        row[0] += leaf.size * decide(path)
-        row[1] += leaf.size
-        row[2] = multiples[path]
-    return [Stage(stage, *row) for stage, row in rows.items()]
+        count = counts[stage_of(path[0])]
+        count[0] += leaf.size * decide(path)
+        count[1] += leaf.size
+    return [Stage(stage, *counts[stage], rate) for stage, rate in multiples.items()]
 
 
 def scale_by_stage(factor):
-    """An optax transformation that multiplies updates by `rates`."""
-    import optax
+    """An optax transformation that multiplies updates by `rates`; its update takes the names of all `layers`."""
 
-    def scale(updates, params):
-        return jax.tree.map(lambda update, multiple: update * multiple, updates, rates(updates, factor))
+    def update(updates, state, params=None, *, layers, **unused):
+        multiples = rates(layers, factor)
+        return traverse_util.path_aware_map(lambda path, leaf: leaf * multiples[stage_of(path[0])], updates), state
 
-    return optax.stateless(scale)
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

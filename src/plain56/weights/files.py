@@ -1,14 +1,16 @@
 """Weights in files: read without trusting them, written with what one needs to use them."""
 
+import contextlib
 import copy
 import json
+import logging
 import pickle
 import re
 import warnings
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ import safetensors.numpy
 
 from plain56 import runs
 from plain56.config import check
-from plain56.data import centre, image_shape, load_dataset, normalise, read_picture, resize
+from plain56.data import image_shape, load_dataset, normalise, read_picture
 from plain56.errors import UserError
 from plain56.models import create_model, parse_name, resnet
 from plain56.ops.native import portable
@@ -31,6 +33,8 @@ from plain56.weights.pytorch import from_pytorch, to_pytorch
 TORCH_SUFFIXES = (".pth", ".pt", ".th")
 KERAS_SUFFIX = ".h5"
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES, KERAS_SUFFIX)
+logger = logging.getLogger(__name__)
+
 METADATA = "plain56"  # the key of our description in a file's metadata
 # Of ImageNet's RGB values: what foreign weights were trained with, unless they say otherwise.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -68,7 +72,14 @@ def load_pretrained(source, model=None, num_classes=None, **options):
     Raises:
         UserError: there is no such file, it is damaged or wants to run code, or it does not hold this network.
     """
+    module, variables, about = _load(source, model, num_classes, options)
+    return module, variables, lambda picture: preprocess(picture, about)
+
+
+def _load(source, model=None, num_classes=None, options=()):
+    """As `load_pretrained`, with the `About` in place of `preprocess`."""
     tensors, about = read(source)
+    options = dict(options)
     if about is None:
         if model is None:
             raise UserError(f"{source} does not say which network it holds; give its name as model, such as 'resnet50'.")
@@ -82,7 +93,8 @@ def load_pretrained(source, model=None, num_classes=None, **options):
         fresh = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, *about.image_shape)))["params"]
         heads = {name: layer for name, layer in fresh.items() if name == "head" or name.startswith("auxiliary")}
         variables["params"] |= jax.device_get(heads)
-    return module, variables, lambda picture: preprocess(picture, about)
+        about = about._replace(class_names=())
+    return module, variables, about
 
 
 def is_of_keras(tensors):
@@ -127,9 +139,13 @@ def preprocess(picture, about):
     """A picture, a path or uint8 [H, W, 3], as a network takes it: [1, h, w, C], the middle of it, normalised."""
     height, width, channels = about.image_shape
     image = read_picture(picture, channels)
-    image = resize(image, round(max(height, width) * (1 if _is_small(about.model, about.options) else RESIZED)))
-    image = centre(image, max(height, width))[:height, :width]
-    return normalise(jnp.asarray(image)[None], about.mean, about.std)
+    scale = max(height / image.shape[0], width / image.shape[1]) * (1 if _is_small(about.model, about.options) else RESIZED)
+    if scale != 1:
+        to = max(width, round(image.shape[1] * scale)), max(height, round(image.shape[0] * scale))
+        resized = cv2.resize(image, to, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        image = resized.reshape(*resized.shape[:2], channels)
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return normalise(jnp.asarray(image[top : top + height, left : left + width])[None], about.mean, about.std)
 
 
 def read(source):
@@ -153,10 +169,15 @@ def read(source):
         tensors, about = _read_keras(path), None
     else:
         raise UserError(f"{path} is no file of weights by its name; allowed are names that end in {', '.join(SUFFIXES)}.")
+    numbers = {}
     for name, tensor in tensors.items():
-        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+        try:
+            numbers[name] = np.asarray(tensor, np.float32)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{source} holds {name!r}, which is no tensor of numbers.") from error
+        if not np.isfinite(numbers[name]).all():
             raise UserError(f"{source} is damaged: {name!r} has values that are not finite.")
-    return tensors, about
+    return numbers, about
 
 
 def _read_run(path):
@@ -177,15 +198,17 @@ def _read_safetensors(path):
         tensors = safetensors.numpy.load_file(path)
         with safetensors.safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    except (AttributeError, KeyError, OSError, ValueError, safetensors.SafetensorError) as error:  # the first two: exotic types
         raise UserError(f"{path} cannot be read as safetensors: {error}.") from error
     if METADATA not in metadata:
         return tensors, None
     try:
         about = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(metadata[METADATA]).items()}
         about["options"] = {key: tuple(v) if isinstance(v, list) else v for key, v in about["options"].items()}
-        return tensors, About(**about)
-    except (AttributeError, TypeError, ValueError) as error:
+        about = About(**about)
+        parse_name(about.model)
+        return tensors, about
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: its description cannot be read.") from error
 
 
@@ -201,13 +224,13 @@ def _read_torch(path):
         if "GLOBAL" in str(error):  # a function or class that is none of PyTorch's own
             raise UserError(f"{path} is refused: it holds more than tensors, and reading that would run its code.") from error
         raise UserError(f"{path} cannot be read as a PyTorch file: it is damaged, or something else.") from error
-    except (EOFError, OSError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of many kinds, where a file is damaged
         raise UserError(f"{path} cannot be read as a PyTorch file: it is damaged, or something else.") from error
     if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
         tensors = tensors["state_dict"]
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise UserError(f"{path} holds no tensors by name; needed is a state_dict, or a dict with one under 'state_dict'.")
-    return {name: tensor.float().numpy() for name, tensor in tensors.items()}
+    return {name: tensor.detach().float().numpy() for name, tensor in tensors.items()}
 
 
 def _read_keras(path):
@@ -220,8 +243,10 @@ def _read_keras(path):
     def add(name, item):
         # Layers are groups, also in files of whole models; what lies between a layer and its variables is a name once more.
         if isinstance(item, h5py.Dataset) and not name.startswith("optimizer_weights/"):
-            layer, *_, variable = name.removeprefix("model_weights/").split("/")
-            tensors[f"{layer}/{variable.removesuffix(':0')}"] = item[()]
+            layer, *_, variable = name.removeprefix("model_weights/").removesuffix(":0").split("/")
+            # As the older ones of the published files have it.
+            variable = re.sub(r".*_W_\d+$", "kernel", re.sub(r".*_b_\d+$", "bias", variable))
+            tensors[f"{'predictions' if layer == 'probs' else layer}/{variable}"] = item[()]
 
     try:
         with h5py.File(path) as file:
@@ -269,8 +294,7 @@ def save_pretrained(path, source):
 
 
 def _program(source):
-    module, variables, _ = load_pretrained(source)
-    _, about = read(source)
+    module, variables, about = _load(source)
 
     def logits(images):
         return module.apply(variables, normalise(images, about.mean, about.std)).logits
@@ -295,8 +319,11 @@ def _write(path, write_to):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_to(part)
         part.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def begin_transfer(config, source, model=None):
@@ -316,17 +343,15 @@ def begin_transfer(config, source, model=None):
     """
     tensors, about = read(source)
     config = copy.deepcopy(config)
-    about = about or foreign(model or config.model.name, {}, is_of_keras(tensors))
+    about = about or foreign(model or config.model.name, _options(config), is_of_keras(tensors))
     if model not in (None, about.model):
         raise UserError(f"{source} holds {about.model}; it cannot be {model}.")
     config.model.name = about.model
-    for key, value in about.options.items():
-        section = config.batch_norm if key in config.batch_norm else config.model
-        if key in section and key != "dtype":
-            section[key] = value
+    _take_options(config, about, source)
     config.data.mean, config.data.std = about.mean, about.std
     config.data.image_size = config.data.image_size or about.image_shape[0]
-    config.transfer.weights = str(source)
+    path = Path(source).expanduser()
+    config.transfer.weights = str(path.absolute()) if path.exists() else str(source)
     trained = to_variables(about.model, tensors, about.image_shape, about.options)
 
     def begin(params, batch_stats):
@@ -344,6 +369,22 @@ def begin_transfer(config, source, model=None):
     return config, begin
 
 
+def _options(config):
+    """The options of `create_model` that a config chooses."""
+    options = {key: value for key, value in config.model.items() if key not in ("name", "dtype") and value is not None}
+    return options | ({"epsilon": config.batch_norm.epsilon} if config.batch_norm.epsilon else {})
+
+
+def _take_options(config, about, source):
+    """Gives a config the options that weights need; raises UserError where it has others that would change what they compute."""
+    for key, value in about.options.items():
+        section = config.batch_norm if key in config.batch_norm else config.model
+        if section[key] is None:
+            section[key] = value
+        elif section[key] != value and key not in ("dropout", "dtype", "remat"):
+            raise UserError(f"The config asks for {key} {section[key]!r}, and the weights in {source} are for {value!r}.")
+
+
 def _check_same_shapes(source, name, layer, trained):
     if jax.tree.map(jnp.shape, layer) != jax.tree.map(jnp.shape, trained):
         raise UserError(f"The layer {name} in {source} has other shapes than the config's network; needed are the same.")
@@ -359,13 +400,12 @@ def predict(source, pictures, model=None):
     Returns:
         A dict for each: `picture`, and `top5`, of dicts with `class`, its name or number, and `probability`.
     """
-    _, about = read(source)
-    module, variables, preprocessed = load_pretrained(source, model)
+    module, variables, about = _load(source, model)
     apply = jax.jit(lambda variables, image: jax.nn.softmax(module.apply(variables, image).logits[0]))
     results = []
     for picture in pictures:
-        probabilities = np.asarray(apply(variables, preprocessed(picture)))
-        names = _class_names(about, len(probabilities))
+        probabilities = np.asarray(apply(variables, preprocess(picture, about)))
+        names = _class_names(about.class_names, len(probabilities))
         best = np.argsort(-probabilities, kind="stable")[:5]
         results.append(
             {
@@ -376,10 +416,10 @@ def predict(source, pictures, model=None):
     return results
 
 
-def _class_names(about, count):
+def _class_names(known, count):
     """The classes' names: the weights', ImageNet's where there are a thousand, or numbers."""
-    if about and about.class_names:
-        return about.class_names
+    if known:
+        return known
     if count == 1000:
         return IMAGENET_CLASSES.read_text().splitlines()
     return [str(i) for i in range(count)]
@@ -397,15 +437,21 @@ def evaluate_weights(config, source, *, protocol=None, sides=(), exact_statistic
     if about and about.model != config.model.name:
         raise UserError(f"{source} holds {about.model}, and the config asks for {config.model.name}.")
     config = copy.deepcopy(config)
-    of_keras = is_of_keras(tensors)
-    for key, value in (about or foreign(config.model.name, {}, of_keras)).options.items():
-        section = config.batch_norm if key in config.batch_norm else config.model
-        if section[key] is None:
-            section[key] = value
+    needed = about or foreign(config.model.name, _options(config), is_of_keras(tensors))
+    _take_options(config, needed, source)
+    # Of foreign weights for small images nobody knows what they were trained with, but the user.
+    if about or not _is_small(config.model.name, needed.options):
+        config.data.mean, config.data.std = needed.mean, needed.std
+        logger.info("Images are normalised as for the weights: mean %s, deviation %s.", needed.mean, needed.std)
     dataset = load_dataset(config.data)
     shape = image_shape(dataset.train, config.data)
-    options = {key: value for key, value in config.model.items() if key not in ("name", "dtype") and value is not None}
-    variables = to_variables(config.model.name, tensors, shape, options)
+    if about and tuple(shape) != about.image_shape:
+        sizes = ("×".join(map(str, size)) for size in (about.image_shape, shape))
+        raise UserError("{} is for images of {}, and those of the data set are {}.".format(source, *sizes))
+    if about and about.class_names and about.class_names != dataset.class_names:
+        names = (", ".join(names[:5]) for names in (about.class_names, dataset.class_names))
+        raise UserError("{} is for the classes {} …, and the data set has {} ….".format(source, *names))
+    variables = to_variables(config.model.name, tensors, shape, _options(config))
     classes = variables["params"]["head"]["kernel"].shape[-1]
     if classes != len(dataset.class_names):
         raise UserError(
