@@ -2,9 +2,12 @@
 
 import signal
 
+import pytest
+
 from tests.killed import launched, result, same
 
 
+@pytest.mark.slow
 def test_run_killed_at_six_moments_ends_with_the_same_bits(tmp_path):
     assert launched(tmp_path / "whole") == 0
     whole = result(tmp_path / "whole")

@@ -186,6 +186,7 @@ def test_train_and_validation_error_without_augmentation(tmp_path, tiny_config):
         assert {key: record[key] for key in totals.means()} == totals.means()
 
 
+@pytest.mark.slow
 def test_run_is_repeated_from_its_config_json(tmp_path, tiny_config):
     tiny_config.train.stop_after = 4
     train(tiny_config, tmp_path / "run")
@@ -261,6 +262,7 @@ def test_a_network_without_batch_norm_begins_with_a_shallower_ones_layers(tmp_pa
         train(tiny_config, tmp_path / "resnet8")
 
 
+@pytest.mark.slow
 def test_warns_when_the_loss_stays_at_that_of_guessing(tmp_path, tiny_config, monkeypatch, caplog):
     monkeypatch.setattr(training_loop, "STUCK_STEPS", 4)
     config = digits.get_config("vgg11")

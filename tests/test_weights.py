@@ -15,6 +15,7 @@ import pytest
 import safetensors.numpy
 
 import launch
+import plain56
 from plain56 import runs, training, weights
 from plain56.data import read_picture
 from plain56.errors import UserError
@@ -81,7 +82,7 @@ def trained(tmp_path_factory):
 
 def test_a_run_equals_its_export(trained, monkeypatch, capsys):
     error = runs.Run(trained / "run").metrics("test")[-1]["top1_error"]
-    networks = [weights.load_pretrained(source) for source in (trained / "run", trained / "digits.safetensors")]
+    networks = [plain56.load_pretrained(source) for source in (trained / "run", trained / "digits.safetensors")]
     jax.tree.map(np.testing.assert_array_equal, *(variables for _, variables, _ in networks))
     module, variables, preprocess = networks[1]
     assert module == networks[0][0] and module.numerics.epsilon == 1e-3
