@@ -110,8 +110,8 @@ def test_a_network_that_diverges_leaves_the_others_alone(tmp_path, tiny_config, 
 
     original = experiment.create_train_state
 
-    def damaged(model, optimizer, seed, image_shape):
-        state = original(model, optimizer, seed, image_shape)
+    def damaged(model, optimizer, seed, **options):
+        state = original(model, optimizer, seed, **options)
         broken = jax.tree.map(lambda leaf: jax.numpy.where(seed == 1, jax.numpy.nan, leaf), state.params)
         return state.replace(params=broken)
 
