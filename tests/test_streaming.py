@@ -291,11 +291,11 @@ def test_pictures_of_several_sizes_need_one(tmp_path):
 def test_what_fits_is_resident(monkeypatch):
     data = digits.get_config().data
     assert isinstance(load_dataset(data).train, Split)
-    datasets._load.cache_clear()
+    datasets._choose_mode.cache_clear()
     free = psutil.virtual_memory()._replace(available=2 * 1797 * 64 - 1)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     assert isinstance(load_dataset(data).train, Pictures)
-    datasets._load.cache_clear()
+    datasets._choose_mode.cache_clear()
 
 
 def test_several_seeds_are_not_streamed(tmp_path, tiny_config):

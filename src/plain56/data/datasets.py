@@ -78,14 +78,14 @@ def load_dataset(data):
     Raises:
         UserError: the set is not there, does not fit the config, or has too many pictures that cannot be read.
     """
-    keys = ("mode", "image_size", "validation_examples", "examples_per_class")
-    return _load(channels=len(data.mean), **_where(data), **{key: data[key] for key in keys})
+    keys = ("image_size", "validation_examples", "examples_per_class")
+    mode = choose_mode(data) if data.mode == "auto" else data.mode
+    return _load(channels=len(data.mean), mode=mode, **_where(data), **{key: data[key] for key in keys})
 
 
 def choose_mode(data):
     """What `data.mode` "auto" means on this machine, "resident" or "stream"; raises as `load_dataset`."""
-    train, test, _ = _open(**_where(data))
-    return "resident" if _fit((train, test), len(data.mean), data.image_size) else "stream"
+    return _choose_mode(channels=len(data.mean), image_size=data.image_size, **_where(data))
 
 
 def open_test_split(data):
@@ -123,6 +123,12 @@ def _open(*, name, dir, train_split, test_split, test_share, seed):
     return train, test, class_names
 
 
+@functools.lru_cache(maxsize=1)  # what has been read leaves less memory free, and may not change the choice
+def _choose_mode(*, channels, image_size, **where):
+    train, test, _ = _open(**where)
+    return "resident" if _fit((train, test), channels, image_size) else "stream"
+
+
 @functools.lru_cache(maxsize=1)
 def _load(*, channels, mode, image_size, validation_examples, examples_per_class, **where):
     name, seed = where["name"], where["seed"]
@@ -130,7 +136,7 @@ def _load(*, channels, mode, image_size, validation_examples, examples_per_class
     chosen, validation = _carve(train, validation_examples, examples_per_class, class_names, seed)
     splits = {"train": train.take(chosen), "validation": train.take(validation), "test": test}
     splits = {split: pictures for split, pictures in splits.items() if pictures.count or split != "validation"}
-    if mode == "resident" or (mode == "auto" and _fit((train, test), channels, image_size)):
+    if mode == "resident":
         splits = {
             split: _read(pictures, f"{split} split of {name!r}", channels, image_size) for split, pictures in splits.items()
         }

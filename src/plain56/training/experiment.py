@@ -7,7 +7,6 @@ import zlib
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from plain56 import machine, parallel
@@ -88,8 +87,6 @@ def prepare(config):
     model = build_model(config, len(dataset.class_names))
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule, config.transfer.rate_factor)
-    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))["params"]
-    stages = describe(params, config.transfer)
     everywhere, spread = parallel.replicated(mesh), _seeds_are_spread(config, mesh)
     placed = parallel.spread(mesh) if spread else everywhere
     compile_ = functools.partial(jax.jit, out_shardings=placed, compiler_options=machine.compiler_options())
@@ -97,14 +94,17 @@ def prepare(config):
     if functions is _resident:
         dataset = dataset._replace(**parallel.hold_everywhere(_splits(dataset), mesh))
     train_steps, evaluate, measure_moments = functions(config, dataset, model, optimizer, mesh, compile_)
+    initial = compile_(lambda: initial_state(model, optimizer, config, shape))()
+    stacked = config.train.seeds > 1
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[stacked:], leaf.dtype), initial[0].params)
     return Experiment(
         data=data,
         train=dataset.train,
         validation=dataset.validation,
         test=dataset.test,
-        initial=compile_(lambda: initial_state(model, optimizer, config, shape))(),
+        initial=initial,
         schedule=schedule,
-        stages=stages,
+        stages=describe(params, config.transfer),
         train_steps=train_steps,
         evaluate=evaluate,
         measure_moments=measure_moments,
