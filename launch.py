@@ -33,12 +33,13 @@ import absl.logging
 from absl import flags
 from ml_collections import config_flags
 
+from plain56.cluster import INTERRUPTED
 from plain56.errors import UserError
 from plain56.runs import flatten
 
 # Everything else is imported where it is needed: JAX alone takes seconds that --help and mistakes need not wait for.
 
-FAILED, MISTAKE, INTERRUPTED = 1, 2, 75
+FAILED, MISTAKE = 1, 2
 
 
 def train(options, arguments):

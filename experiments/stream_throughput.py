@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import functools
 import json
-import os
 import platform
 import statistics
 import sys
@@ -25,7 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from experiments.throughput import Failed, Program, describe_machine, python_with, serve, summary
+from experiments.throughput import Failed, describe_machine, python_with, serve, start_all, summary
 
 PROGRAMS = ("plain56", "Pillow", "tf.data")
 BATCH, BATCHES = 64, 8
@@ -95,18 +94,10 @@ def command_of(program, folder):
 
 def measure(folder, rounds, show):
     """Images per second by program, versions, and sentences on what could not be run."""
-    rates, versions, sentences = {}, {}, []
+    commands = {program: functools.partial(command_of, program, folder) for program in PROGRAMS}
     with contextlib.ExitStack() as stack:
-        programs = {}
-        for program in PROGRAMS:
-            show(f"{program} starts")
-            try:
-                programs[program] = Program(command_of(program, folder), os.environ | {"JAX_PLATFORMS": "cpu"})
-                stack.callback(programs[program].close)
-                versions |= programs[program].about
-                rates[program] = []
-            except Failed as error:
-                sentences.append(f"{program} could not be run: {error}")
+        programs, versions, sentences = start_all(commands, stack, show)
+        rates = {program: [] for program in programs}
         for number in range(rounds):
             show(f"round {number + 1} of {rounds}")
             for program, process in programs.items():

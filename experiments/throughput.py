@@ -202,20 +202,32 @@ def command_of(program, name):
     return [python, str(TORCH_PROGRAM), name, batch_size, side, num_classes, str(int(program == "torch.compile"))]
 
 
+def start_all(commands, stack, show):
+    """Starts programs: `(those that run, versions, sentences on what could not be run)`.
+
+    Args:
+        commands: functions that give a program's command, by its name.
+        stack: an `ExitStack`, which ends the programs.
+    """
+    running, versions, sentences = {}, {}, []
+    for name, command in commands.items():
+        show(f"{name} starts")
+        try:
+            running[name] = Program(command(), os.environ | {"JAX_PLATFORMS": "cpu"})
+            stack.callback(running[name].close)
+            versions |= running[name].about
+        except Failed as error:
+            sentences.append(f"{name} could not be run: {error}")
+    return running, versions, sentences
+
+
 def measure(name, rounds, show):
     """Times of all programs for one network: `(rows, versions, sentences on what could not be run)`."""
     times = {work: {program: [] for program in PROGRAMS} for work in WORK}
-    versions, sentences = {}, []
+    commands = {program: functools.partial(command_of, program, name) for program in PROGRAMS}
     with contextlib.ExitStack() as stack:
-        programs = {}
-        for program in PROGRAMS:
-            show(f"{name}: {program} is compiled")
-            try:
-                programs[program] = Program(command_of(program, name), os.environ | {"JAX_PLATFORMS": "cpu"})
-                stack.callback(programs[program].close)
-                versions |= programs[program].about
-            except Failed as error:
-                sentences.append(f"{name}: {program} could not be run: {error}")
+        programs, versions, sentences = start_all(commands, stack, lambda line: show(f"{name}: {line}"))
+        sentences = [f"{name}: {sentence}" for sentence in sentences]
         for number in range(rounds):
             show(f"{name}: round {number + 1} of {rounds}")
             for work in WORK:

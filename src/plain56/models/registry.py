@@ -69,6 +69,12 @@ def parse_name(name):
     )
 
 
+def is_cifar_form(name):
+    """Whether a plain or residual network is in the CIFAR form; of another network, False."""
+    family, depth = parse_name(name)
+    return family in ("plain", "resnet") and (depth not in resnet.IMAGENET_BLOCKS or name.endswith("_cifar"))
+
+
 def create_model(name, num_classes, *, dtype="float32", momentum=0.9, epsilon=None, **options):
     """Builds the Flax module of a network.
 
@@ -116,7 +122,7 @@ def _resnet(
     remat=False,
 ):
     family, depth = parse_name(name)
-    form = "imagenet" if depth in resnet.IMAGENET_BLOCKS and not name.endswith("_cifar") else "cifar"
+    form = "cifar" if is_cifar_form(name) else "imagenet"
     shortcut = shortcut or {"cifar": "A", "imagenet": "B"}[form]
     widths = tuple(resnet.WIDTHS[form] if widths is None else widths)
     _check("shortcut", shortcut, resnet.SHORTCUTS)

@@ -22,7 +22,7 @@ from plain56 import runs
 from plain56.config import check
 from plain56.data import image_shape, load_dataset, normalise, read_picture
 from plain56.errors import UserError
-from plain56.models import create_model, parse_name, resnet
+from plain56.models import create_model, is_cifar_form, parse_name
 from plain56.ops.native import portable
 from plain56.training import evaluate_variables
 from plain56.training.loop import load_run
@@ -129,10 +129,7 @@ def foreign(model, options, of_keras=False):
 
 def _is_small(model, options):
     """Whether a network is in the form for small images, CIFAR's."""
-    family, depth = parse_name(model)
-    if family in ("plain", "resnet"):
-        return depth not in resnet.IMAGENET_BLOCKS or model.endswith("_cifar")
-    return options.get("form") == "small"
+    return is_cifar_form(model) or options.get("form") == "small"
 
 
 def preprocess(picture, about):

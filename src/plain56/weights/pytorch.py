@@ -28,7 +28,7 @@ import numpy as np
 from flax import traverse_util
 
 from plain56.errors import UserError
-from plain56.models import create_model, parse_name, resnet, vgg
+from plain56.models import create_model, is_cifar_form, parse_name, vgg
 
 PARAMETERS = {"kernel": "weight", "bias": "bias", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 IGNORED = "num_batches_tracked"
@@ -123,13 +123,13 @@ def places(name, variables):
 
 def _module(name, modules, position=0):
     """PyTorch's name for one of our modules; `position` is the block's in its stage."""
-    family, depth = parse_name(name)
+    family = parse_name(name)[0]
     first, *rest = modules
     if family == "vgg":
         return VGG_CLASSIFIER.get(first) or f"features.{_feature_indices(name)[first]}"
     if family == "googlenet":
         return ".".join([GOOGLENET.get(first, first), *(INSIDE_GOOGLENET.get(module, module) for module in rest)])
-    cifar = depth not in resnet.IMAGENET_BLOCKS or name.endswith("_cifar")
+    cifar = is_cifar_form(name)
     if first == "head" and cifar:
         return CIFAR_HEAD
     if first in RESNET:
