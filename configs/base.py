@@ -57,6 +57,7 @@ def get_config():
     config.data.train_split = "train"  # TFDS: also a part such as "train[:80%]"; folder: the name of the split's folder
     config.data.test_split = "test"
     config.data.test_share = 0.2  # folder without split folders: the share of each class to test on
+    config.data.classes = ()  # names of those to keep, at least two; (): all
     config.data.validation_examples = 0  # taken out of the training split, to choose by
     config.data.examples_per_class = 0  # train on so few; 0: on all
     config.data.split_seed = 0  # of these three choices, which are the same for every `seed`

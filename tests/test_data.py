@@ -394,6 +394,18 @@ def test_few_examples_per_class():
         load_dataset(section(examples_per_class=132))
 
 
+def test_some_classes_alone():
+    whole, some = load_dataset(section()), load_dataset(section(classes=("7", "3")))
+    assert some.class_names == ("7", "3")
+    for split, everything in ((some.train, whole.train), (some.test, whole.test)):
+        for label, digit in enumerate((7, 3)):
+            np.testing.assert_array_equal(split.images[split.labels == label], everything.images[everything.labels == digit])
+    few = load_dataset(section(classes=("7", "3"), examples_per_class=5, validation_examples=20))
+    assert [len(split.labels) for split in few[:3]] == [10, 20, len(some.test.labels)]
+    with pytest.raises(UserError, match="data.classes has 'x', which the data set 'digits' does not have; allowed are 0, 1, "):
+        load_dataset(section(classes=("7", "x")))
+
+
 def test_digits_enlarged_in_colour():
     dataset = load_dataset(section(image_size=16, **RGB))
     assert dataset.train.images.shape == (1348, 16, 16, 3)

@@ -18,6 +18,10 @@ RULES = {
     "data.train_split": (lambda value: value != "", "names of splits"),
     "data.test_split": (lambda value: value != "", "names of splits"),
     "data.test_share": (lambda value: 0 < value < 1, "numbers between 0 and 1"),
+    "data.classes": (
+        lambda values: values == () or (len(set(values)) == len(values) >= 2 and all(isinstance(v, str) for v in values)),
+        "() and different names of classes, at least two",
+    ),
     "data.validation_examples": NOT_NEGATIVE,
     "data.examples_per_class": NOT_NEGATIVE,
     "data.split_seed": SEED,

@@ -78,7 +78,7 @@ def load_dataset(data):
     Raises:
         UserError: the set is not there, does not fit the config, or has too many pictures that cannot be read.
     """
-    keys = ("image_size", "validation_examples", "examples_per_class")
+    keys = ("image_size", "validation_examples", "examples_per_class", "split_seed")
     mode = choose_mode(data) if data.mode == "auto" else data.mode
     return _load(channels=len(data.mean), mode=mode, **_where(data), **{key: data[key] for key in keys})
 
@@ -94,11 +94,47 @@ def open_test_split(data):
 
 
 def _where(data):
-    keys = ("name", "dir", "train_split", "test_split", "test_share")
-    return {"seed": data.split_seed, **{key: data[key] for key in keys}}
+    keys = ("name", "train_split", "test_split", "test_share", "classes")
+    where = {"dir": data.dir, "seed": data.split_seed, **{key: data[key] for key in keys}}
+    if not data.name.startswith("folder:"):
+        where["dir"] = data.dir or os.environ.get("TFDS_DATA_DIR") or DEFAULT_DATA_DIR
+        where["seed"] = 0  # these are split for good, and opened once
+    return where
 
 
-def _open(*, name, dir, train_split, test_split, test_share, seed):
+@functools.lru_cache(maxsize=1)  # the labels of all examples may have to be read for it
+def _open(*, classes, **where):
+    """The pictures of the classes named, or of all, to train and to test on, and the names of the classes."""
+    train, test, class_names = _open_all(**where)
+    if not classes:
+        return train, test, class_names
+    absent = [name for name in classes if name not in class_names]
+    if absent:
+        raise UserError(
+            f"data.classes has {absent[0]!r}, which the data set {where['name']!r} does not have; allowed are "
+            f"{', '.join(class_names)}."
+        )
+    numbers = {class_names.index(name): number for number, name in enumerate(classes)}
+    return _of_classes(train, numbers), _of_classes(test, numbers), list(classes)
+
+
+def _of_classes(pictures, numbers):
+    """The pictures whose labels are keys of `numbers`, whose values are their labels from then on."""
+    labels = _labels(pictures)
+    places = np.flatnonzero(np.isin(labels, list(numbers)))
+
+    def read(i):
+        return pictures.read(places[i])[0], own_labels[i]
+
+    own_labels = np.array([numbers[label] for label in labels[places].tolist()])
+    return Pictures(len(places), read, lambda i: pictures.name(places[i]), own_labels)
+
+
+def _labels(pictures):
+    return np.array([pictures.read(i)[1] for i in range(pictures.count)]) if pictures.labels is None else pictures.labels
+
+
+def _open_all(*, name, dir, train_split, test_split, test_share, seed):
     """The pictures to train and to test on, and the names of the classes."""
     if name == "digits":
         if (train_split, test_split) != ("train", "test"):
@@ -111,7 +147,7 @@ def _open(*, name, dir, train_split, test_split, test_share, seed):
         except (OSError, RuntimeError) as error:
             raise UserError(f"The data set {name!r} cannot be read: {error}.") from error
     else:
-        path = Path(dir or os.environ.get("TFDS_DATA_DIR") or DEFAULT_DATA_DIR).expanduser().absolute()
+        path = Path(dir).expanduser().absolute()
         try:
             train, test, class_names = _tfds(name, path, {"data.train_split": train_split, "data.test_split": test_split})
         except UserError:
@@ -130,10 +166,10 @@ def _choose_mode(*, channels, image_size, **where):
 
 
 @functools.lru_cache(maxsize=1)
-def _load(*, channels, mode, image_size, validation_examples, examples_per_class, **where):
-    name, seed = where["name"], where["seed"]
+def _load(*, channels, mode, image_size, validation_examples, examples_per_class, split_seed, **where):
+    name = where["name"]
     train, test, class_names = _open(**where)
-    chosen, validation = _carve(train, validation_examples, examples_per_class, class_names, seed)
+    chosen, validation = _carve(train, validation_examples, examples_per_class, class_names, split_seed)
     splits = {"train": train.take(chosen), "validation": train.take(validation), "test": test}
     splits = {split: pictures for split, pictures in splits.items() if pictures.count or split != "validation"}
     if mode == "resident":
@@ -176,9 +212,7 @@ def _carve(pictures, validation_examples, examples_per_class, class_names, seed)
         )
     validation, train = np.split(np.random.default_rng((seed, 1)).permutation(pictures.count), [validation_examples])
     if examples_per_class:
-        labels = pictures.labels
-        if labels is None:
-            labels = np.array([pictures.read(i)[1] for i in range(pictures.count)])
+        labels = _labels(pictures)
         by_class = [train[labels[train] == label] for label in range(len(class_names))]
         fewest = min(range(len(class_names)), key=lambda label: len(by_class[label]))
         if len(by_class[fewest]) < examples_per_class:
