@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from ml_collections import ConfigDict
+from sklearn.linear_model import LogisticRegression
 
 import launch
-from configs import digits
+from configs import base, digits
 from plain56 import runs, training, weights
-from plain56.data import Batch
+from plain56.config import from_json
+from plain56.data import Batch, load_dataset, normalise
 from plain56.errors import UserError
 from plain56.models import create_model, list_models
-from plain56.training import transfer
+from plain56.training import probe, transfer
 from plain56.training.loop import load_run
 from plain56.training.state import create_train_state, make_optimizer
 from plain56.training.step import train_step
@@ -26,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def options(**changes):
-    return ConfigDict({"freeze": (), "freeze_scales": False, "freeze_statistics": False, "rate_factor": 1.0, **changes})
+    return ConfigDict(base.get_config().transfer.to_dict() | changes)
 
 
 def params_of(name, side=224, **choices):
@@ -164,6 +166,49 @@ def test_a_new_last_layer_learns_on_a_trained_network(pretrained, tmp_path, monk
     assert config["model"]["name"] == "resnet8" and config["transfer"]["weights"].endswith("digits.safetensors")
 
 
+@pytest.mark.parametrize("mode", ["resident", "stream"])
+def test_a_probe_is_the_logistic_regression_on_the_features(pretrained, tmp_path, monkeypatch, capsys, mode):
+    monkeypatch.chdir(ROOT)
+    flags = ["--config.transfer.probe=True", "--config.optimizer.weight_decay=1e-2", f"--config.data.mode={mode}"]
+    status, captured = finetuned(pretrained, tmp_path / "run", capsys, *flags, "--config.train.steps=500")
+    result = json.loads(captured.out.splitlines()[-1])
+    assert status == 0 and result["state"] == "finished" and result["step"] < 500
+    assert "650 fitted to the features" in captured.err and "Statistics of batch norm stay" in captured.err
+    before, after = load_run(pretrained / "run").state, load_run(tmp_path / "run").state
+    assert {path[0] for path in changed(before, after)} == {"head"}
+    assert jax.tree.all(jax.tree.map(np.array_equal, before.batch_stats, after.batch_stats))
+    config = from_json(runs.Run(tmp_path / "run").config())
+    config.data.mode = "resident"
+    few = load_dataset(config.data).train
+    # The features are what another network with an identity for its last layer would return.
+    model = create_model("resnet8", 64)
+    params = before.params | {"head": {"kernel": jnp.eye(64), "bias": jnp.zeros(64)}}
+    images = normalise(jnp.asarray(few.images), config.data.mean, config.data.std)
+    features = np.asarray(model.apply({"params": params, "batch_stats": before.batch_stats}, images).logits, np.float64)
+    reference = LogisticRegression(C=1 / (1e-2 * len(features)), tol=1e-8, max_iter=10_000).fit(features, few.labels)
+    np.testing.assert_allclose(after.params["head"]["kernel"], reference.coef_.T, atol=2e-3)
+    records = runs.Run(tmp_path / "run").metrics()
+    assert [record["split"] for record in records] == ["train", "test"]
+    assert records[0]["top1_error"] == pytest.approx(1 - reference.score(features, few.labels))
+    tested = training.evaluate_run(tmp_path / "run")
+    assert tested["top1_error"] == records[1]["top1_error"] < 0.2 and tested["step"] == result["step"]
+    # Launched again, it has ended.
+    assert finetuned(pretrained, tmp_path / "run", capsys, *flags, "--config.train.steps=500")[0] == 0
+    assert runs.Run(tmp_path / "run").metrics() == records
+
+
+@pytest.mark.parametrize("name", ["vgg11_bn", "googlenet_bn", "plain8"])
+def test_features_are_what_the_last_layer_gets(name):
+    small = {} if name == "plain8" else {"form": "small"}
+    model = create_model(name, 3, **small)
+    images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+    variables = jax.jit(model.init)(jax.random.key(1), images)
+    found = jax.jit(functools.partial(probe.features, model))(variables, images)
+    head = variables["params"]["head"]
+    expected = jax.jit(model.apply)(variables, images).logits
+    np.testing.assert_allclose(found @ head["kernel"] + head["bias"][None], expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_a_finetuned_run_goes_on_with_the_same_bits(pretrained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
@@ -187,4 +232,6 @@ def test_mistakes(pretrained, tmp_path, monkeypatch, capsys):
     weights_flag = "--config.transfer.weights=digits.safetensors"
     assert launch.main(["train", "--config=configs/digits.py", weights_flag, f"--workdir={tmp_path / 'run'}"]) == 2
     assert "(transfer.weights); needed is `launch.py finetune`" in capsys.readouterr().err
+    status, captured = finetuned(pretrained, tmp_path / "run", capsys, "--config.transfer.probe=True", "--config.train.seeds=2")
+    assert status == 2 and "train.seeds is 2; allowed is 1 for a probe" in captured.err
     assert not (tmp_path / "run").exists()

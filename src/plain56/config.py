@@ -127,6 +127,8 @@ def check(config):
     last_seed = config.seed + config.train.seeds - 1
     if not SEED[0](last_seed):
         raise UserError(f"seed and train.seeds make {last_seed} the last seed; allowed are {SEED[1]}.")
+    if config.transfer.probe and config.train.seeds > 1:
+        raise UserError(f"train.seeds is {config.train.seeds}; allowed is 1 for a probe, whose result no seed changes.")
     if config.parallelism == "pmap" and config.train.seeds > 1:
         raise UserError(f"parallelism is 'pmap' and train.seeds is {config.train.seeds}; allowed for several seeds is 'jit'.")
     options = config.data.augment

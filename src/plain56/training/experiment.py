@@ -14,6 +14,7 @@ from plain56.config import build_model, check, last_step
 from plain56.data import (
     Pictures,
     Split,
+    evaluation_batch,
     evaluation_stream,
     image_shape,
     load_dataset,
@@ -22,6 +23,7 @@ from plain56.data import (
 )
 from plain56.errors import UserError
 from plain56.training.evaluate import evaluate, evaluate_batch, measure_moments
+from plain56.training.probe import features
 from plain56.training.schedules import make_schedule
 from plain56.training.state import create_train_state, make_optimizer
 from plain56.training.step import Totals, streamed_step, train_step, train_steps
@@ -41,6 +43,7 @@ class Experiment(NamedTuple):
     train_steps: Any  # (state, totals, step, steps) -> (state, totals)
     evaluate: Any  # (params, batch_stats, split) -> totals
     measure_moments: Any  # (params, batch_stats, split) -> batch_stats
+    features: Any  # (params, batch_stats, split) -> batches, on the host, of what the last layer gets
 
 
 def load(config):
@@ -108,6 +111,7 @@ def prepare(config):
         train_steps=train_steps,
         evaluate=evaluate,
         measure_moments=measure_moments,
+        features=_features(config, model, mesh, compile_),
     )
 
 
@@ -192,6 +196,33 @@ def _streamed(config, dataset, model, optimizer, mesh, compile_):
         raise UserError("--exact_statistics passes over the training split many times; allowed is one that is not streamed.")
 
     return run_steps, count_all, refuse
+
+
+def _features(config, model, mesh, compile_):
+    """The function of an `Experiment` that gives a split batch by batch, in its own order and with features for images."""
+    options = {"batch_size": config.train.batch_size, "data": config.data}
+
+    def of_images(params, batch_stats, batch):
+        return batch._replace(images=features(model, {"params": params, "batch_stats": batch_stats}, batch.images))
+
+    @compile_
+    def resident(params, batch_stats, split, number):
+        return of_images(params, batch_stats, parallel.split_batch(evaluation_batch(split, number, **options), mesh=mesh))
+
+    @compile_
+    def streamed(params, batch_stats, batch):
+        return of_images(params, batch_stats, batch._replace(images=normalise(batch.images, config.data.mean, config.data.std)))
+
+    def of_split(params, batch_stats, split):
+        if isinstance(split, Pictures):
+            part = {"part": jax.process_index(), "parts": jax.process_count()}
+            for read in evaluation_stream(split, config.data, config.train.batch_size, **part):
+                yield jax.device_get(streamed(params, batch_stats, parallel.place(read, mesh)))
+        else:
+            for number in range(-(-split.labels.shape[0] // config.train.batch_size)):
+                yield jax.device_get(resident(params, batch_stats, split, number))
+
+    return of_split
 
 
 def _step_options(config, model, optimizer, mesh):

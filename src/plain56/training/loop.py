@@ -28,6 +28,7 @@ from plain56.models import parse_name
 from plain56.training import checkpoints, protocols
 from plain56.training.evaluate import exact_batch_stats
 from plain56.training.experiment import for_each_seed, initial_state, load, of_each_network, prepare
+from plain56.training.probe import fit
 from plain56.training.schedules import make_schedule
 from plain56.training.signals import postponed_interrupts
 from plain56.training.state import copy_layers, make_optimizer
@@ -106,7 +107,7 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None, be
             with closing(checkpoints.open_checkpoints(run.checkpoints)) as manager:
                 if warm:  # the other run may go on, so what was taken from it is kept
                     checkpoints.save(manager, 0, experiment.initial)
-                return _train(config, experiment, run, manager, on_progress)
+                return (_probe if config.transfer.probe else _train)(config, experiment, run, manager, on_progress)
         except UserError as error:
             _write_end(run, "failed", str(error))
             raise
@@ -120,10 +121,12 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None, be
 
 def _log_stages(config, stages):
     """Says what of a network is trained, and how fast."""
+    how = "fitted to the features" if config.transfer.probe else "trained at {:.3g}"
     for stage in stages:
-        rate = f"{stage.trained:,} trained at {config.optimizer.learning_rate * stage.rate:.3g}" if stage.trained else "frozen"
+        rate = f"{stage.trained:,} {how.format(config.optimizer.learning_rate * stage.rate)}" if stage.trained else "frozen"
         logger.info("%-10s %12s parameters, %s", stage.name, f"{stage.parameters:,}", rate)
-    logger.info("Statistics of batch norm %s.", "stay" if config.transfer.freeze_statistics else "follow the images")
+    stays = config.transfer.freeze_statistics or config.transfer.probe
+    logger.info("Statistics of batch norm %s.", "stay" if stays else "follow the images")
 
 
 @contextlib.contextmanager
@@ -379,6 +382,50 @@ def _train(config, experiment, run, manager, on_progress):
         write_statuses()
         status = parallel.on_first(run.status)  # where one of several processes may not be interrupted alone
     return runs.Status(*status)
+
+
+def _probe(config, experiment, run, manager, on_progress):
+    """Fits the last layer by itself; returns the status as `_train` does."""
+    state, totals = checkpoints.restore(manager, experiment.initial)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    seconds = parallel.on_first(lambda: run.status().seconds)
+    start, batch_size, count = time.perf_counter() - seconds, config.train.batch_size, experiment.data["train"]
+    if parallel.is_first():
+        run.write_status(runs.Status("running", 0, "", parameters, seconds))
+    computed, begin = [], time.perf_counter()
+    for batch in experiment.features(state.params, state.batch_stats, experiment.train):
+        computed.append((batch.images[batch.mask], batch.labels[batch.mask]))
+        done = len(computed) * batch_size
+        on_progress(min(1.0, done / count), done / (time.perf_counter() - begin))
+    inputs, labels = map(np.concatenate, zip(*computed, strict=True))
+    _check_readable("train", count - len(labels), count)
+    options = config.optimizer
+    decay = {"weight_decay": options.weight_decay, "decay_all": options.decay_all}
+    classes, smoothing = len(experiment.data["class_names"]), config.train.label_smoothing
+    layer, step, fitted = jax.device_get(
+        fit(inputs, labels, classes, steps=config.train.steps, label_smoothing=smoothing, **decay)
+    )
+    step = int(step)
+    places = jax.tree.map(lambda leaf: leaf.sharding, (state.step, state.params))
+    moved = jax.device_put((np.int32(step), state.params | {"head": layer}), places)
+    state = state.replace(step=moved[0], params=moved[1])
+    with ExitStack() as stack:
+        record = _open_log(stack, run, 0, time.time() - seconds)
+
+        def log(split, sums):
+            seconds = round(time.perf_counter() - start, 3)
+            record({"step": step, "epoch": float(step), "split": split, **sums.means(), "seconds": seconds})
+
+        log("train", fitted)
+        for split in ("validation", "test"):
+            if getattr(experiment, split):
+                tested = experiment.evaluate(state.params, state.batch_stats, getattr(experiment, split))
+                _check_readable(split, experiment.data[split] - int(tested.examples), experiment.data[split])
+                log(split, tested)
+        checkpoints.save(manager, step, (state, totals))
+    if parallel.is_first():
+        run.write_status(runs.Status("finished", step, "", parameters, round(time.perf_counter() - start, 3)))
+    return runs.Status(*parallel.on_first(run.status))
 
 
 def _check_readable(split, unread, count):

@@ -50,6 +50,8 @@ def is_trained(options):
     Args:
         options: the config's `transfer` section. The last layer is trained in any case.
     """
+    if options.probe:
+        return lambda path: path[0] == "head"
     if not (options.freeze or options.freeze_scales):
         return None
 

@@ -1,0 +1,74 @@
+"""A linear probe: the last layer alone, fitted to features that are computed once."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from plain56.training.step import count, example_losses
+
+# The largest component of the gradient at which a fit counts as converged: what float32 resolves of a loss near 1.
+TOLERANCE = 1e-6
+
+
+def features(model, variables, images):
+    """What a network's last layer gets of normalised images in evaluation mode: [N, D]."""
+    seen = []
+
+    def watch(call, arguments, named, context):
+        if context.module.name == "head":
+            seen.append(arguments[0])
+        return call(*arguments, **named)
+
+    with nn.intercept_methods(watch):
+        model.apply(variables, images, train=False)
+    return seen[0]
+
+
+def fit(inputs, labels, num_classes, *, steps, weight_decay=0.0, decay_all=False, label_smoothing=0.0):
+    """The last layer that minimises the mean loss over all examples plus weight_decay / 2 · |kernel|², by L-BFGS from zero.
+
+    With a positive `weight_decay` there is one such kernel. Without, classes that planes separate have none: the weights grow
+    until the gradient is gone.
+
+    Args:
+        inputs, labels: features [N, D] and int32 [N].
+        steps: updates at most.
+        decay_all: the bias, too.
+
+    Returns:
+        `{"kernel": [D, num_classes], "bias": [num_classes]}`, the number of updates, and the `Totals` over the examples.
+    """
+    inputs, labels = jnp.asarray(inputs), jnp.asarray(labels)
+    layer = {"kernel": jnp.zeros((inputs.shape[1], num_classes), inputs.dtype), "bias": jnp.zeros(num_classes, inputs.dtype)}
+    solver = optax.lbfgs()
+
+    def logits_of(layer):
+        return jnp.dot(inputs, layer["kernel"], precision="highest") + layer["bias"][None]
+
+    def objective(layer):
+        decayed = layer if decay_all else layer["kernel"]
+        squares = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(decayed))
+        return jnp.mean(example_losses(logits_of(layer), labels, label_smoothing)) + weight_decay / 2 * squares
+
+    value_and_grad = optax.value_and_grad_from_state(objective)
+
+    def unfinished(carry):
+        _, _, done, slope = carry
+        return (done < steps) & (slope > TOLERANCE)
+
+    def update(carry):
+        layer, state, done, _ = carry
+        value, gradient = value_and_grad(layer, state=state)
+        updates, state = solver.update(gradient, state, layer, value=value, grad=gradient, value_fn=objective)
+        slope = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(optax.tree.get(state, "grad"))]))
+        return optax.apply_updates(layer, updates), state, done + 1, slope
+
+    @jax.jit
+    def run(layer):
+        layer, _, done, _ = jax.lax.while_loop(unfinished, update, (layer, solver.init(layer), 0, jnp.inf))
+        logits = logits_of(layer)
+        mask = jnp.ones(labels.shape, bool)
+        return layer, done, count(example_losses(logits, labels, label_smoothing), logits, labels, mask)
+
+    return run(layer)
