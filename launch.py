@@ -65,7 +65,7 @@ def _train(options, source=None):
         logging.getLogger("plain56").setLevel(logging.WARNING)
         status = training.train(config, workdir, begin=begin)
     else:
-        with _progress() as show:
+        with progress() as show:
             status = training.train(config, workdir, lambda share, rate: show(config.model.name, share, rate), begin)
         if status.reason:
             print(f"{status.state}: {status.reason}", file=sys.stderr)
@@ -94,7 +94,7 @@ def evaluate(options, arguments):
     from plain56 import machine, training
 
     choices = {"protocol": options.protocol, "sides": tuple(options.side or ()), "exact_statistics": options.exact_statistics}
-    with _progress() as show:
+    with progress() as show:
         choices["on_progress"] = lambda share: show("evaluate", share)
         if options.weights:
             from plain56 import weights
@@ -109,7 +109,7 @@ def evaluate(options, arguments):
             workdir = _required(options, "workdir")
             machine.set_up()
             result = training.evaluate_run(workdir, **choices)
-    _print_table("test split", [result | {key: _percent(result[key]) for key in ("top1_error", "top5_error")}])
+    print_table("test split", [result | {key: _percent(result[key]) for key in ("top1_error", "top5_error")}])
     _print_result(result)
 
 
@@ -134,7 +134,7 @@ def predict(options, arguments):
     results = weights.predict(source, arguments, options.model)
     for result in results:
         rows = [{"class": guess["class"], "probability": f"{100 * guess['probability']:.2f} %"} for guess in result["top5"]]
-        _print_table(result["picture"], rows)
+        print_table(result["picture"], rows)
     _print_result({"predictions": results})
 
 
@@ -167,7 +167,7 @@ def _submit(options):
     elements, workdir = _elements(options), str(Path(_required(options, "workdir")).absolute())
     parameters = {parameter: options[name].value for name, parameter in SLURM_FLAGS.items()}
     jobs = sweeps.submit(elements, workdir, _sweep_command(workdir), **parameters)
-    _print_table("submitted", [{"job": job, "run": run} for run, job in jobs.items()] or [{"job": "–", "run": "all have ended"}])
+    print_table("submitted", [{"job": job, "run": run} for run, job in jobs.items()] or [{"job": "–", "run": "all have ended"}])
     _print_result({"workdir": options.workdir, "jobs": jobs})
     return 0
 
@@ -187,7 +187,7 @@ def run_sweep(options):
         raise UserError(f"--index is {options.index}; allowed are 0 to {len(elements) - 1}.")
     if options.index is not None and options.workers > 1:
         raise UserError("--index runs one element, and --workers several at a time; allowed is one of them.")
-    with _progress() as show:
+    with progress() as show:
         if options.workers > 1:
             rows = sweeps.run_workers(
                 elements,
@@ -233,7 +233,7 @@ def _show_elements(options):
             row |= {"state": status.state, "step": status.step, "of": config.train.steps, "seconds": status.seconds}
             row |= {"reason": status.reason}
         rows.append(row)
-    _print_table("sweep", [row | {key: row[key] or "" for key in ("reason", "other overrides") if key in row} for row in rows])
+    print_table("sweep", [row | {key: row[key] or "" for key in ("reason", "other overrides") if key in row} for row in rows])
     _print_result({"workdir": options.workdir, "runs": rows})
 
 
@@ -281,7 +281,7 @@ def _describe_all(options, arguments):
     if arguments or options.config or options["image_size"].present or options["num_classes"].present:
         raise UserError("--all describes every network as published; allowed beside it are no name and no other flags.")
     networks, names = [], list_models()
-    with _progress() as show:
+    with progress() as show:
         for i, name in enumerate(names, start=1):
             _, size, rows = _measure(create_model(name, num_classes=2), options)
             networks.append({"model": name, "layers": parse_name(name)[1], **size, **_total(rows)})
@@ -390,20 +390,23 @@ MODES = {mode.__name__: mode for mode in (train, evaluate, sweep, report, descri
 def _print_summary(rows):
     """Prints the rows of a sweep's summary as a table, errors in percent."""
     # Measured on request only.
-    unused = {key for key in ("train_clean_error", "validation_error") if all(row[key] is None for row in rows)}
+    # Nor does a name say more than network and seed, where these tell all runs apart.
+    apart = len({(row["model"], row["seed"]) for row in rows}) == len(rows)
+    hidden = {"run"} if apart else {"model", "depth", "residual"}
+    unused = hidden | {key for key in ("train_clean_error", "validation_error") if all(row[key] is None for row in rows)}
     errors = [key for key in rows[0] if key.endswith("_error") and key not in unused]
     shown = [{key: row[key] for key in row if key not in unused} | {key: _percent(row[key]) for key in errors} for row in rows]
     for row in shown:
         row["train_loss"] = "–" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
         row["parameters"] = f"{row['parameters']:,}"
-    _print_table("sweep", shown)
+    print_table("sweep", shown)
 
 
 def _percent(fraction):
     return "–" if fraction is None else f"{100 * fraction:.2f} %"
 
 
-def _print_table(title, rows):
+def print_table(title, rows):
     from rich.table import Table
 
     _print_rows(Table(*rows[0], title=title), (map(str, row.values()) for row in rows))
@@ -432,7 +435,7 @@ def _print_result(result):
 
 
 @contextlib.contextmanager
-def _progress():
+def progress():
     """Shows progress on stderr, with the time left; gives `show(description, share of the work, rate)`."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn

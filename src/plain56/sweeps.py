@@ -18,6 +18,7 @@ from plain56.data import image_shape, load_dataset
 from plain56.errors import UserError
 from plain56.models import parse_name
 from plain56.training import load, train
+from plain56.weights import begin_transfer
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ def expand(config, sweep):
 
     Args:
         config: the sweep's config; its section `sweep` chooses the elements and is no part of a run's config.
-        sweep: `config -> iterable of flat overrides`.
+        sweep: `config -> iterable of flat overrides`. Their key "name" is the run's name; without, it is made of the others.
+            What `transfer.weights` names is trained further, as by `launch.py finetune`.
 
     Raises:
         UserError: a run's config is wrong, two runs are the same, or there is none.
@@ -46,7 +48,9 @@ def expand(config, sweep):
     except Exception as error:  # a program of the user's, which may raise anything
         reason = str(error) or type(error).__name__
         raise UserError(f"The sweep fails, or its section of the config holds a value of the wrong type: {reason}.") from error
-    for overrides in all_overrides:
+    for given in all_overrides:
+        overrides = dict(given)
+        name = overrides.pop("name", None)
         resolved = copy.deepcopy(config).unlock()
         if "sweep" in resolved:
             del resolved.sweep
@@ -55,8 +59,10 @@ def expand(config, sweep):
             resolved.update_from_flattened_dict(overrides)
         except (AttributeError, KeyError, TypeError) as error:
             raise UserError(f"The sweep's overrides {overrides} do not fit the config: {error.args[0]}.") from error
+        if resolved.transfer.weights:
+            resolved, _ = begin_transfer(resolved, resolved.transfer.weights)
         check(resolved)
-        elements.append(Element(_name(resolved, overrides), overrides, resolved))
+        elements.append(Element(name or _name(resolved, overrides), overrides, resolved))
     names = [element.name for element in elements]
     if not names:
         raise UserError("The sweep is empty: it needs at least one depth and one seed.")
@@ -128,7 +134,7 @@ def run_sweep(elements, workdir, on_progress=lambda name, share, images_per_seco
             on_progress(name, (sum(todo[:number]) + share * todo[number]) / max(1, sum(todo)), images_per_second)
 
         try:
-            train(element.config, run.path, show)
+            train(element.config, run.path, show, _begin(element, run))
         except runs.Held as error:
             if index is not None:
                 raise
@@ -242,6 +248,12 @@ def _work_left(element, run):
     return _steps_left(element, run.path.parent) * per_step * element.config.train.seeds
 
 
+def _begin(element, run):
+    """What begins a run with the weights that it trains further; None where there are none, or it has begun."""
+    source = element.config.transfer.weights
+    return begin_transfer(element.config, source)[1] if source and run.status().step == 0 else None
+
+
 def _steps_left(element, workdir):
     status = runs.Run(Path(workdir) / element.name).status()
     return 0 if status.state in runs.ENDED else max(0, last_step(element.config) - status.step)
@@ -259,12 +271,12 @@ def summarise(workdir):
     augmentation; `train_clean_error`, `validation_error` and `test_error` are the last step's, without. None where a run has
     not come that far, or does not measure it.
     """
-    rows = [_row(run, overrides) for run, overrides in runs.read_networks(workdir)]
+    rows = [_row(run.path.relative_to(workdir), run, overrides) for run, overrides in runs.read_networks(workdir)]
     runs.write_summary(workdir, rows)
     return rows
 
 
-def _row(run, overrides):
+def _row(name, run, overrides):
     status = run.status()
     try:
         last = {record["split"]: record for record in run.metrics()}
@@ -274,6 +286,7 @@ def _row(run, overrides):
     errors = {f"{split}_error": last.get(split, {}).get("top1_error") for split in ("train", "train_clean", "validation", "test")}
     family, depth = parse_name(overrides["model.name"])
     return {
+        "run": str(name),
         "model": overrides["model.name"],
         "depth": depth,
         "residual": family == "resnet",

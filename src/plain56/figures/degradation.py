@@ -58,11 +58,16 @@ def draw(workdir):
         handles = [Line2D([], [], color=colours[depth], linewidth=2, label=f"{depth} layers") for depth in depths]
         handles += [Line2D([], [], color="0.4", label=f"{SPLITS[split]} error", **LINES[split]) for split in SPLITS]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-        for suffix in (".png", ".svg"):
-            part = Path(workdir) / f"degradation.part{suffix}"
-            figure.savefig(part, dpi=160, metadata={"Date": None} if suffix == ".svg" else None)
-            part.replace(Path(workdir) / f"degradation{suffix}")
-    return Path(workdir) / "degradation.png"
+        return save(figure, Path(workdir), "degradation")
+
+
+def save(figure, folder, name):
+    """Writes a figure as PNG and SVG, each at once, and returns the path of the PNG."""
+    for suffix in (".svg", ".png"):
+        part = folder / f"{name}.part{suffix}"
+        figure.savefig(part, dpi=160, metadata={"Date": None} if suffix == ".svg" else None)
+        part.replace(folder / f"{name}{suffix}")
+    return folder / f"{name}.png"
 
 
 def _draw_curves(axis, members, colour):

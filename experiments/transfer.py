@@ -1,0 +1,79 @@
+"""What a trained network is worth where pictures are few: from scratch, a linear probe, and fine-tuning.
+
+Trains a network on half of a data set's classes, then networks on a few examples of each of the other classes: from random
+values, the last layer alone on the features of the first network, and all layers beginning from it. Draws the figure, prints the
+table and checks the claim:
+
+    python -m experiments.transfer [--config=configs/sweeps/transfer.py:cifar10] [--workdir=runs/transfer]
+
+The rule, on test errors averaged over seeds, with the fewest examples per class: the probe and fine-tuning are both at least 5
+percentage points better than training from scratch.
+"""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import launch
+from configs.sweeps.transfer import source
+from plain56 import runs
+from plain56.figures import transfer
+
+SWEEP = "configs/sweeps/transfer.py"
+WORKDIR = "runs/transfer"
+BETTER_AT_LEAST = 0.05
+
+
+def check_claim(rows):
+    """Judges rows of `figures.transfer.read` by the rule above: `(held, sentence)`."""
+    fewest = min(row["examples_per_class"] for row in rows)
+
+    def error(approach):
+        errors = [row["test_error"] for row in rows if (row["approach"], row["examples_per_class"]) == (approach, fewest)]
+        return sum(errors) / len(errors)
+
+    gains = {approach: error("scratch") - error(approach) for approach in ("probe", "finetune")}
+    held = min(gains.values()) >= BETTER_AT_LEAST
+    return held, (
+        f"The claim {'held' if held else 'did not hold'}: with {fewest} examples per class the test error from scratch is "
+        f"{100 * error('scratch'):.1f} %, and it is {100 * gains['probe']:.1f} points less by a linear probe and "
+        f"{100 * gains['finetune']:.1f} by fine-tuning (claimed: at least {100 * BETTER_AT_LEAST:.0f} both)."
+    )
+
+
+def compare(options, arguments):
+    """Source network, sweep, table, figure, claim; returns the exit status: 1 where the claim did not hold."""
+    from plain56 import machine, training, weights
+
+    machine.set_up()
+    workdir = Path(options.workdir)
+    config = copy.deepcopy(options.config).unlock()
+    config.update_from_flattened_dict(source(config))
+    del config.sweep
+    with launch.progress() as show:
+        status = training.train(config.lock(), workdir / "source", lambda share, rate: show("source", share, rate))
+    if status.state != "finished":
+        print(f"The source network is {status.state}: {status.reason}", file=sys.stderr)
+        return launch.FAILED
+    weights.save_pretrained(workdir / "source.safetensors", workdir / "source")
+    options.config.sweep.weights = str(workdir / "source.safetensors")
+    options.workdir = str(workdir / "networks")
+    unfinished = [row for row in launch.run_sweep(options) if row["state"] != "finished"]
+    if unfinished:
+        print(f"{len(unfinished)} runs have not finished, the first is {unfinished[0]['run']}.", file=sys.stderr)
+        return launch.FAILED
+    rows = transfer.read(workdir / "networks")
+    runs.write_summary(workdir, rows)
+    launch.print_table("test error (%), mean and range over the seeds", transfer.table(rows))
+    figure = transfer.draw(rows, workdir)
+    held, sentence = check_claim(rows)
+    print(f"figure: {figure}\n{sentence}")
+    print(json.dumps({"held": held, "claim": sentence, "figure": str(figure)}))
+    return 0 if held else launch.FAILED
+
+
+if __name__ == "__main__":
+    given = {argument.split("=")[0].lstrip("-") for argument in sys.argv[1:]}
+    defaults = {"config": SWEEP, "workdir": WORKDIR}
+    sys.exit(launch.run(compare, [*(f"--{k}={v}" for k, v in defaults.items() if k not in given), *sys.argv[1:]], __doc__))
