@@ -169,11 +169,11 @@ def test_failed_run_does_not_stop_the_others(tmp_path, tiny_sweep, monkeypatch):
     real = sweeps.train
     trained = []
 
-    def train(config, workdir, on_progress):
+    def train(config, workdir, *others):
         trained.append(config.model.name)
         if config.model.name == "plain8":
             raise OSError("disk")
-        return real(config, workdir, on_progress)
+        return real(config, workdir, *others)
 
     monkeypatch.setattr(sweeps, "train", train)
     shares = []
