@@ -32,12 +32,13 @@ def get_config():
     config.model = ConfigDict()
     config.model.name = "resnet20"
     config.model.dtype = "float32"  # of activations: float32 | bfloat16
-    # None: as published. The next six are plain and residual networks', the last three VGG's and GoogLeNet's.
+    # None: as published. The next seven are plain and residual networks', the last three VGG's and GoogLeNet's.
     # A: identity with zero padding; B: projection where the shape changes; C: projection everywhere
     config.model.shortcut = placeholder(str)  # A in the CIFAR form, B in the ImageNet form
     config.model.widths = placeholder(tuple)  # filters of the stages: (16, 32, 64), or (64, 128, 256, 512) in the ImageNet form
     config.model.bottleneck_stride = placeholder(str)  # 1x1 (the paper's) | 3x3 (torchvision's, "v1.5")
     config.model.pre_activation = placeholder(bool)
+    config.model.normalise = placeholder(bool)  # False: without batch norm
     config.model.zero_init = placeholder(bool)  # the last scale of residual blocks begins at zero
     config.model.remat = placeholder(bool)  # keep less for the backward pass and compute it anew: less memory, more time
     config.model.form = placeholder(str)  # imagenet | small; VGG: dense, too
@@ -88,6 +89,7 @@ def get_config():
     config.train.log_every = 100
     config.train.evaluate_every = 1_000  # test and validation error
     config.train.evaluate_train_every = 0  # error on the whole training split without augmentation, also at the end; 0: never
+    config.train.gradients_every = 0  # norms of the gradient at every block and for every kernel, on the first batch; 0: never
     config.train.checkpoint_every = 1_000
 
     config.transfer = ConfigDict()  # what fine-tuning chooses

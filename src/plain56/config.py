@@ -51,6 +51,7 @@ RULES = {
     "train.log_every": POSITIVE,
     "train.evaluate_every": POSITIVE,
     "train.evaluate_train_every": NOT_NEGATIVE,
+    "train.gradients_every": NOT_NEGATIVE,
     "train.checkpoint_every": POSITIVE,
     "transfer.freeze": (
         lambda values: all(isinstance(value, str) for value in values),
@@ -129,6 +130,8 @@ def check(config):
         raise UserError(f"seed and train.seeds make {last_seed} the last seed; allowed are {SEED[1]}.")
     if config.transfer.probe and config.train.seeds > 1:
         raise UserError(f"train.seeds is {config.train.seeds}; allowed is 1 for a probe, whose result no seed changes.")
+    if config.train.gradients_every and config.train.seeds > 1:
+        raise UserError(f"train.gradients_every is {config.train.gradients_every}; allowed is 0 with several seeds at once.")
     if config.parallelism == "pmap" and config.train.seeds > 1:
         raise UserError(f"parallelism is 'pmap' and train.seeds is {config.train.seeds}; allowed for several seeds is 'jit'.")
     options = config.data.augment

@@ -39,6 +39,7 @@ NOT_IDENTITY = (
     "train.log_every",
     "train.evaluate_every",
     "train.evaluate_train_every",
+    "train.gradients_every",
     "train.checkpoint_every",
     "train.steps_per_call",
     "data.dir",
@@ -173,8 +174,9 @@ class Run(NamedTuple):
         with (self.path / "metrics.jsonl").open("a") as file, SummaryWriter(str(self.path / "tensorboard")) as board:
 
             def show(record):
-                for key in record.keys() - {"step", "split", "seconds"}:
-                    board.add_scalar(f"{record['split']}/{key}", record[key], record["step"], start + record["seconds"])
+                for key, value in flatten(record).items():
+                    if key not in ("step", "split", "seconds"):
+                        board.add_scalar(f"{record['split']}/{key}", value, record["step"], start + record["seconds"])
 
             def append(record):
                 file.write(json.dumps(record) + "\n")

@@ -22,6 +22,7 @@ from plain56.models.layers import (
     BatchNorm,
     Numerics,
     Output,
+    Tap,
     check_image_size,
     convolution,
     dense,
@@ -94,7 +95,7 @@ class Inception(nn.Module):
             unit(size5, self.large, name="conv5x5")(wide, train),
             unit(pooled, 1, name="project_pool")(max_pool(x, 3, 1, padding=1), train),
         ]
-        return jnp.concatenate(branches, axis=-1)
+        return Tap(name="output")(jnp.concatenate(branches, axis=-1))
 
 
 class AuxiliaryHead(nn.Module):
@@ -163,9 +164,9 @@ class GoogLeNet(nn.Module):
         x = images.astype(self.numerics.dtype)
         x = ConvolutionUnit(64, 3 if small else 7, 1 if small else 2, **shared, name="conv1")(x, train)
         x = self._normalise_response(x if small else max_pool(x, 3, 2))
-        x = ConvolutionUnit(64, 1, **shared, name="conv2_reduce")(x, train)
+        x = ConvolutionUnit(64, 1, **shared, name="conv2_reduce")(Tap(name="tap1")(x), train)
         x = self._normalise_response(ConvolutionUnit(192, 3, **shared, name="conv2")(x, train))
-        x = x if small else max_pool(x, 3, 2)
+        x = Tap(name="tap2")(x if small else max_pool(x, 3, 2))
         auxiliary_logits = []
         for name, filters in INCEPTIONS.items():
             if name in ("4a", "5a") and (not small or min(x.shape[1:3]) > 1):

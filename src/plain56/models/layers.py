@@ -126,6 +126,19 @@ class BatchNorm(nn.Module):
         return y
 
 
+class Tap(nn.Module):
+    """Gives its input on: a place to measure the gradient at, as that of what the collection "taps" adds here.
+
+    Without that collection it does nothing. Where it is mutable, it gets zeros of the input's shape.
+    """
+
+    @nn.compact
+    def __call__(self, x):
+        if self.is_mutable_collection("taps") and not self.is_initializing():
+            self.put_variable("taps", "added", jnp.zeros_like(x))
+        return x + self.get_variable("taps", "added") if self.has_variable("taps", "added") else x
+
+
 def max_pool(x, size, strides, padding=0):
     """Maximum over size×size windows, ⌈·⌉ positions as in Caffe: the last window may reach over the edge, but begins inside.
 
@@ -174,7 +187,7 @@ def scan_blocks(block, length, remat, **fields):
     unroll = GPU_UNROLL if jax.default_backend() == "gpu" and not remat else 1
     return nn.scan(
         rematerialised(block, alone=False) if remat else block,
-        variable_axes={"params": 0, "batch_stats": 0, "moments": 0},
+        variable_axes={"params": 0, "batch_stats": 0, "moments": 0, "taps": 0},
         split_rngs={"params": True},
         in_axes=nn.broadcast,
         length=length,

@@ -19,7 +19,7 @@ VGG_NAMES = ("vgg11", "vgg11_bn", "vgg11_lrn", "vgg13", "vgg13_bn", "vgg16", "vg
 GOOGLENET_NAMES = ("googlenet", "googlenet_bn")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
 # As published; None stands for these everywhere.
-RESNET_OPTIONS = ("shortcut", "widths", "bottleneck_stride", "pre_activation", "zero_init", "remat")
+RESNET_OPTIONS = ("shortcut", "widths", "bottleneck_stride", "pre_activation", "normalise", "zero_init", "remat")
 OPTIONS = {
     "plain": RESNET_OPTIONS,
     "resnet": RESNET_OPTIONS,
@@ -86,7 +86,7 @@ def create_model(name, num_classes, *, dtype="float32", momentum=0.9, epsilon=No
         options: by kind of network; None, or left out, means as published.
             Plain and residual networks: `shortcut` "A" (CIFAR form), "B" (ImageNet form) or "C" (He et al. 2015, section 4.1);
             `widths`, the filters of each stage; `bottleneck_stride` "1x1" (the paper's and the default) or "3x3"
-            (torchvision's, "v1.5"); `pre_activation`, `zero_init` and `remat`, False.
+            (torchvision's, "v1.5"); `pre_activation`, `zero_init` and `remat`, False; `normalise`, True.
             VGG and GoogLeNet: `form`, see there; `dropout`; GoogLeNet's `auxiliary`, True.
 
     Raises:
@@ -118,6 +118,7 @@ def _resnet(
     widths=None,
     bottleneck_stride="1x1",
     pre_activation=False,
+    normalise=True,
     zero_init=False,
     remat=False,
 ):
@@ -136,6 +137,8 @@ def _resnet(
         raise UserError(
             "model.zero_init is True; a plain network whose last scales are zero has no gradient, so allowed is False."
         )
+    if zero_init and not normalise:
+        raise UserError("model.zero_init is True and model.normalise False; without batch norm no scale can begin at zero.")
     if pre_activation and zero_init:
         raise UserError(
             "model.pre_activation and model.zero_init are True; the norm at zero would stand before the last convolution, which "
@@ -151,6 +154,7 @@ def _resnet(
         widths=widths,
         bottleneck_stride=bottleneck_stride,
         pre_activation=pre_activation,
+        normalise=normalise,
         zero_init=zero_init,
         remat=remat,
         numerics=numerics,

@@ -27,6 +27,7 @@ from plain56.models.layers import (
     BatchNorm,
     Numerics,
     Output,
+    Tap,
     check_image_size,
     convolution,
     head,
@@ -63,6 +64,7 @@ class Block(nn.Module):
     activate_input: bool = False
     zero_init: bool = False
     bottleneck_stride: str = "1x1"
+    normalise: bool = True
     numerics: Numerics = Numerics()
 
     def layers(self):
@@ -72,30 +74,33 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         layers = self.layers()
-        y = x
+        y = x if self.activate_input else Tap(name="branch")(x)
         for i, (filters, size, strides) in enumerate(layers, start=1):
             last = i == len(layers)
             scale_init = nn.initializers.zeros if last and self.zero_init else nn.initializers.ones
-            norm = BatchNorm(self.numerics, train, scale_init, name=f"norm{i}")
+            norm = self._norm(train, f"norm{i}", scale_init)
             conv = convolution(self.numerics, filters, size, strides, name=f"conv{i}")
             if self.pre_activation:
                 y = nn.relu(norm(y))
                 if i == 1 and self.activate_input:
-                    x = y
+                    x, y = y, Tap(name="branch")(y)
                 y = conv(y)
             else:
                 y = norm(conv(y))
                 y = y if last else nn.relu(y)
         if self.residual:
-            y = y + self._shortcut(x, y.shape[-1], train)
-        return y if self.pre_activation else nn.relu(y), None
+            y = y + self._shortcut(Tap(name="shortcut")(x), y.shape[-1], train)
+        return Tap(name="output")(y if self.pre_activation else nn.relu(y)), None
+
+    def _norm(self, train, name, scale_init=nn.initializers.ones):
+        return BatchNorm(self.numerics, train, scale_init, name=name) if self.normalise else lambda x: x
 
     def _shortcut(self, x, filters, train):
         same_shape = self.strides == 1 and x.shape[-1] == filters
         if self.shortcut == "C" or (self.shortcut == "B" and not same_shape):
             x = convolution(self.numerics, filters, 1, self.strides, name="shortcut_conv")(x)
             # With its own batch norm: an unnormalised projection drowns the residual. With pre-activation its input has one.
-            return x if self.pre_activation else BatchNorm(self.numerics, train, name="shortcut_norm")(x)
+            return x if self.pre_activation else self._norm(train, "shortcut_norm")(x)
         if same_shape:
             return x
         added = filters - x.shape[-1]
@@ -139,6 +144,8 @@ class ResNet(nn.Module):
         form: "cifar" or "imagenet", the stem.
         remat: keep only what lies between blocks for the backward pass, which computes the rest anew: less memory, more time.
             On a CPU it helps in stages of three blocks and more: where a block stands alone, the compiler undoes it.
+        normalise: batch norm after every convolution, or before it with pre-activation; False is for comparison, and not in
+            the paper.
         zero_init: the last scale of every residual block starts at zero (Goyal et al. 2017); not in the paper.
     """
 
@@ -152,6 +159,7 @@ class ResNet(nn.Module):
     bottleneck_stride: str = "1x1"
     pre_activation: bool = False
     zero_init: bool = False
+    normalise: bool = True
     remat: bool = False
     numerics: Numerics = Numerics()
 
@@ -164,6 +172,7 @@ class ResNet(nn.Module):
             "pre_activation": self.pre_activation,
             "zero_init": self.zero_init,
             "bottleneck_stride": self.bottleneck_stride,
+            "normalise": self.normalise,
             "numerics": self.numerics,
         }
         alone_block = rematerialised(self.block, alone=True) if self.remat else self.block
@@ -171,9 +180,10 @@ class ResNet(nn.Module):
         size, strides = (3, 1) if self.form == "cifar" else (7, 2)
         x = convolution(self.numerics, self.widths[0], size, strides, name="stem_conv")(x)
         if not self.pre_activation:
-            x = nn.relu(BatchNorm(self.numerics, train, name="stem_norm")(x))
+            x = nn.relu(BatchNorm(self.numerics, train, name="stem_norm")(x) if self.normalise else x)
         if self.form == "imagenet":
             x = ops.max_pool(x, 3, 2, ((1, 1), (1, 1)))
+        x = Tap(name="stem")(x)
         for stage, (blocks, filters) in enumerate(zip(self.blocks, self.widths, strict=True), start=1):
             strides = 1 if stage == 1 else 2
             changes = strides != 1 or x.shape[-1] != filters * self.block.expansion
@@ -188,5 +198,5 @@ class ResNet(nn.Module):
                 following = {"filters": filters, **fields, "name": f"stage{stage}"}
                 x, _ = scan_blocks(self.block, blocks - alone, self.remat, **following)(x, train)
         if self.pre_activation:
-            x = nn.relu(BatchNorm(self.numerics, train, name="head_norm")(x))
+            x = nn.relu(BatchNorm(self.numerics, train, name="head_norm")(x) if self.normalise else x)
         return Output(head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2))))

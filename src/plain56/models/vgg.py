@@ -21,6 +21,7 @@ from plain56.models.layers import (
     BatchNorm,
     Numerics,
     Output,
+    Tap,
     check_image_size,
     convolution,
     dense,
@@ -108,7 +109,7 @@ class VGG(nn.Module):
                 x = convolution(self.numerics, filters, size, use_bias=True, taps=taps, name=f"block{block}_conv{i}")(x)
                 if self.normalise:
                     x = BatchNorm(self.numerics, train, name=f"block{block}_norm{i}")(x)
-                x = nn.relu(x)
+                x = Tap(name=f"block{block}_tap{i}")(nn.relu(x))
                 if self.respond and (block, i) == (1, 1):
                     x = local_response_norm(x, size=5, alpha=1e-4, beta=0.75, k=2.0)  # Krizhevsky et al. 2012's constants
             if block <= pools:

@@ -7,9 +7,11 @@ import zlib
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from plain56 import machine, parallel
+from plain56.analysis import gradients
 from plain56.config import build_model, check, last_step
 from plain56.data import (
     Pictures,
@@ -26,7 +28,7 @@ from plain56.training.evaluate import evaluate, evaluate_batch, measure_moments
 from plain56.training.probe import features
 from plain56.training.schedules import make_schedule
 from plain56.training.state import create_train_state, make_optimizer
-from plain56.training.step import Totals, streamed_step, train_step, train_steps
+from plain56.training.step import Totals, minimised_losses, streamed_step, train_step, train_steps
 from plain56.training.transfer import describe, is_trained
 
 
@@ -44,6 +46,7 @@ class Experiment(NamedTuple):
     evaluate: Any  # (params, batch_stats, split) -> totals
     measure_moments: Any  # (params, batch_stats, split) -> batch_stats
     features: Any  # (params, batch_stats, split) -> batches, on the host, of what the last layer gets
+    gradients: Any  # (params, batch_stats) -> `analysis.gradients.Flow`; None where the config asks for none
 
 
 def load(config):
@@ -112,6 +115,7 @@ def prepare(config):
         evaluate=evaluate,
         measure_moments=measure_moments,
         features=_features(config, model, mesh, compile_),
+        gradients=_gradients(config, model, dataset.train, shape, mesh, compile_) if config.train.gradients_every else None,
     )
 
 
@@ -198,31 +202,54 @@ def _streamed(config, dataset, model, optimizer, mesh, compile_):
     return run_steps, count_all, refuse
 
 
-def _features(config, model, mesh, compile_):
-    """The function of an `Experiment` that gives a split batch by batch, in its own order and with features for images."""
-    options = {"batch_size": config.train.batch_size, "data": config.data}
+def _batches(config, split, mesh):
+    """The normalised batches of a split in its own order, on the devices."""
 
-    def of_images(params, batch_stats, batch):
+    @jax.jit
+    def resident(split, number):
+        return parallel.split_batch(evaluation_batch(split, number, config.train.batch_size, config.data), mesh)
+
+    @jax.jit
+    def streamed(batch):
+        return batch._replace(images=normalise(batch.images, config.data.mean, config.data.std))
+
+    if isinstance(split, Pictures):
+        part = {"part": jax.process_index(), "parts": jax.process_count()}
+        for read in evaluation_stream(split, config.data, config.train.batch_size, **part):
+            yield streamed(parallel.place(read, mesh))
+    else:
+        for number in range(-(-split.labels.shape[0] // config.train.batch_size)):
+            yield resident(split, number)
+
+
+def _features(config, model, mesh, compile_):
+    """The function of an `Experiment` that gives a split batch by batch, with features for images."""
+
+    @compile_
+    def of_batch(params, batch_stats, batch):
         return batch._replace(images=features(model, {"params": params, "batch_stats": batch_stats}, batch.images))
 
-    @compile_
-    def resident(params, batch_stats, split, number):
-        return of_images(params, batch_stats, parallel.split_batch(evaluation_batch(split, number, **options), mesh=mesh))
-
-    @compile_
-    def streamed(params, batch_stats, batch):
-        return of_images(params, batch_stats, batch._replace(images=normalise(batch.images, config.data.mean, config.data.std)))
-
     def of_split(params, batch_stats, split):
-        if isinstance(split, Pictures):
-            part = {"part": jax.process_index(), "parts": jax.process_count()}
-            for read in evaluation_stream(split, config.data, config.train.batch_size, **part):
-                yield jax.device_get(streamed(params, batch_stats, parallel.place(read, mesh)))
-        else:
-            for number in range(-(-split.labels.shape[0] // config.train.batch_size)):
-                yield jax.device_get(resident(params, batch_stats, split, number))
+        for batch in _batches(config, split, mesh):
+            yield jax.device_get(of_batch(params, batch_stats, batch))
 
     return of_split
+
+
+def _gradients(config, model, split, shape, mesh, compile_):
+    """The function of an `Experiment` that measures the gradient's way on the first batch of a split."""
+    batch = next(_batches(config, split, mesh))
+    model = model.clone(numerics=model.numerics._replace(fixed_statistics=config.transfer.freeze_statistics))
+
+    @compile_
+    def of_batch(params, batch_stats, batch):
+        def loss(output):
+            losses = minimised_losses(output, batch.labels, config.train.label_smoothing)
+            return jnp.sum(jnp.where(batch.mask, losses, 0)) / jnp.sum(batch.mask)
+
+        return gradients.measure(model, {"params": params, "batch_stats": batch_stats}, batch.images, loss)
+
+    return lambda params, batch_stats: gradients.flow(model, of_batch(params, batch_stats, batch), shape)
 
 
 def _step_options(config, model, optimizer, mesh):

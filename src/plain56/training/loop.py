@@ -307,6 +307,8 @@ def _train(config, experiment, run, manager, on_progress):
             epoch = round(status.step * options.batch_size / experiment.data["train"], 4)
             logs[i]({"step": status.step, "epoch": epoch, "split": split, **values, "seconds": status.seconds})
 
+        if experiment.gradients and step == 0 and parallel.on_first(lambda: not run.metrics("gradients")):
+            record(0, "gradients", experiment.gradients(state.params, state.batch_stats)._asdict())
         while step < last:
             running = [i for i, status in enumerate(statuses) if status.state == "running"]
             # What each process finds out for itself, they have to agree on.
@@ -320,7 +322,7 @@ def _train(config, experiment, run, manager, on_progress):
                     statuses[i] = statuses[i]._replace(step=reached()[i], seconds=round(time.perf_counter() - start, 3))
                 write_statuses()
                 raise KeyboardInterrupt(f"stopped by {interrupted[0]}, after saving at step {saved}")
-            every = (options.log_every, options.checkpoint_every, *evaluated.values())
+            every = (options.log_every, options.checkpoint_every, *evaluated.values(), options.gradients_every or last)
             steps = min(steps_per_call, options.steps_per_call, last - step, *(interval - step % interval for interval in every))
             call_time = time.perf_counter()
             state, totals = experiment.train_steps(state, totals, step, steps)
@@ -336,7 +338,8 @@ def _train(config, experiment, run, manager, on_progress):
                 return step == last or step % interval == 0
 
             evaluating = [split for split, interval in evaluated.items() if due(interval)]
-            if not (evaluating or due(options.log_every) or due(options.checkpoint_every)):
+            measuring = experiment.gradients and due(options.gradients_every)
+            if not (evaluating or measuring or due(options.log_every) or due(options.checkpoint_every)):
                 continue
 
             # The order matters: a checkpoint comes after all records of its step, so a resume drops exactly the later ones.
@@ -367,6 +370,8 @@ def _train(config, experiment, run, manager, on_progress):
                     count = experiment.data[split.removesuffix("_clean")]
                     _check_readable(split, count - int(tested[i].examples), count)
                     record(i, split, tested[i].means())
+            if measuring:
+                record(0, "gradients", experiment.gradients(state.params, state.batch_stats)._asdict())
             if due(options.checkpoint_every):
                 checkpoints.save(manager, step, (state, totals))
             write_statuses()
