@@ -13,6 +13,7 @@ from flax import traverse_util
 from configs import digits
 from plain56 import runs, training
 from plain56.analysis import gradients
+from plain56.figures import gradient_flow
 from plain56.models import create_model
 
 LABELS = jnp.arange(8) % 3
@@ -125,7 +126,8 @@ def test_an_identity_with_pre_activation_passes_the_gradient_on_unchanged():
 
 
 def test_growth_is_the_factor_of_a_geometric_series():
-    assert gradients.growth_per_block({str(i): 3.0 * 1.25**-i for i in range(9)}) == pytest.approx(1.25)
+    network = gradient_flow.Network("plain20", 20, False, True, 0, 3.0 * 1.25 ** -np.arange(9.0), *[np.array([])] * 3)
+    assert network.growth == pytest.approx(1.25)
 
 
 def test_a_run_logs_the_flow_and_nothing_else_changes(tmp_path):

@@ -274,13 +274,29 @@ def read_run(path):
     return run
 
 
-def write_summary(folder, rows):
-    """Writes a sweep's summary, a list of equal dicts, as summary.csv and summary.json."""
+def write_table(folder, name, rows):
+    """Writes a list of equal dicts as NAME.csv in a folder, which may be new."""
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    _write(Path(folder) / "summary.csv", text.getvalue())
+    with _refusing_os_errors("result", folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        _write(Path(folder) / f"{name}.csv", text.getvalue())
+
+
+def read_table(folder, name):
+    """The rows that `write_table` wrote, all values as text."""
+    try:
+        with (Path(folder) / f"{name}.csv").open() as file:
+            return list(csv.DictReader(file))
+    except OSError as error:
+        raise UserError(f"{Path(folder) / name}.csv cannot be read: {error.strerror}.") from error
+
+
+def write_summary(folder, rows):
+    """Writes a sweep's summary, a list of equal dicts, as summary.csv and summary.json."""
+    write_table(folder, "summary", rows)
     _write(Path(folder) / "summary.json", json.dumps(rows, indent=2))
 
 

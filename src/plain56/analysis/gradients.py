@@ -5,14 +5,13 @@ came through the shortcut, where the addition passes it on as it is, and what ca
 mappings in deep residual networks", equation 5). In plain networks all of it comes through the branch.
 """
 
-import re
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import linen as nn
 from flax import traverse_util
+
+from plain56.analysis.places import in_order, is_stacked
 
 
 class Flow(NamedTuple):
@@ -61,78 +60,35 @@ def gradients(model, variables, images, loss, key=None):
 
 
 def measure(model, variables, images, loss, key=None):
-    """What `flow` needs, as arrays; arguments as of `gradients`. Blocks of equal shape are together, on a leading axis."""
+    """What `flow` needs, as arrays by path; arguments as of `gradients`."""
     params, taps = gradients(model, variables, images, loss, key)
-
-    def norms(tree):
-        return {path: _per_block(path, jnp.square(leaf)) ** 0.5 for path, leaf in traverse_util.flatten_dict(tree).items()}
-
-    kernels = {path: norm for path, norm in norms(params).items() if path[-1] == "kernel"}
-    flat = traverse_util.flatten_dict(taps)
-    products = {}
-    for path, shortcut in flat.items():
-        *block, place, _ = path
+    kernels = {path[:-1]: leaf for path, leaf in traverse_util.flatten_dict(params).items() if path[-1] == "kernel"}
+    places = {path[:-1]: leaf for path, leaf in traverse_util.flatten_dict(taps).items()}
+    shares = {}
+    for path, shortcut in places.items():
+        *block, place = path
         if place == "shortcut":
-            branch = flat[(*block, "branch", "added")]
-            whole = shortcut + branch
-            products[(*block, "share", "added")] = _per_block(path, shortcut * whole) / _per_block(path, whole * whole)
-    return traverse_util.unflatten_dict(norms(taps) | products | kernels)
+            whole = shortcut + places[*block, "branch"]
+            shares[*block, "share"] = _per_block(path, shortcut * whole) / _per_block(path, whole * whole)
+
+    def norms(leaves):
+        return {path: _per_block(path, jnp.square(leaf)) ** 0.5 for path, leaf in leaves.items()}
+
+    return {"kernels": norms(kernels), "places": norms(places) | shares}
 
 
 def _per_block(path, values):
     """The sum over all values, or over those of each block where blocks are stacked."""
-    return jnp.sum(values, axis=tuple(range(int(_is_stacked(path)), values.ndim)))
-
-
-def _is_stacked(path):
-    return bool(re.fullmatch(r"stage\d", path[0]))
+    return jnp.sum(values, axis=tuple(range(int(is_stacked(path)), values.ndim)))
 
 
 def flow(model, measured, image_shape):
-    """The `Flow` of what `measure` gave.
-
-    Args:
-        image_shape: `(H, W, C)`.
-    """
-    order = _order(model, image_shape)
-    rows = []
-    for (*modules, place), values in traverse_util.flatten_dict(jax.device_get(measured)).items():
-        # The block that changes the shape stands by itself, before the stacked ones.
-        stage = modules[0].removesuffix("_first")
-        begins = _is_stacked(modules) and f"{stage}_first" in measured
-        for number, value in enumerate(np.atleast_1d(values), start=begins):
-            name = [f"{stage}.{number}" if stage.startswith("stage") else modules[0], *modules[1:]]
-            rows.append(((order[tuple(modules[:1])], number, order.get(tuple(modules), 0)), name, place, float(value)))
-    found = {"output": {}, "kernel": {}, "shortcut": {}, "branch": {}, "share": {}}
-    for _, name, place, value in sorted(rows, key=lambda row: row[0]):
-        kind = place if place == "kernel" else name[-1] if name[-1] in found else "output"
-        where = name[:-1] if kind != "kernel" and name[-1] in found else name
-        found[kind][".".join(where)] = value
-    branches = {name: norm for name, norm in found["branch"].items() if name in found["shortcut"]}
-    return Flow(found["output"], found["kernel"], found["shortcut"], branches, found["share"])
-
-
-def _order(model, image_shape):
-    """The number of each module, in the order in which they are called first."""
-    order = {}
-
-    def watch(call, arguments, named, context):
-        order.setdefault(context.module.path, len(order))
-        return call(*arguments, **named)
-
-    def forward(images):
-        return model.init(jax.random.key(0), images, train=True)
-
-    with nn.intercept_methods(watch):
-        jax.eval_shape(forward, jnp.zeros((1, *image_shape)))
-    return order
-
-
-def growth_per_block(norms):
-    """By which factor the gradient's norm grows with each block on its way back, from a line fitted to its logarithm.
-
-    Args:
-        norms: by block, from the images to the classes, such as `Flow.outputs`.
-    """
-    values = np.log(list(norms.values()))
-    return float(np.exp(-np.polyfit(np.arange(len(values)), values, 1)[0]))
+    """The `Flow` of what `measure` gave, for images of `image_shape` `(H, W, C)`."""
+    measured = jax.device_get(measured)
+    kernels = {".".join(name): norm for name, norm in in_order(model, measured["kernels"], image_shape).items()}
+    found = {"output": {}, "shortcut": {}, "branch": {}, "share": {}}
+    for name, value in in_order(model, measured["places"], image_shape).items():
+        *block, place = name if name[-1] in found else (*name, "output")
+        found[place][".".join(block)] = value
+    branches = {block: norm for block, norm in found["branch"].items() if block in found["shortcut"]}
+    return Flow(found["output"], kernels, found["shortcut"], branches, found["share"])

@@ -1,0 +1,107 @@
+"""The gradient's norm against depth, and how much of it comes through the shortcuts."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from plain56 import runs
+from plain56.figures.degradation import COLOURS, FAMILIES, STYLE, save
+
+
+class Network(NamedTuple):
+    """A network's gradient norms at the outputs of the stem and of each block, and the parts of them at each block's input."""
+
+    name: str
+    depth: int
+    residual: bool
+    batch_norm: bool
+    seed: int
+    norms: np.ndarray
+    shortcuts: np.ndarray  # as the next two, empty in plain networks
+    branches: np.ndarray
+    shares: np.ndarray
+
+    @property
+    def growth(self):
+        """By which factor the norm grows with each block on its way back, from a line fitted to its logarithm."""
+        return float(np.exp(-np.polyfit(np.arange(len(self.norms)), np.log(self.norms), 1)[0]))
+
+
+def read(folder):
+    """The `Network`s of gradient_flow.csv, as `experiments.gradient_flow` writes it."""
+    groups = {}
+    for row in runs.read_table(folder, "gradient_flow"):
+        key = row["network"], int(row["depth"]), row["residual"] == "True", row["batch_norm"] == "True", int(row["seed"])
+        groups.setdefault(key, []).append(row)
+
+    def column(rows, name):
+        return np.array([float(row[name]) for row in rows if row[name]])
+
+    names = ("norm", "shortcut_norm", "branch_norm", "shortcut_share")
+    return [Network(*key, *(column(rows, name) for name in names)) for key, rows in groups.items()]
+
+
+def by_kind(networks):
+    """The networks of all seeds, by name and batch norm."""
+    kinds = {}
+    for network in networks:
+        kinds.setdefault((network.name, network.batch_norm), []).append(network)
+    return kinds
+
+
+def draw(networks, folder):
+    """Draws gradient_flow and gradient_parts, .png and .svg, in a folder.
+
+    The first has plain networks left and residual ones right, with batch norm above and without below, one colour per depth;
+    several seeds give their geometric mean and, as a band, their range. The second has the two parts of the gradient at the
+    inputs of the deepest residual network's blocks, and the shortcut's share of it.
+
+    Returns:
+        The paths of the PNGs.
+    """
+    depths = sorted({network.depth for network in networks})
+    colours = dict(zip(depths, COLOURS, strict=False))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 5.6), layout="constrained")
+        axes = figure.subplots(2, 2, sharex=True, sharey="row")
+        for line, normalised in zip(axes, (True, False), strict=True):
+            for axis, family in zip(line, FAMILIES.values(), strict=True):
+                axis.set(yscale="log", title=f"{family} networks, {'with' if normalised else 'without'} batch norm")
+            line[0].set_ylabel("norm of the gradient")
+        for members in by_kind(networks).values():
+            axis = axes[int(not members[0].batch_norm), int(members[0].residual)]
+            norms, colour = np.array([network.norms for network in members]), colours[members[0].depth]
+            axis.plot(_layers(norms.shape[1]), np.exp(np.log(norms).mean(0)), color=colour, linewidth=1.5)
+            axis.fill_between(_layers(norms.shape[1]), norms.min(0), norms.max(0), color=colour, alpha=0.15, linewidth=0)
+        for axis in axes[-1]:
+            axis.set_xlabel("layer")
+        handles = [Line2D([], [], color=colours[depth], linewidth=2, label=f"{depth} layers") for depth in depths]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+        drawn = [save(figure, Path(folder), "gradient_flow")]
+        residual = [network for network in networks if network.residual and network.batch_norm]
+        if residual:
+            drawn.append(_draw_parts(max(residual, key=lambda network: network.depth), Path(folder)))
+    return drawn
+
+
+def _layers(count):
+    """The layer whose output is the stem's, and each block's: blocks have two."""
+    return 1 + 2 * np.arange(count)
+
+
+def _draw_parts(network, folder):
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    layers = _layers(len(network.shares))
+    left.plot(layers, network.norms[:-1], color="0", label="whole")
+    left.plot(layers, network.shortcuts, color=COLOURS[0], label="through the shortcut")
+    left.plot(layers, network.branches, color=COLOURS[1], label="through the branch")
+    left.set(yscale="log", xlabel="layer", ylabel="norm of the gradient", title=f"{network.name}, at its blocks' inputs")
+    left.legend(frameon=False)
+    right.plot(layers, 100 * network.shares, color=COLOURS[0])
+    right.set(ylim=(0, 100), xlabel="layer", ylabel="share (%)", title="came through the shortcut")
+    return save(figure, folder, "gradient_parts")
