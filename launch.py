@@ -105,7 +105,7 @@ def evaluate(options, arguments):
             machine.set_up()
             result = weights.evaluate_weights(config, options.weights, **choices)
         else:
-            _refuse_config(options, "the run's own config")
+            refuse_config(options, "the run's own config")
             workdir = _required(options, "workdir")
             machine.set_up()
             result = training.evaluate_run(workdir, **choices)
@@ -116,7 +116,7 @@ def evaluate(options, arguments):
 def export(options, arguments):
     from plain56 import machine, weights
 
-    _refuse_config(options, "a run")
+    refuse_config(options, "a run")
     workdir, file = _required(options, "workdir"), _required(options, "weights")
     machine.set_up()
     weights.save_pretrained(file, workdir)
@@ -126,7 +126,7 @@ def export(options, arguments):
 def predict(options, arguments):
     from plain56 import machine, weights
 
-    _refuse_config(options, "weights and pictures")
+    refuse_config(options, "weights and pictures")
     source = _required(options, "weights")
     if not arguments:
         raise UserError("predict needs pictures: give their paths.")
@@ -241,7 +241,7 @@ def report(options, arguments):
     from plain56 import sweeps
     from plain56.figures import degradation
 
-    _refuse_config(options, "the run directories alone")
+    refuse_config(options, "the run directories alone")
     rows = sweeps.summarise(_required(options, "workdir"))
     figure = degradation.draw(options.workdir)
     _print_summary(rows)
@@ -481,7 +481,7 @@ def _required(options, name):
     return options[name].value
 
 
-def _refuse_config(options, source):
+def refuse_config(options, source):
     if options.config:
         raise UserError(f"--config is not allowed here: this reads {source}.")
 
