@@ -1,0 +1,87 @@
+"""The loss around trained networks, along random directions with filters of the network's own length (Li et al. 2018).
+
+From the run directories of a sweep alone, on its training split without augmentation, for the shallowest and the deepest network,
+plain and residual: along one direction, and for the deepest over the plane of two:
+
+    python -m experiments.landscape [--workdir=runs/degradation]
+"""
+
+import json
+import sys
+
+import numpy as np
+
+import launch
+from experiments.lesions import WORKDIR, ends, kind_of
+from plain56 import runs
+from plain56.figures import landscape as figure
+
+EXAMPLES = 512  # of the training split, the first ones
+REACH, LINE_POINTS, SIDE_POINTS = 1.0, 41, 21  # from −1 to 1 along each direction, as Li et al.
+
+
+def loss_of(trained, split):
+    """A function of parameters: mean loss and top-1 error on the first examples, in evaluation mode, as they are normalised."""
+    import jax.numpy as jnp
+
+    from plain56.data import normalise
+    from plain56.training.step import example_losses
+
+    images = normalise(jnp.asarray(split.images[:EXAMPLES]), trained.config.data.mean, trained.config.data.std)
+    labels = jnp.asarray(split.labels[:EXAMPLES])
+
+    def loss(params):
+        logits = trained.model.apply({"params": params, "batch_stats": trained.state.batch_stats}, images).logits
+        wrong = jnp.argmax(logits, axis=-1) != labels
+        return jnp.mean(example_losses(logits, labels)), jnp.mean(wrong.astype(jnp.float32))
+
+    return loss
+
+
+def look_around(options, arguments):
+    """Measures the loss around each network, writes landscape.csv, and draws the figure."""
+    import jax
+
+    from plain56 import machine
+    from plain56.analysis.landscape import losses_around, random_direction
+    from plain56.data import load_dataset
+    from plain56.training.loop import load_run
+
+    launch.refuse_config(options, "the run directories alone")
+    machine.set_up()
+    found = [(run, load_run(run.path)) for run in ends(options.workdir)]
+    deepest = max(kind_of(trained)["depth"] for _, trained in found)
+    line = np.linspace(-REACH, REACH, LINE_POINTS)
+    axis = np.linspace(-REACH, REACH, SIDE_POINTS)
+    rows = []
+    with launch.progress() as show:
+        for number, (run, trained) in enumerate(found):
+            show(run.path.name, number / len(found))
+            kind, params = kind_of(trained), trained.state.params
+            places = [(x, 0.0) for x in line]
+            if kind["depth"] == deepest:
+                places += [(x, y) for x in axis for y in axis]
+            directions = [random_direction(params, key) for key in jax.random.split(jax.random.key(0))]
+            loss = loss_of(trained, load_dataset(trained.config.data).train)
+            measured = jax.jit(
+                lambda params, loss=loss, directions=directions, places=places: losses_around(loss, params, directions, places)
+            )
+            losses, errors = jax.device_get(measured(params))
+            for (x, y), value, error in zip(places, losses, errors, strict=True):
+                rows.append(
+                    {
+                        "run": run.path.name,
+                        **kind,
+                        "x": f"{x:.4g}",
+                        "y": f"{y:.4g}",
+                        "loss": f"{value:.5g}",
+                        "top1_error": f"{error:.5g}",
+                    }
+                )
+    runs.write_table(options.workdir, "landscape", rows)
+    print(json.dumps({"figure": str(figure.draw(options.workdir))}))
+
+
+if __name__ == "__main__":
+    given = {argument.split("=")[0].lstrip("-") for argument in sys.argv[1:]}
+    sys.exit(launch.run(look_around, [*([] if "workdir" in given else [f"--workdir={WORKDIR}"]), *sys.argv[1:]], __doc__))

@@ -1,0 +1,53 @@
+"""The loss along a random direction, and over the plane of two: the layout of Li et al. 2018, Fig. 1 and 5."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from plain56 import runs
+from plain56.figures.degradation import COLOURS, FAMILIES, STYLE, save
+
+
+def _read(folder):
+    """Losses by network and place: `{(residual, depth): {(x, y): loss}}`."""
+    losses = {}
+    for row in runs.read_table(folder, "landscape"):
+        kind = row["residual"] == "True", int(row["depth"])
+        losses.setdefault(kind, {})[float(row["x"]), float(row["y"])] = float(row["loss"])
+    return losses
+
+
+def draw(folder):
+    """Draws landscape.png and landscape.svg from the folder's landscape.csv, and returns the path of the PNG.
+
+    Left, the loss along one direction, of every network; then contours over two directions, the same levels for all.
+    """
+    found = _read(folder)
+    planes = {kind: losses for kind, losses in found.items() if any(y for _, y in losses)}
+    depths = sorted({depth for _, depth in found})
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.6 + 3.2 * len(planes), 3.5), layout="constrained")
+        axes = figure.subplots(1, 1 + len(planes), squeeze=False)[0]
+        for (residual, depth), losses in found.items():
+            line = sorted((x, loss) for (x, y), loss in losses.items() if y == 0)
+            style = {"color": COLOURS[depths.index(depth)], "linestyle": "-" if residual else "--"}
+            axes[0].plot(*zip(*line, strict=True), label=f"{FAMILIES[residual]}, {depth} layers", **style)
+        axes[0].set(yscale="log", xlabel="along one direction", ylabel="loss", title="along a line")
+        axes[0].legend(frameon=False, fontsize=8)
+        values = np.array([loss for losses in planes.values() for loss in losses.values()])
+        finite = values[np.isfinite(values) & (values > 0)]
+        levels = np.geomspace(finite.min(), finite.max(), 16)
+        for axis, ((residual, depth), losses) in zip(axes[1:], sorted(planes.items()), strict=True):
+            grid = {place: loss for place, loss in losses.items()}
+            ys = sorted({y for _, y in grid})
+            xs = sorted({x for x, y in grid if y == ys[0]})
+            heights = np.array([[grid[x, y] for x in xs] for y in ys])
+            drawn = axis.contourf(xs, ys, heights, levels=levels, norm=matplotlib.colors.LogNorm(), cmap="viridis")
+            axis.contour(xs, ys, heights, levels=levels, colors="white", linewidths=0.4)
+            axis.plot(0, 0, "+", color="red")
+            axis.set(title=f"{FAMILIES[residual]}, {depth} layers", aspect="equal", xlabel="first direction")
+        axes[1].set_ylabel("second direction")
+        figure.colorbar(drawn, ax=axes[1:], label="loss", format="%.2g")
+        return save(figure, Path(folder), "landscape")
