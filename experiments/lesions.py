@@ -8,13 +8,11 @@ From the run directories of a sweep alone, on the test split, for the shallowest
 import functools
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 
 import launch
 from plain56 import runs, sweeps
-from plain56.errors import UserError
 from plain56.figures import lesions as figure
 from plain56.models import parse_name
 
@@ -23,21 +21,10 @@ DRAWS = 5  # of sets of blocks to leave out, for each number of them
 
 
 def ends(workdir):
-    """The shallowest and the deepest finished run of a sweep, plain and residual, of the first seed.
-
-    Raises:
-        UserError: none is finished.
-    """
-    finished = [row for row in sweeps.summarise(workdir) if row["state"] == "finished"]
-    if not finished:
-        raise UserError(f"{workdir} has no finished run; needed is a sweep that has ended, such as `make degradation`.")
-    found = {}
-    for residual in (False, True):
-        rows = sorted((row for row in finished if row["residual"] == residual), key=lambda row: (row["depth"], row["seed"]))
-        for depth in sorted({rows[0]["depth"], rows[-1]["depth"]}) if rows else ():
-            row = next(row for row in rows if row["depth"] == depth)
-            found[row["run"]] = runs.Run(Path(workdir) / row["run"])
-    return list(found.values())
+    """The shallowest and the deepest finished run of a sweep, plain and residual; raises as `sweeps.finished_runs`."""
+    found = sweeps.finished_runs(workdir)
+    by_family = [[run for run, row in found if row["residual"] == residual] for residual in (False, True)]
+    return [run for members in by_family for run in dict.fromkeys(members[:1] + members[-1:])]
 
 
 def evaluator(trained, split):

@@ -276,6 +276,20 @@ def summarise(workdir):
     return rows
 
 
+def finished_runs(workdir):
+    """`(run, row of the summary)` of one finished run of each network, plain ones first, by depth; the first seed of each.
+
+    Raises:
+        UserError: none is finished.
+    """
+    rows = [row for row in summarise(workdir) if row["state"] == "finished"]
+    if not rows:
+        raise UserError(f"{workdir} has no finished run; needed is a sweep that has ended, such as `make degradation`.")
+    rows.sort(key=lambda row: (row["residual"], row["depth"], row["seed"]))
+    first = {(row["residual"], row["depth"]): row for row in reversed(rows)}
+    return [(runs.Run(Path(workdir) / row["run"]), row) for _, row in sorted(first.items())]
+
+
 def _row(name, run, overrides):
     status = run.status()
     try:

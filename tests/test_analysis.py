@@ -1,0 +1,184 @@
+"""Lesions, landscapes and layer responses, against what is worked out by hand."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import traverse_util
+
+import launch
+from configs import digits
+from experiments import landscape as landscape_experiment
+from experiments import lesions as lesions_experiment
+from experiments import responses as responses_experiment
+from plain56 import runs, sweeps
+from plain56.analysis import landscape, lesions
+from plain56.analysis.responses import layer_responses
+from plain56.data import Split
+from plain56.errors import UserError
+from plain56.models import create_model
+from plain56.training.evaluate import measure_moments
+
+NARROW = {"widths": (3, 4, 6)}
+
+
+def network(name, **options):
+    """A network whose batch norms have scales, biases and statistics that matter."""
+    model = create_model(name, 5, **NARROW, **options)
+    images = jax.random.normal(jax.random.key(1), (4, 8, 8, 2))
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    flat = traverse_util.flatten_dict(variables)
+    keys = dict(zip(flat, jax.random.split(jax.random.key(2), len(flat)), strict=True))
+
+    def varied(path, leaf):
+        drawn = jax.random.uniform(keys[path], leaf.shape)
+        return {"scale": 0.5 + drawn, "bias": drawn - 0.5, "mean": drawn - 0.5, "var": 0.5 + drawn}.get(path[-1], leaf)
+
+    return model, traverse_util.unflatten_dict({path: varied(path, leaf) for path, leaf in flat.items()}), images
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(model, variables, images):
+    return model.apply(variables, images).logits
+
+
+def logits(model, variables, images):
+    """The network's, compiled once for each shape of it."""
+    return np.asarray(_apply(model, variables, images))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, *(pytest.param(options, marks=pytest.mark.slow) for options in ({"normalise": False}, {"pre_activation": True}))],
+)
+def test_two_ways_to_be_without_a_residual_block(options):
+    model, variables, images = network("resnet14", **options)
+    assert lesions.blocks(model) == lesions.removable(model, variables)
+    assert lesions.blocks(model) == [(1, 0), (1, 1), (2, 0), (2, 1), (3, 0), (3, 1)]
+    whole = logits(model, variables, images)
+    for block in lesions.blocks(model):
+        found = logits(*lesions.without(model, variables, block), images)
+        silenced = logits(model, lesions.silence(model, variables, [block]), images)
+        # A block that activates its input for both ways is more than its branch.
+        if not (options.get("pre_activation") and block == (1, 0)):
+            np.testing.assert_allclose(found, silenced, rtol=1e-4, atol=1e-5)
+        assert np.abs(found - whole).max() > 1e-3
+
+
+def test_a_plain_network_without_a_block_is_one_in_which_it_does_nothing():
+    model, variables, images = network("plain14")
+    assert lesions.removable(model, variables) == [(1, 0), (1, 1), (2, 1), (3, 1)]
+    flat = traverse_util.flatten_dict(variables)
+    identity = np.zeros((3, 3, 3, 3), np.float32)
+    identity[1, 1] = np.eye(3)
+    values = {"kernel": identity, "scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0 - model.numerics.epsilon}
+    for path, leaf in flat.items():
+        if path[1] == "stage1":
+            flat[path] = leaf.at[1].set(values[path[-1]])
+    passing = logits(model, traverse_util.unflatten_dict(flat), images)
+    fewer, rest = lesions.without(model, variables, (1, 1))
+    np.testing.assert_allclose(logits(fewer, rest, images), passing, rtol=1e-4, atol=1e-5)
+    # The last one that keeps the shape leaves the first one of the stage alone.
+    assert logits(*lesions.without(model, variables, (3, 1)), images).shape == (4, 5)
+    with pytest.raises(UserError, match="Block 0 of stage 2 changes the shape; a plain network cannot be without it"):
+        lesions.without(model, variables, (2, 0))
+
+
+def test_swapped_blocks():
+    model, variables, images = network("resnet20")
+    assert lesions.neighbours(model, variables) == [((1, 0), (1, 1)), ((1, 1), (1, 2)), ((2, 1), (2, 2)), ((3, 1), (3, 2))]
+    for pair in lesions.neighbours(model, variables):
+        once = lesions.swapped(variables, *pair)
+        stage = f"stage{pair[0][0]}"
+        places = [number - (f"{stage}_first" in variables["params"]) for _, number in pair]
+        kernel, moved = (np.asarray(v["params"][stage]["conv1"]["kernel"]) for v in (variables, once))
+        np.testing.assert_array_equal(moved[places], kernel[places[::-1]])
+        assert np.abs(logits(model, once, images) - logits(model, variables, images)).max() > 1e-3
+        jax.tree.map(np.testing.assert_array_equal, lesions.swapped(once, *pair), variables)
+
+
+def test_directions_have_filters_of_the_networks_length():
+    _, variables, _ = network("resnet14")
+    params = variables["params"]
+    direction = landscape.random_direction(params, jax.random.key(0))
+    flat = traverse_util.flatten_dict(direction)
+    for path, leaf in traverse_util.flatten_dict(params).items():
+        own, other = np.asarray(leaf), np.asarray(flat[path])
+        if path[-1] != "kernel":
+            assert not other.any()
+            continue
+        stacked = path[0] in ("stage1", "stage2", "stage3")
+        for a, b in zip(own, other, strict=True) if stacked else [(own, other)]:
+            for f in range(a.shape[-1]):
+                assert np.linalg.norm(b[..., f]) == pytest.approx(np.linalg.norm(a[..., f]), rel=1e-5)
+                assert abs(np.vdot(a[..., f], b[..., f])) < 0.99 * np.vdot(a[..., f], a[..., f])
+
+
+@pytest.mark.parametrize("at_a_time", [1, 4])
+def test_losses_are_those_at_their_places(at_a_time):
+    params, directions = {"w": jnp.array([1.0, 2.0])}, [{"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([1.0, -1.0])}]
+    places = [(x, y) for x in (-1.0, 0.0, 0.5) for y in (0.0, 2.0)]
+    found = landscape.losses_around(lambda p: jnp.sum(p["w"] ** 2), params, directions, places, at_a_time)
+    np.testing.assert_allclose(found, [(1 + x + y) ** 2 + (2 - y) ** 2 for x, y in places])
+
+
+def test_responses_are_the_deviations_of_what_batch_norm_gives():
+    model, variables, _ = network("resnet14")
+    data = digits.get_config().data
+    data.mean, data.std = (0.2, 0.3), (0.5, 0.4)
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 2)).astype(np.uint8)
+    split = Split(jnp.asarray(pixels), jnp.zeros(20, jnp.int32))
+    options = {"model": model, "batch_size": 8, "data": data, "place_batch": lambda batch: batch}
+    moments = measure_moments(variables["params"], variables["batch_stats"], split, **options)
+    found = layer_responses(model, variables["params"], variables["batch_stats"], moments, (8, 8, 2))
+    assert list(found) == ["stem_conv", *(f"stage{s}.{b}.conv{c}" for s in (1, 2, 3) for b in (0, 1) for c in (1, 2))]
+    seen = {}
+
+    def watch(call, arguments, named, context):
+        y = call(*arguments, **named)
+        if "norm" in (context.module.name or "") and not isinstance(y, jax.core.Tracer):
+            seen[".".join(context.module.path).replace("_first", ".0").replace("norm", "conv")] = float(np.std(np.asarray(y)))
+        return y
+
+    inputs = (pixels / np.float32(255) - np.array(data.mean)) / np.array(data.std)
+    with nn.intercept_methods(watch):
+        model.apply(variables, jnp.asarray(inputs, jnp.float32))
+    assert len(seen) == 5  # the stem's, and those of the blocks that are not in a loop
+    for layer, deviation in seen.items():
+        assert found[layer] == pytest.approx(deviation, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """A finished sweep of four small networks."""
+    workdir = tmp_path_factory.mktemp("sweep")
+    config = digits.get_config()
+    config.train.steps = config.train.evaluate_every = config.train.checkpoint_every = 10
+    config.optimizer.schedule.warmup_steps = 2
+    config.model.widths = (4, 4, 8)
+    names = ("plain8", "plain14", "resnet8", "resnet14")
+    sweeps.run_sweep(sweeps.expand(config, lambda config: [{"model.name": name, "seed": 0} for name in names]), workdir)
+    return workdir
+
+
+@pytest.mark.slow
+def test_experiments_on_a_sweep(sweep, capsys):
+    for experiment, function, name in (
+        (lesions_experiment, lesions_experiment.damage, "lesions"),
+        (responses_experiment, responses_experiment.measure, "responses"),
+        (landscape_experiment, landscape_experiment.look_around, "landscape"),
+    ):
+        assert experiment.WORKDIR == "runs/degradation"
+        assert launch.run(function, [f"--workdir={sweep}"]) == 0
+        result = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert result["figure"] == str(sweep / f"{name}.png") and (sweep / f"{name}.svg").exists()
+    undamaged = [row for row in runs.read_table(sweep, "lesions") if row["lesion"] == "none"]
+    errors = {row["run"]: row["test_error"] for row in runs.read_summary(sweep)}
+    assert {row["run"]: float(row["top1_error"]) for row in undamaged} == pytest.approx(errors, rel=1e-4)
+    centres = {float(row["loss"]) for row in runs.read_table(sweep, "landscape") if row["x"] == row["y"] == "0"}
+    assert len(centres) == 4
+    assert launch.run(lesions_experiment.damage, [f"--workdir={sweep / 'nothing'}"]) == 2
