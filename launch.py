@@ -240,13 +240,18 @@ def _show_elements(options):
 def report(options, arguments):
     from plain56 import sweeps
     from plain56.figures import degradation
+    from plain56.figures import report as page
 
     refuse_config(options, "the run directories alone")
-    rows = sweeps.summarise(_required(options, "workdir"))
-    figure = degradation.draw(options.workdir)
+    rows, figure = sweeps.summarise(_required(options, "workdir")), None
+    try:
+        figure = str(degradation.draw(options.workdir))
+    except UserError as error:  # the figure is of sweeps over depths, and the page of any
+        logging.getLogger("plain56").warning("%s", error)
+    path = page.write(options.workdir, rows)
     _print_summary(rows)
-    print(f"figure: {figure}")
-    _print_result({"figure": str(figure), "runs": rows})
+    print(f"figure: {figure}\nreport: {path}")
+    _print_result({"figure": figure, "report": str(path), "runs": rows})
 
 
 def describe(options, arguments):

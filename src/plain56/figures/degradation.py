@@ -62,10 +62,11 @@ def draw(workdir):
 
 
 def save(figure, folder, name):
-    """Writes a figure as PNG and SVG, each at once, and returns the path of the PNG."""
-    for suffix in (".svg", ".png"):
+    """Writes a figure as SVG, PDF and PNG, each at once, and returns the path of the PNG."""
+    undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": None}
+    for suffix, metadata in undated.items():
         part = folder / f"{name}.part{suffix}"
-        figure.savefig(part, dpi=160, metadata={"Date": None} if suffix == ".svg" else None)
+        figure.savefig(part, dpi=160, metadata=metadata)
         part.replace(folder / f"{name}{suffix}")
     return folder / f"{name}.png"
 

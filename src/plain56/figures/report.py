@@ -1,0 +1,93 @@
+"""The report: a sweep in one HTML file that opens from disk and asks nothing of any host."""
+
+import base64
+import html
+import json
+import math
+import string
+from pathlib import Path
+
+from plain56 import runs
+from plain56.errors import UserError
+from plain56.figures.degradation import COLOURS
+
+TEMPLATE = Path(__file__).with_name("report.html")
+DASHES = ("solid", "dash", "dot")  # where there are more runs than colours
+CURVES = ("step", "epoch", "seconds", "split", "loss", "top1_error", "top5_error")
+
+
+def write(workdir, rows):
+    """Writes report.html in a sweep directory, and returns its path.
+
+    A run that has not begun, was cut or has diverged, or whose files are damaged, is shown as such.
+
+    Args:
+        rows: of the sweep's summary, in its order.
+    """
+    workdir = Path(workdir)
+    networks = [run for run, _ in runs.read_networks(workdir)]
+    described = [_describe(run, row, number) for number, (run, row) in enumerate(zip(networks, rows, strict=True))]
+    keys = sorted(set().union(*(run["config"] for run in described)))
+    begun = [run["config"] for run in described if run["config"]]
+    differences = [key for key in keys if len({json.dumps(config.get(key)) for config in begun}) > 1]
+    states = [row["state"] for row in rows]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    data = {"runs": described, "differences": differences, "facts": f"{len(rows)} runs: {counts}."}
+    page = string.Template(TEMPLATE.read_text()).substitute(
+        title=html.escape(workdir.resolve().name),
+        figures="".join(_figure(path) for path in sorted(workdir.glob("*.png"))),
+        # Within a script, only its end is special.
+        data=json.dumps(_finite(data)).replace("</", "<\\/"),
+        library=_library(),
+    )
+    part = workdir / ".report.part"
+    part.write_text(page)
+    part.replace(workdir / "report.html")
+    return workdir / "report.html"
+
+
+def _library():
+    from plotly.offline import get_plotlyjs  # not before: it is large
+
+    return get_plotlyjs()
+
+
+def _describe(run, row, number):
+    """What the page shows of a run."""
+    row = row | {"step": row["steps"], "reason": ""}
+    records, gradients, config = [], [], {}
+    try:
+        row["reason"] = run.status().reason
+        config = runs.flatten(run.config())
+        for record in run.metrics():
+            if record["split"] == "gradients":
+                outputs = record["outputs"]
+                gradients.append({"step": record["step"], "blocks": list(outputs), "outputs": list(outputs.values())})
+            else:
+                records.append({key: record.get(key) for key in CURVES})
+    except (AttributeError, KeyError, TypeError, UserError) as error:
+        row["reason"] = str(error) if isinstance(error, UserError) else f"{run.path} is damaged."
+    style = {"colour": COLOURS[number % len(COLOURS)], "dash": DASHES[number // len(COLOURS) % len(DASHES)]}
+    return {"name": row["run"], "row": row, "records": records, "gradients": gradients, "config": config, **style}
+
+
+def _finite(value):
+    """A tree of JSON values, without the numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _figure(path):
+    """A figure of the sweep's directory, and links to its other forms, which lie beside the page."""
+    forms = [path.with_suffix(suffix) for suffix in (".png", ".svg", ".pdf", ".csv")]
+    forms += [path.with_name("summary.csv")] if path.stem == "degradation" else []
+    links = ", ".join(f'<a href="{html.escape(form.name)}">{form.suffix[1:].upper()}</a>' for form in forms if form.exists())
+    image = base64.b64encode(path.read_bytes()).decode()
+    title = html.escape(path.stem.replace("_", " "))
+    return (
+        f'<figure><h2>{title.capitalize()}</h2><img alt="{title}" src="data:image/png;base64,{image}">'
+        f"<figcaption>{links}</figcaption></figure>"
+    )
