@@ -6,7 +6,7 @@ STAMP := $(VENV)/complete
 PYTEST := $(PYTHON) -m pytest -n 2 --dist worksteal
 export PYTHONUNBUFFERED := 1
 
-.PHONY: degradation test test-slow bench soak lint setup
+.PHONY: degradation test test-slow test-browser bench soak lint setup
 
 # The main job: {plain, resnet} × {20, 56 layers} on the embedded digits. Any depth: make degradation ARGS="--config.sweep.depths='(20,56,110)' --workdir=runs/deeper"
 degradation: setup
@@ -17,6 +17,10 @@ test: setup
 
 test-slow: setup
 	$(PYTEST) -m slow $(ARGS)
+
+# The report in headless Chromium, where Debian's packages chromium and chromium-driver are installed; part of test-slow.
+test-browser: setup
+	$(PYTEST) -m browser $(ARGS)
 
 # Milliseconds beside plain Flax and PyTorch, then JPEGs per second beside Pillow and tf.data: about 15 minutes.
 # Only some networks, and no JPEGs: make bench ARGS="--networks=resnet20"

@@ -38,7 +38,7 @@ def draw(workdir):
     if len(set(shown)) < len(shown):
         raise UserError(f"The runs in {workdir} differ in more than depth, kind and seed, which is all that this figure shows.")
     for (run, _), row in zip(runs.read_networks(workdir), rows, strict=True):
-        if not run.metrics():
+        if not _is_logged(run):
             continue
         groups.setdefault((row["residual"], row["depth"]), []).append(run)
         if row["state"] == "finished":
@@ -61,6 +61,13 @@ def draw(workdir):
         return save(figure, Path(workdir), "degradation")
 
 
+def _is_logged(run):
+    try:
+        return bool(run.metrics())
+    except UserError:  # it is damaged, as its row in the summary says
+        return False
+
+
 def save(figure, folder, name):
     """Writes a figure as SVG, PDF and PNG, each at once, and returns the path of the PNG."""
     undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": None}
@@ -74,6 +81,8 @@ def save(figure, folder, name):
 def _draw_curves(axis, members, colour):
     for split in SPLITS:
         steps, errors = _curves(members, split)
+        if not steps:
+            continue
         axis.plot(steps, np.nanmean(errors, axis=0), color=colour, **LINES[split])
         if len(members) > 1:
             low, high = np.nanmin(errors, axis=0), np.nanmax(errors, axis=0)
