@@ -11,6 +11,7 @@ import pytest
 
 import launch
 from plain56.analysis.complexity import stages
+from plain56.figures import transfer
 from plain56.models import create_model
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +28,25 @@ def test_results_are_those_of_the_committed_summary():
             assert len(errors) == 3
             cells.append(f"{statistics.mean(errors):.2f} ± {statistics.stdev(errors):.2f} %")
         assert f"| {model} | {cells[0]} | {cells[1]} |" in README
+
+
+def test_transfer_is_that_of_the_committed_summary():
+    folder = ROOT / "experiments/results/transfer"
+    with (folder / "summary.csv").open() as file:
+        rows = [row | {"test_error": float(row["test_error"])} for row in csv.DictReader(file)]
+    shown = (folder / "README.md").read_text()
+    for row in rows:
+        row["examples_per_class"] = int(row["examples_per_class"])
+    for line in transfer.table(rows):
+        assert f"| {' | '.join(line.values())} |" in shown
+    errors = {
+        approach: statistics.mean(
+            100 * row["test_error"] for row in rows if (row["approach"], row["examples_per_class"]) == (approach, 10)
+        )
+        for approach in ("finetune", "probe", "scratch")
+    }
+    wording = "{finetune:.1f} % test error\n  after fine-tuning and {probe:.1f} % by a probe, and a new one {scratch:.1f} %"
+    assert wording.format(**errors) in README
 
 
 def throughput_line(row):
