@@ -644,6 +644,13 @@ def run(mode, argv, usage=__doc__):
         return INTERRUPTED
 
 
+def run_experiment(function, defaults, usage):
+    """Runs the experiment of a module from the command line, with these flags unless others are given, and exits."""
+    given = {argument.split("=")[0].lstrip("-") for argument in sys.argv[1:]}
+    flags_left = [f"--{key}={value}" for key, value in defaults.items() if key not in given]
+    sys.exit(run(function, [*flags_left, *sys.argv[1:]], usage))
+
+
 def main(argv):
     """Runs the mode that the command line names, and returns the exit status."""
     mode, *rest = argv or [None]

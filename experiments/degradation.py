@@ -10,7 +10,6 @@ one rises by at least 20 percentage points, the residual one by at most 2.
 """
 
 import json
-import sys
 
 import launch
 from plain56.figures import degradation
@@ -58,6 +57,4 @@ def reproduce(options, arguments):
 
 
 if __name__ == "__main__":
-    given = {argument.split("=")[0].lstrip("-") for argument in sys.argv[1:]}
-    defaults = {"config": SWEEP, "workdir": WORKDIR}
-    sys.exit(launch.run(reproduce, [*(f"--{k}={v}" for k, v in defaults.items() if k not in given), *sys.argv[1:]], __doc__))
+    launch.run_experiment(reproduce, {"config": SWEEP, "workdir": WORKDIR}, __doc__)

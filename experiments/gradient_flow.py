@@ -12,7 +12,6 @@ He et al. 2015, section 4.1, and leave open why these networks train slowly.
 import copy
 import json
 import statistics
-import sys
 from pathlib import Path
 
 import launch
@@ -93,5 +92,4 @@ def table(networks):
 
 
 if __name__ == "__main__":
-    given = {argument.split("=")[0].lstrip("-") for argument in sys.argv[1:]}
-    sys.exit(launch.run(measure_all, [*(f"--{k}={v}" for k, v in DEFAULTS.items() if k not in given), *sys.argv[1:]], __doc__))
+    launch.run_experiment(measure_all, DEFAULTS, __doc__)

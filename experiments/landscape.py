@@ -7,7 +7,6 @@ plain and residual: along one direction, and for the deepest over the plane of t
 """
 
 import json
-import sys
 
 import numpy as np
 
@@ -83,5 +82,4 @@ def look_around(options, arguments):
 
 
 if __name__ == "__main__":
-    given = {argument.split("=")[0].lstrip("-") for argument in sys.argv[1:]}
-    sys.exit(launch.run(look_around, [*([] if "workdir" in given else [f"--workdir={WORKDIR}"]), *sys.argv[1:]], __doc__))
+    launch.run_experiment(look_around, {"workdir": WORKDIR}, __doc__)

@@ -7,7 +7,6 @@ From the run directories of a sweep alone, on the test split, for the shallowest
 
 import functools
 import json
-import sys
 
 import numpy as np
 
@@ -101,5 +100,4 @@ def damage(options, arguments):
 
 
 if __name__ == "__main__":
-    given = {argument.split("=")[0].lstrip("-") for argument in sys.argv[1:]}
-    sys.exit(launch.run(damage, [*([] if "workdir" in given else [f"--workdir={WORKDIR}"]), *sys.argv[1:]], __doc__))
+    launch.run_experiment(damage, {"workdir": WORKDIR}, __doc__)

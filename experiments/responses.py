@@ -6,7 +6,6 @@ From the run directories of a sweep alone, over its training split without augme
 """
 
 import json
-import sys
 
 import launch
 from plain56 import runs, sweeps
@@ -41,5 +40,4 @@ def measure(options, arguments):
 
 
 if __name__ == "__main__":
-    given = {argument.split("=")[0].lstrip("-") for argument in sys.argv[1:]}
-    sys.exit(launch.run(measure, [*([] if "workdir" in given else [f"--workdir={WORKDIR}"]), *sys.argv[1:]], __doc__))
+    launch.run_experiment(measure, {"workdir": WORKDIR}, __doc__)

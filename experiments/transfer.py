@@ -74,6 +74,4 @@ def compare(options, arguments):
 
 
 if __name__ == "__main__":
-    given = {argument.split("=")[0].lstrip("-") for argument in sys.argv[1:]}
-    defaults = {"config": SWEEP, "workdir": WORKDIR}
-    sys.exit(launch.run(compare, [*(f"--{k}={v}" for k, v in defaults.items() if k not in given), *sys.argv[1:]], __doc__))
+    launch.run_experiment(compare, {"config": SWEEP, "workdir": WORKDIR}, __doc__)
