@@ -125,6 +125,19 @@ def test_an_identity_with_pre_activation_passes_the_gradient_on_unchanged():
         assert flow.shortcuts[block] == pytest.approx(flow.outputs[block], rel=1e-5)
 
 
+def test_norms_whose_squares_are_out_of_range():
+    model, variables, images = network("resnet8", **NARROW)
+    flows = [
+        gradients.flow(model, gradients.measure(model, variables, images, lambda output, s=scale: s * loss(output)), (8, 8, 3))
+        for scale in (1.0, 1e-25, 1e25)
+    ]
+    for scale, flow in zip((1e-25, 1e25), flows[1:], strict=True):
+        for key in ("outputs", "kernels", "branches"):
+            for place, norm in getattr(flows[0], key).items():
+                assert getattr(flow, key)[place] == pytest.approx(scale * norm, rel=1e-3)
+        assert flow.shortcut_shares == pytest.approx(flows[0].shortcut_shares, rel=1e-3)
+
+
 def test_growth_is_the_factor_of_a_geometric_series():
     network = gradient_flow.Network("plain20", 20, False, True, 0, 3.0 * 1.25 ** -np.arange(9.0), *[np.array([])] * 3)
     assert network.growth == pytest.approx(1.25)

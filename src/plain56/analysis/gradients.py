@@ -69,17 +69,39 @@ def measure(model, variables, images, loss, key=None):
         *block, place = path
         if place == "shortcut":
             whole = shortcut + places[*block, "branch"]
+            scale = _largest(path, whole)
+            shortcut, whole = shortcut / scale, whole / scale
             shares[*block, "share"] = _per_block(path, shortcut * whole) / _per_block(path, whole * whole)
 
     def norms(leaves):
-        return {path: _per_block(path, jnp.square(leaf)) ** 0.5 for path, leaf in leaves.items()}
+        return {path: _norms(path, leaf) for path, leaf in leaves.items()}
 
     return {"kernels": norms(kernels), "places": norms(places) | shares}
 
 
+def _norms(path, values):
+    """The norm of all values, or of those of each block where blocks are stacked."""
+    scale = _largest(path, values)
+    return jnp.ravel(scale) * jnp.ravel(_per_block(path, (values / scale) ** 2)) ** 0.5
+
+
+def _largest(path, values):
+    """The largest absolute value, of all or of each block; 1 where all are zero.
+
+    In deep plain networks gradients pass 1e-19 and 1e19, whose squares float32 does not have: they are divided by this first.
+    """
+    largest = jnp.max(jnp.abs(values), axis=_own_axes(path, values), keepdims=True)
+    return jnp.where(largest == 0, 1, largest)
+
+
+def _own_axes(path, values):
+    """All axes, or all but the blocks' where blocks are stacked."""
+    return tuple(range(int(is_stacked(path)), values.ndim))
+
+
 def _per_block(path, values):
     """The sum over all values, or over those of each block where blocks are stacked."""
-    return jnp.sum(values, axis=tuple(range(int(is_stacked(path)), values.ndim)))
+    return jnp.sum(values, axis=_own_axes(path, values))
 
 
 def flow(model, measured, image_shape):
