@@ -645,8 +645,13 @@ def run(mode, argv, usage=__doc__):
 
 
 def run_experiment(function, defaults, usage):
-    """Runs the experiment of a module from the command line, with these flags unless others are given, and exits."""
+    """Runs the experiment of a module from the command line, with these flags unless others are given, and exits.
+
+    Another config comes without the default's overrides.
+    """
     given = {argument.split("=")[0].lstrip("-") for argument in sys.argv[1:]}
+    if "config" in given:
+        defaults = {key: value for key, value in defaults.items() if not key.startswith("config.")}
     flags_left = [f"--{key}={value}" for key, value in defaults.items() if key not in given]
     sys.exit(run(function, [*flags_left, *sys.argv[1:]], usage))
 

@@ -2,24 +2,27 @@
 
 python launch.py sweep --config=configs/sweeps/degradation.py --workdir=runs/degradation
 python launch.py sweep --config=configs/sweeps/degradation.py:cifar10 --workdir=runs/cifar10
+python launch.py sweep --config=configs/sweeps/degradation.py:imagenet --workdir=runs/imagenet
 
 Other depths and seeds: --config.sweep.depths='(20,32,44,56,110)' --config.sweep.seeds='(0,1,2)'.
 """
 
 from ml_collections import ConfigDict
 
-from configs import base, cifar10, digits
+from configs import base, cifar10, digits, imagenet
 
-RECIPES = {"digits": digits, "cifar10": cifar10}
+RECIPES = {"digits": digits, "cifar10": cifar10, "imagenet": imagenet}
 
 
 def get_config(recipe="digits"):
-    """`recipe`: "digits" or "cifar10"."""
+    """`recipe`: "digits", "cifar10", or "imagenet", the last with networks in the ImageNet form."""
     if recipe not in RECIPES:
         raise ValueError(f"There is no recipe {recipe!r} for this sweep; allowed are {', '.join(RECIPES)}.")
     config = RECIPES[recipe].get_config()
     config.sweep = ConfigDict()
-    config.sweep.depths = (20, 56)  # 6n + 2 layers
+    config.sweep.depths = (18, 34) if recipe == "imagenet" else (20, 56)
+    # imagenet: 18, 34, 50, 101 or 152 layers; cifar: 6n + 2, 50 and 152 too
+    config.sweep.form = "imagenet" if recipe == "imagenet" else "cifar"
     config.sweep.seeds = (0,)
     return config
 
@@ -29,7 +32,9 @@ def sweep(config):
     schedule = config.optimizer.schedule
     for family in ("plain", "resnet"):
         for depth in config.sweep.depths:
-            needs_warmup = schedule.name == "step" and schedule.warmup_steps == 0 and depth >= cifar10.DEEP
+            deep = config.sweep.form == "cifar" and depth >= cifar10.DEEP  # in the ImageNet form no network has it (section 3.4)
+            needs_warmup = deep and schedule.name == "step" and schedule.warmup_steps == 0
             for seed in config.sweep.seeds:
-                overrides = {"model.name": base.cifar_form(f"{family}{depth}"), "seed": seed}
+                name = f"{family}{depth}"
+                overrides = {"model.name": base.cifar_form(name) if config.sweep.form == "cifar" else name, "seed": seed}
                 yield overrides | (cifar10.DEEP_WARMUP if needs_warmup else {})

@@ -110,4 +110,4 @@ def _draw_final(axis, finished, depths):
     axis.set(title="final error", xlabel="layers", ylabel="error (%)", ylim=(0, 100))
     axis.set_xticks(range(len(depths)), [str(depth) for depth in depths])
     axis.margins(x=0.15)
-    axis.legend(frameon=False, loc="best")
+    axis.legend(frameon=False, loc="upper left")

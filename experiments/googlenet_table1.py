@@ -1,0 +1,45 @@
+"""GoogLeNet's parameters and operations, block by block, beside the paper's: Szegedy et al. 2014, Table 1. Nothing is trained.
+
+python -m experiments.googlenet_table1
+"""
+
+import json
+
+import launch
+
+# Table 1: parameters in units of 1024, operations in millions.
+PAPER = {
+    "conv1": (2.7, 34),
+    "conv2": (112, 360),
+    "inception3a": (159, 128),
+    "inception3b": (380, 304),
+    "inception4a": (364, 73),
+    "inception4b": (437, 88),
+    "inception4c": (463, 100),
+    "inception4d": (580, 119),
+    "inception4e": (840, 170),
+    "inception5a": (1072, 54),
+    "inception5b": (1388, 71),
+    "head": (1000, 1),
+}
+
+
+def compare(options, arguments):
+    """Prints both tables side by side, without auxiliary heads, which the paper's leaves out."""
+    from plain56.analysis.complexity import stages
+    from plain56.models import create_model
+
+    lines = []
+    for row in stages(create_model("googlenet", 1000), (224, 224, 3)):
+        if not row.training_only:
+            parameters, operations = PAPER[row.name]
+            line = {"block": row.name, "parameters (K)": f"{row.parameters / 1024:.1f}", "paper's": f"{parameters:g}"}
+            lines.append(
+                line | {"multiply-adds (M)": f"{row.multiply_adds / 1e6:.1f}", "paper's operations (M)": f"{operations}"}
+            )
+    launch.print_table("GoogLeNet (K: 1024, M: 10⁶)", lines)
+    print(json.dumps({"table": lines}))
+
+
+if __name__ == "__main__":
+    launch.run_experiment(compare, {}, __doc__)

@@ -1,0 +1,47 @@
+"""Plain and residual networks of 18 and 34 layers in the ImageNet form: He et al. 2015, Table 2 and Fig. 4.
+
+Runs the sweep, draws the figure and prints the errors beside the paper's. By default on the digits, at 32 pixels and for 200
+steps; on ImageNet as in the paper:
+
+    python -m experiments.resnet_table2 [--config=configs/sweeps/degradation.py:imagenet] [--workdir=runs/resnet_table2]
+
+The paper's errors are of ten crops on ImageNet's validation images; `launch.py evaluate --protocol=ten_crop` measures them so.
+"""
+
+import json
+
+import launch
+from plain56.figures import degradation
+
+DEFAULTS = {
+    "config": "configs/sweeps/degradation.py",
+    "config.sweep.form": "imagenet",
+    "config.sweep.depths": "(18,34)",
+    "config.data.image_size": 32,
+    "config.train.batch_size": 64,
+    "config.train.steps": 200,
+    "config.optimizer.schedule.warmup_steps": 20,
+    "workdir": "runs/resnet_table2",
+}
+# Table 2: top-1 error (%) on ImageNet's validation images, ten crops, by layers.
+PAPER = {"plain": {18: 27.94, 34: 28.54}, "resnet": {18: 27.88, 34: 25.03}}
+
+
+def compare(options, arguments):
+    """Sweep, figure, table."""
+    rows = launch.run_sweep(options)
+    figure = degradation.draw(options.workdir)
+    lines = []
+    for depth in sorted({row["depth"] for row in rows}):
+        line = {"layers": depth}
+        for family, published in PAPER.items():
+            errors = [row["test_error"] for row in rows if row["model"] == f"{family}{depth}" and row["test_error"] is not None]
+            line[family] = f"{100 * sum(errors) / len(errors):.2f}" if errors else "–"
+            line[f"{family}, paper on ImageNet"] = published.get(depth, "–")
+        lines.append(line)
+    launch.print_table("test error (%)", lines)
+    print(json.dumps({"figure": str(figure), "table": lines}))
+
+
+if __name__ == "__main__":
+    launch.run_experiment(compare, DEFAULTS, __doc__)

@@ -1,0 +1,74 @@
+"""Test error against multiply-adds and parameters, and what blocks would cost without their papers' ideas."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from plain56 import runs
+from plain56.figures.degradation import COLOURS, STYLE, save
+
+AXES = {"multiply_adds": "multiply-adds of one image", "parameters": "parameters"}
+
+
+def _read(folder):
+    """The rows of costs.csv by network."""
+    networks = {}
+    for row in runs.read_table(folder, "costs"):
+        networks.setdefault(row["model"], []).append(row)
+    return networks
+
+
+def table(folder):
+    """Costs and mean errors of each network, as text by column, from the folder's costs.csv."""
+    return [
+        {
+            "network": model,
+            "parameters": f"{int(rows[0]['parameters']):,}",
+            "multiply-adds (M)": f"{int(rows[0]['multiply_adds']) / 1e6:,.1f}",
+            "seconds": f"{np.mean([float(row['seconds']) for row in rows]):.0f}",
+            "test error (%)": f"{100 * np.mean([float(row['test_error']) for row in rows]):.2f}",
+        }
+        for model, rows in _read(folder).items()
+    ]
+
+
+def draw(folder, with_errors=True):
+    """Draws savings from the folder's savings.csv and, unless there are none, costs from its costs.csv; returns the PNGs."""
+    with matplotlib.rc_context(STYLE):
+        drawn = [_draw_savings(Path(folder))]
+        return [*drawn, _draw_costs(Path(folder))] if with_errors else drawn
+
+
+def _draw_costs(folder):
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    for axis, (key, label) in zip(figure.subplots(1, 2, sharey=True), AXES.items(), strict=True):
+        for i, (model, rows) in enumerate(_read(folder).items()):
+            errors = [100 * float(row["test_error"]) for row in rows]
+            axis.plot([float(row[key]) for row in rows], errors, "o", color=COLOURS[i % len(COLOURS)], label=model)
+        axis.set(xscale="log", xlabel=label, ylim=(0, None))
+        axis.margins(x=0.15)
+    figure.axes[0].set_ylabel("test error (%)")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    return save(figure, folder, "costs")
+
+
+def _draw_savings(folder):
+    networks = {}
+    for row in runs.read_table(folder, "savings"):
+        networks.setdefault(row["network"], []).append(row)
+    titles = {"googlenet": "GoogLeNet, without 1×1 reductions", "vgg16": "VGG-16, one large kernel for each stack"}
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axis, (network, rows) in zip(figure.subplots(1, len(networks)), networks.items(), strict=True):
+        places = np.arange(len(rows))
+        for offset, key, label, colour in (
+            (-0.2, "multiply_adds_without", "without the idea", COLOURS[1]),
+            (0.2, "multiply_adds", "as published", COLOURS[0]),
+        ):
+            axis.barh(places + offset, [float(row[key]) / 1e6 for row in rows], 0.38, color=colour, label=label)
+        axis.set_yticks(places, [row["name"] for row in rows])
+        axis.invert_yaxis()
+        axis.set(title=titles[network], xlabel="multiply-adds of one image (10⁶)")
+    figure.axes[0].legend(frameon=False)
+    return save(figure, folder, "savings")
