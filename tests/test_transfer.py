@@ -197,7 +197,7 @@ def test_a_probe_is_the_logistic_regression_on_the_features(pretrained, tmp_path
     assert runs.Run(tmp_path / "run").metrics() == records
 
 
-@pytest.mark.parametrize("name", ["vgg11_bn", "googlenet_bn", "plain8"])
+@pytest.mark.parametrize("name", ["vgg11_bn", pytest.param("googlenet_bn", marks=pytest.mark.slow), "plain8"])
 def test_features_are_what_the_last_layer_gets(name):
     small = {} if name == "plain8" else {"form": "small"}
     model = create_model(name, 3, **small)
