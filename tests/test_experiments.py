@@ -1,0 +1,79 @@
+"""The experiments that make the papers' tables: their sweeps are sound, and their numbers those of the runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import launch
+from configs.sweeps import degradation, landmarks, vgg
+from experiments import costs, googlenet_table1, resnet_table2, resnet_table6, vgg_table3
+from plain56 import runs, sweeps
+
+ROOT = Path(__file__).parent.parent
+SWEEP = "configs/sweeps/degradation.py"
+
+
+def result_of(function, flags, capsys):
+    assert launch.run(function, flags) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_googlenet_is_near_the_papers_table(capsys):
+    lines = result_of(googlenet_table1.compare, [], capsys)["table"]
+    assert len(lines) == 12
+    for line in lines:
+        operations, published = float(line["multiply-adds (M)"]), float(line["paper's operations (M)"])
+        # The paper's first convolution costs a third of a full one, and its fifth stage is counted differently.
+        tolerance = {"conv1": 84, "inception5a": 3}.get(line["block"], 0.7)
+        assert abs(operations - published) <= tolerance, line["block"]
+        if line["block"] not in ("conv1", "inception4c", "inception5a"):
+            assert float(line["parameters (K)"]) == pytest.approx(float(line["paper's"]), rel=0.02)
+
+
+@pytest.mark.parametrize("recipe", ["digits", "imagenet"])
+def test_vggs_sweep_has_the_rows_of_the_papers_table(recipe):
+    elements = {element.name: element.config for element in sweeps.expand(vgg.get_config(recipe), vgg.sweep)}
+    assert list(elements) == list(vgg_table3.PAPER)
+    assert elements["C-256-512"].model.name == "vgg16_1x1"
+    assert elements["C-256-512"].data.augment.enlarge == (256 / 224, 512 / 224)
+    assert elements["E-384"].data.augment.enlarge == (384 / 224, 384 / 224)
+
+
+@pytest.mark.parametrize("recipe", ["digits", "cifar10"])
+def test_landmarks_have_their_own_rates(recipe):
+    elements = {
+        element.config.model.name: element.config for element in sweeps.expand(landmarks.get_config(recipe), landmarks.sweep)
+    }
+    assert list(elements) == ["vgg16_bn", "googlenet_bn", "resnet20", "resnet56"]
+    assert elements["vgg16_bn"].model.form == "small" and elements["resnet56"].model.form is None
+    rates = [config.optimizer.learning_rate for config in elements.values()]
+    assert rates == ([0.03] * 4 if recipe == "digits" else [0.01, 0.01, 0.1, 0.1])
+
+
+def test_sweep_in_the_imagenet_form():
+    elements = sweeps.expand(degradation.get_config("imagenet"), degradation.sweep)
+    assert [element.name for element in elements] == ["plain18-seed0", "plain34-seed0", "resnet18-seed0", "resnet34-seed0"]
+    config = degradation.get_config("imagenet")
+    config.sweep.depths = (152,)
+    deepest = sweeps.expand(config, degradation.sweep)[-1].config
+    assert deepest.model.name == "resnet152" and deepest.optimizer.schedule.warmup_steps == 0
+    assert set(resnet_table2.PAPER["plain"]) == {18, 34}
+
+
+@pytest.mark.slow
+def test_tables_from_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    flags = [f"--config={SWEEP}", f"--workdir={tmp_path}", "--config.sweep.depths=(8,)", "--config.sweep.seeds=(0,1)"]
+    flags += ["--config.train.steps=10", "--config.optimizer.schedule.warmup_steps=2", "--config.model.widths=(4,4,4)"]
+    assert launch.main(["sweep", *flags]) == 0
+    capsys.readouterr()
+    errors = [100 * row["test_error"] for row in runs.read_summary(tmp_path) if row["residual"]]
+    (line,) = result_of(resnet_table6.tabulate, [f"--workdir={tmp_path}"], capsys)["table"]
+    assert line["layers"] == 8 and line["residual"].startswith(f"{sum(errors) / 2:.2f} ± ")
+    figures = result_of(costs.measure, [f"--workdir={tmp_path}"], capsys)["figures"]
+    assert [Path(figure).name for figure in figures] == ["savings.png", "costs.png"]
+    rows = runs.read_table(tmp_path, "costs")
+    assert len(rows) == 4 and len({row["multiply_adds"] for row in rows}) == 1
+    saved = {row["network"]: row for row in runs.read_table(tmp_path, "savings")}
+    assert saved.keys() == {"googlenet", "vgg16"}
