@@ -89,7 +89,7 @@ def get_config():
     config.train.log_every = 100
     config.train.evaluate_every = 1_000  # test and validation error
     config.train.evaluate_train_every = 0  # error on the whole training split without augmentation, also at the end; 0: never
-    config.train.gradients_every = 0  # norms of the gradient at every block and for every kernel, on the first batch; 0: never
+    config.train.gradients_every = 0  # norms of the gradient at every block and of every kernel, on one batch; 0: never
     config.train.checkpoint_every = 1_000
 
     config.transfer = ConfigDict()  # what fine-tuning chooses

@@ -11,23 +11,24 @@ import json
 import numpy as np
 
 import launch
-from experiments.lesions import WORKDIR, ends, kind_of
+from experiments.lesions import WORKDIR, ends, resident_splits
 from plain56 import runs
 from plain56.figures import landscape as figure
 
-EXAMPLES = 512  # of the training split, the first ones
+EXAMPLES = 512  # of the training split, at random
 REACH, LINE_POINTS, SIDE_POINTS = 1.0, 41, 21  # from −1 to 1 along each direction, as Li et al.
 
 
 def loss_of(trained, split):
-    """A function of parameters: mean loss and top-1 error on the first examples, in evaluation mode, as they are normalised."""
+    """A function of parameters: mean loss and top-1 error on some examples in evaluation mode."""
     import jax.numpy as jnp
 
     from plain56.data import normalise
     from plain56.training.step import example_losses
 
-    images = normalise(jnp.asarray(split.images[:EXAMPLES]), trained.config.data.mean, trained.config.data.std)
-    labels = jnp.asarray(split.labels[:EXAMPLES])
+    chosen = np.random.default_rng(0).permutation(len(split.labels))[:EXAMPLES]
+    images = normalise(jnp.asarray(split.images[chosen]), trained.config.data.mean, trained.config.data.std)
+    labels = jnp.asarray(split.labels[chosen])
 
     def loss(params):
         logits = trained.model.apply({"params": params, "batch_stats": trained.state.batch_stats}, images).logits
@@ -43,25 +44,25 @@ def look_around(options, arguments):
 
     from plain56 import machine
     from plain56.analysis.landscape import losses_around, random_direction
-    from plain56.data import load_dataset
     from plain56.training.loop import load_run
 
     launch.refuse_config(options, "the run directories alone")
     machine.set_up()
-    found = [(run, load_run(run.path)) for run in ends(options.workdir)]
-    deepest = max(kind_of(trained)["depth"] for _, trained in found)
+    found = ends(options.workdir)
+    deepest = max(row["depth"] for _, row in found)
     line = np.linspace(-REACH, REACH, LINE_POINTS)
     axis = np.linspace(-REACH, REACH, SIDE_POINTS)
     rows = []
     with launch.progress() as show:
-        for number, (run, trained) in enumerate(found):
-            show(run.path.name, number / len(found))
-            kind, params = kind_of(trained), trained.state.params
+        for number, (run, row) in enumerate(found):
+            show(row["run"], number / len(found))
+            trained = load_run(run.path)
+            kind, params = {key: row[key] for key in ("run", "residual", "depth")}, trained.state.params
             places = [(x, 0.0) for x in line]
             if kind["depth"] == deepest:
                 places += [(x, y) for x in axis for y in axis]
             directions = [random_direction(params, key) for key in jax.random.split(jax.random.key(0))]
-            loss = loss_of(trained, load_dataset(trained.config.data).train)
+            loss = loss_of(trained, resident_splits(trained).train)
             measured = jax.jit(
                 lambda params, loss=loss, directions=directions, places=places: losses_around(loss, params, directions, places)
             )

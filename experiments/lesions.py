@@ -12,18 +12,34 @@ import numpy as np
 
 import launch
 from plain56 import runs, sweeps
+from plain56.errors import UserError
 from plain56.figures import lesions as figure
-from plain56.models import parse_name
 
 WORKDIR = "runs/degradation"
 DRAWS = 5  # of sets of blocks to leave out, for each number of them
 
 
 def ends(workdir):
-    """The shallowest and the deepest finished run of a sweep, plain and residual; raises as `sweeps.finished_runs`."""
-    found = sweeps.finished_runs(workdir)
-    by_family = [[run for run, row in found if row["residual"] == residual] for residual in (False, True)]
-    return [run for members in by_family for run in dict.fromkeys(members[:1] + members[-1:])]
+    """The shallowest and the deepest finished run of a sweep, plain and residual, and their rows of the summary.
+
+    Raises:
+        UserError: as `sweeps.finished_runs`, or none is of a plain or residual network.
+    """
+    found = [(run, row) for run, row in sweeps.finished_runs(workdir) if row["model"].startswith(("plain", "resnet"))]
+    if not found:
+        raise UserError(f"{workdir} has no finished run of a plain or residual network.")
+    by_family = [[member for member in found if member[1]["residual"] == residual] for residual in (False, True)]
+    return [members[i] for members in by_family for i in sorted({0, len(members) - 1}) if members]
+
+
+def resident_splits(trained):
+    """The data set of a trained network; raises UserError where it is too large to lie in memory."""
+    from plain56.data import Pictures, load_dataset
+
+    dataset = load_dataset(trained.config.data)
+    if isinstance(dataset.test, Pictures):
+        raise UserError(f"The data set {trained.config.data.name!r} is streamed; needed is one that fits into memory.")
+    return dataset
 
 
 def evaluator(trained, split):
@@ -45,35 +61,29 @@ def evaluator(trained, split):
     return measure
 
 
-def damaged(trained):
-    """All lesions of a network: their kind, the blocks concerned, and the `(model, variables)` that is left."""
+def lesions_of(trained):
+    """All lesions of a network: their kind, the blocks concerned, and what makes the `(model, variables)` that is left."""
     from plain56.analysis import lesions
 
     model, variables = trained.model, {"params": trained.state.params, "batch_stats": trained.state.batch_stats}
-    yield "none", (), (model, variables)
+    found = [("none", (), lambda: (model, variables))]
     for block in lesions.removable(model, variables):
-        yield "without", (block,), lesions.without(model, variables, block)
-    for first, second in lesions.neighbours(model, variables):
-        yield "swapped", (first, second), (model, lesions.swapped(variables, first, second))
+        found.append(("without", (block,), functools.partial(lesions.without, model, variables, block)))
+    for pair in lesions.neighbours(model, variables):
+        found.append(("swapped", pair, lambda pair=pair: (model, lesions.swapped(variables, *pair))))
     if model.residual:
         blocks, generator = lesions.blocks(model), np.random.default_rng(0)
         for count in range(1, len(blocks), max(1, len(blocks) // 9)):
             for _ in range(DRAWS):
                 chosen = [blocks[i] for i in sorted(generator.permutation(len(blocks))[:count])]
-                yield "several", chosen, (model, lesions.silence(model, variables, chosen))
-
-
-def kind_of(trained):
-    """Family and depth, as a table shows them."""
-    family, depth = parse_name(trained.config.model.name)
-    return {"residual": family == "resnet", "depth": depth}
+                found.append(("several", chosen, lambda chosen=chosen: (model, lesions.silence(model, variables, chosen))))
+    return found
 
 
 def damage(options, arguments):
     """Measures all lesions, writes lesions.csv, and draws the figure."""
     from plain56 import machine
     from plain56.analysis import lesions
-    from plain56.data import load_dataset
     from plain56.training.loop import load_run
 
     launch.refuse_config(options, "the run directories alone")
@@ -81,19 +91,20 @@ def damage(options, arguments):
     rows = []
     with launch.progress() as show:
         found = ends(options.workdir)
-        for part, run in enumerate(found):
+        for part, (run, row) in enumerate(found):
             trained = load_run(run.path)
-            split = load_dataset(trained.config.data).test
-            measure = evaluator(trained, split)
-            work = list(damaged(trained))
-            for i, (kind, blocks, network) in enumerate(work):
-                loss, error = measure(*network)
+            measure = evaluator(trained, resident_splits(trained).test)
+            work = lesions_of(trained)
+            for i, (kind, blocks, make) in enumerate(work):
+                loss, error = measure(*make())
                 names = " ".join(f"{stage}.{number}" for stage, number in blocks)
-                rows.append({"run": run.path.name, **kind_of(trained), "lesion": kind, "blocks": names})
+                rows.append(
+                    {"run": row["run"], "residual": row["residual"], "depth": row["depth"], "lesion": kind, "blocks": names}
+                )
                 # Counted through all stages, from 1.
                 rows[-1]["position"] = lesions.blocks(trained.model).index(blocks[0]) + 1 if blocks else 0
                 rows[-1] |= {"loss": f"{loss:.5g}", "top1_error": f"{error:.5g}"}
-                show(run.path.name, (part + (i + 1) / len(work)) / len(found))
+                show(row["run"], (part + (i + 1) / len(work)) / len(found))
     runs.write_table(options.workdir, "lesions", rows)
     launch.print_table("test error (%)", figure.table(options.workdir))
     print(json.dumps({"figure": str(figure.draw(options.workdir))}))

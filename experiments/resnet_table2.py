@@ -41,6 +41,7 @@ def compare(options, arguments):
         lines.append(line)
     launch.print_table("test error (%)", lines)
     print(json.dumps({"figure": str(figure), "table": lines}))
+    return launch.FAILED if any(row["state"] != "finished" for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import statistics
 import launch
 from plain56 import sweeps
 
+FAMILIES = ("plain", "resnet")
 WORKDIR = "runs/degradation"
 # Test error (%) on CIFAR-10 by layers; of 110 layers the best of five runs, 6.61 ± 0.16 (Table 6). Plain-110: "higher than 60 %".
 PAPER = {20: "8.75", 32: "7.51", 44: "7.17", 56: "6.97", 110: "6.43", 1202: "7.93"}
@@ -21,7 +22,7 @@ PAPER_PLAIN = {110: "> 60"}
 def tabulate(options, arguments):
     """Prints mean ± standard deviation of the finished runs' last test errors."""
     launch.refuse_config(options, "the run directories alone")
-    rows = [row for row in sweeps.summarise(options.workdir) if row["state"] == "finished"]
+    rows = [row for row in sweeps.summarise(options.workdir) if row["state"] == "finished" and row["model"].startswith(FAMILIES)]
     lines = []
     for depth in sorted({row["depth"] for row in rows}):
         line = {"layers": depth}

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import launch
-from configs.sweeps.transfer import source
+from configs.sweeps.transfer import source, sweep
 from plain56 import runs
 from plain56.figures import transfer
 
@@ -44,10 +44,14 @@ def check_claim(rows):
 
 def compare(options, arguments):
     """Source network, sweep, table, figure, claim; returns the exit status: 1 where the claim did not hold."""
-    from plain56 import machine, training, weights
+    from plain56 import machine, sweeps, training, weights
 
     machine.set_up()
     workdir = Path(options.workdir)
+    # A mistake in the sweep should not wait for the source network.
+    for element in sweeps.expand(options.config, sweep):
+        if element.config.seed == options.config.sweep.seeds[0]:
+            training.load(element.config)
     config = copy.deepcopy(options.config).unlock()
     config.update_from_flattened_dict(source(config))
     del config.sweep

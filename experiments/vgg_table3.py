@@ -39,7 +39,7 @@ def compare(options, arguments):
     lines = []
     for run, *_ in runs.read_sweep(options.workdir):
         name = run.path.name
-        side, top1_error, top5_error = PAPER[name]
+        side, top1_error, top5_error = PAPER.get(name, (256 if name.endswith("-256") else 384, "–", "–"))
         line = {"run": name, "test scale": side}
         if run.status().state == "finished":
             size = run.environment()["data"]["image_shape"][0]
@@ -51,6 +51,7 @@ def compare(options, arguments):
     launch.print_table("test error (%)", lines)
     runs.write_table(Path(options.workdir), "vgg_table3", lines)
     print(json.dumps({"table": lines}))
+    return launch.FAILED if any(run.status().state != "finished" for run, *_ in runs.read_sweep(options.workdir)) else 0
 
 
 if __name__ == "__main__":

@@ -51,22 +51,58 @@ def logits(model, variables, images):
     return np.asarray(_apply(model, variables, images))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, *(pytest.param(options, marks=pytest.mark.slow) for options in ({"normalise": False}, {"pre_activation": True}))],
-)
-def test_two_ways_to_be_without_a_residual_block(options):
+SHORTCUTS = [{}, *(pytest.param(o, marks=pytest.mark.slow) for o in ({"shortcut": "B"}, {"shortcut": "C"}, {"normalise": False}))]
+
+
+@pytest.mark.parametrize("options", SHORTCUTS)
+def test_without_a_block_a_residual_network_passes_its_input_on(options):
     model, variables, images = network("resnet14", **options)
     assert lesions.blocks(model) == lesions.removable(model, variables)
     assert lesions.blocks(model) == [(1, 0), (1, 1), (2, 0), (2, 1), (3, 0), (3, 1)]
-    whole = logits(model, variables, images)
-    for block in lesions.blocks(model):
-        found = logits(*lesions.without(model, variables, block), images)
-        silenced = logits(model, lesions.silence(model, variables, [block]), images)
-        # A block that activates its input for both ways is more than its branch.
-        if not (options.get("pre_activation") and block == (1, 0)):
-            np.testing.assert_allclose(found, silenced, rtol=1e-4, atol=1e-5)
-        assert np.abs(found - whole).max() > 1e-3
+
+    def forward(left_out):
+        """The network by hand, from its parts."""
+
+        def norm(x, *path):
+            if not model.normalise:
+                return x
+            statistics = variables["batch_stats"]
+            for part in path[:-1]:
+                statistics = statistics[part] if isinstance(part, str) else jax.tree.map(lambda leaf, i=part: leaf[i], statistics)
+            own, scale = statistics[path[-1]], values(*path)
+            return (x - own["mean"]) / jnp.sqrt(own["var"] + model.numerics.epsilon) * scale["scale"] + scale["bias"]
+
+        def values(*path):
+            tree = variables["params"]
+            for part in path:
+                tree = tree[part] if isinstance(part, str) else jax.tree.map(lambda leaf, i=part: leaf[i], tree)
+            return tree
+
+        def convolve(x, kernel, strides=1):
+            pad = kernel.shape[0] // 2
+            return jax.lax.conv_general_dilated(
+                x, kernel, (strides,) * 2, [(pad, pad)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+
+        x = nn.relu(norm(convolve(images, values("stem_conv")["kernel"]), "stem_norm"))
+        for stage, number in lesions.blocks(model):
+            alone = f"stage{stage}_first" in variables["params"]
+            path = (f"stage{stage}_first",) if alone and number == 0 else (f"stage{stage}", number - alone)
+            strides = 2 if stage > 1 and number == 0 else 1
+            y = nn.relu(norm(convolve(x, values(*path, "conv1")["kernel"], strides), *path, "norm1"))
+            y = norm(convolve(y, values(*path, "conv2")["kernel"]), *path, "norm2")
+            if "shortcut_conv" in values(*path):
+                shortcut = norm(convolve(x, values(*path, "shortcut_conv")["kernel"], strides), *path, "shortcut_norm")
+            else:
+                added = y.shape[-1] - x.shape[-1]
+                shortcut = jnp.pad(x[:, ::strides, ::strides], [(0, 0)] * 3 + [(added // 2, added - added // 2)])
+            x = nn.relu(shortcut if (stage, number) in left_out else y + shortcut)
+        return jnp.mean(x, (1, 2)) @ values("head")["kernel"] + values("head")["bias"]
+
+    with jax.numpy_rank_promotion("allow"):
+        for left_out in [[], *([block] for block in lesions.blocks(model)), [(1, 0), (2, 0), (3, 1)]]:
+            silenced = logits(model, lesions.silence(model, variables, left_out), images)
+            np.testing.assert_allclose(silenced, forward(left_out), rtol=1e-3, atol=1e-4)
 
 
 def test_a_plain_network_without_a_block_is_one_in_which_it_does_nothing():

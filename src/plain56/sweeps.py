@@ -20,6 +20,9 @@ from plain56.models import parse_name
 from plain56.training import load, train
 from plain56.weights import begin_transfer
 
+NAME = r"[\w.,=()+-]"  # what names of runs, which are folders, are made of
+NOT_RUNS = ("workers", "slurm")  # folders of a sweep that are no runs
+
 logger = logging.getLogger(__name__)
 
 
@@ -50,7 +53,7 @@ def expand(config, sweep):
         raise UserError(f"The sweep fails, or its section of the config holds a value of the wrong type: {reason}.") from error
     for given in all_overrides:
         overrides = dict(given)
-        name = overrides.pop("name", None)
+        given_name = overrides.pop("name", None)
         resolved = copy.deepcopy(config).unlock()
         if "sweep" in resolved:
             del resolved.sweep
@@ -60,10 +63,15 @@ def expand(config, sweep):
         except (AttributeError, KeyError, TypeError) as error:
             raise UserError(f"The sweep's overrides {overrides} do not fit the config: {error.args[0]}.") from error
         if resolved.transfer.weights:
-            resolved, _ = begin_transfer(resolved, resolved.transfer.weights)
+            resolved, _ = begin_transfer(resolved, resolved.transfer.weights, overrides.get("model.name"))
         check(resolved)
-        elements.append(Element(name or _name(resolved, overrides), overrides, resolved))
+        elements.append(Element(given_name or _name(resolved, overrides), overrides, resolved))
     names = [element.name for element in elements]
+    for name in names:
+        if not (isinstance(name, str) and re.fullmatch(f"{NAME}+", name)) or name in NOT_RUNS or name.startswith("."):
+            raise UserError(
+                f"The sweep names a run {name!r}; allowed are letters, digits and .,=()+-, and not {', '.join(NOT_RUNS)}."
+            )
     if not names:
         raise UserError("The sweep is empty: it needs at least one depth and one seed.")
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -76,7 +84,7 @@ def _name(config, overrides):
     """ "resnet56-seed0": the network, then every other key that is overridden, with its value."""
     rest = [f"{key.rpartition('.')[-1]}{value}" for key, value in overrides.items() if key != "model.name"]
     # A name is a folder's: no slashes of paths, and not longer than file systems take.
-    return re.sub(r"[^\w.,=()+-]", "_", "-".join([config.model.name, *rest]))[:200]
+    return re.sub(f"(?!{NAME}).", "_", "-".join([config.model.name, *rest]))[:200]
 
 
 def read(workdir):
@@ -249,9 +257,9 @@ def _work_left(element, run):
 
 
 def _begin(element, run):
-    """What begins a run with the weights that it trains further; None where there are none, or it has begun."""
+    """What begins a run with the weights that it trains further; None where there are none, or it has ended."""
     source = element.config.transfer.weights
-    return begin_transfer(element.config, source)[1] if source and run.status().step == 0 else None
+    return begin_transfer(element.config, source)[1] if source and run.status().state not in runs.ENDED else None
 
 
 def _steps_left(element, workdir):
@@ -286,7 +294,7 @@ def finished_runs(workdir):
     if not rows:
         raise UserError(f"{workdir} has no finished run; needed is a sweep that has ended, such as `make degradation`.")
     rows.sort(key=lambda row: (row["residual"], row["depth"], row["seed"]))
-    first = {(row["residual"], row["depth"]): row for row in reversed(rows)}
+    first = {(row["residual"], row["depth"], row["model"]): row for row in reversed(rows)}
     return [(runs.Run(Path(workdir) / row["run"]), row) for _, row in sorted(first.items())]
 
 

@@ -41,16 +41,17 @@ def zero_taps(model, variables, images):
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(forward, variables, images))
 
 
-def gradients(model, variables, images, loss, key=None):
+def gradients(model, variables, images, loss):
     """Gradients of `loss(output)` in training mode: of the parameters, and of the "taps", those at the places themselves.
+
+    Dropout is always the same.
 
     Args:
         variables: {"params": …, "batch_stats": …}.
         images: normalised, [N, H, W, C].
-        key: of dropout; None for one that is always the same.
     """
     fixed = {name: collection for name, collection in variables.items() if name != "params"}
-    rngs = {"dropout": jax.random.key(0) if key is None else key}
+    rngs = {"dropout": jax.random.key(0)}
 
     def of(params, taps):
         output, _ = model.apply({"params": params, "taps": taps, **fixed}, images, train=True, mutable=["batch_stats"], rngs=rngs)
@@ -59,11 +60,12 @@ def gradients(model, variables, images, loss, key=None):
     return jax.grad(of, argnums=(0, 1))(variables["params"], zero_taps(model, variables, images))
 
 
-def measure(model, variables, images, loss, key=None):
+def measure(model, variables, images, loss):
     """What `flow` needs, as arrays by path; arguments as of `gradients`."""
-    params, taps = gradients(model, variables, images, loss, key)
+    params, taps = gradients(model, variables, images, loss)
     kernels = {path[:-1]: leaf for path, leaf in traverse_util.flatten_dict(params).items() if path[-1] == "kernel"}
-    places = {path[:-1]: leaf for path, leaf in traverse_util.flatten_dict(taps).items()}
+    dtype = model.numerics.parameter_dtype  # sums of bfloat16 would lose what they add
+    places = {path[:-1]: leaf.astype(dtype) for path, leaf in traverse_util.flatten_dict(taps).items()}
     shares = {}
     for path, shortcut in places.items():
         *block, place = path

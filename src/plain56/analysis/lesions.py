@@ -27,7 +27,7 @@ def removable(model, variables):
 
 
 def without(model, variables, block):
-    """A network and its variables with one block left out, of which the shortcut stays where it changes the shape.
+    """A network and its variables with one block left out: of a residual one the branch, so that its shortcut stays.
 
     Args:
         variables: {"params": …, "batch_stats": …}.
@@ -35,16 +35,16 @@ def without(model, variables, block):
     Raises:
         UserError: a plain network's block that changes the shape.
     """
+    if model.residual:
+        return model, silence(model, variables, [block])
     stage, number = block
-    alone = _alone(variables, stage)
-    if number >= alone:
-        count = model.blocks[stage - 1] - alone
-        kept = jnp.array([i for i in range(count) if i != number - alone], jnp.int32)
-        fewer = tuple(n - (i == stage) for i, n in enumerate(model.blocks, start=1))
-        return model.clone(blocks=fewer), _with_order(variables, stage, kept)
-    if not model.residual:
+    place = number - _alone(variables, stage)
+    if place < 0:
         raise UserError(f"Block {number} of stage {stage} changes the shape; a plain network cannot be without it.")
-    return model, silence(model, variables, [block])
+    count = model.blocks[stage - 1] - _alone(variables, stage)
+    kept = jnp.array([i for i in range(count) if i != place], jnp.int32)
+    fewer = tuple(n - (i == stage) for i, n in enumerate(model.blocks, start=1))
+    return model.clone(blocks=fewer), _with_order(variables, stage, kept)
 
 
 def silence(model, variables, silenced):

@@ -8,6 +8,7 @@ import numpy as np
 from flax import traverse_util
 
 from plain56.analysis.places import in_order
+from plain56.errors import UserError
 
 
 def layer_responses(model, params, batch_stats, moments, image_shape):
@@ -21,9 +22,14 @@ def layer_responses(model, params, batch_stats, moments, image_shape):
             statistics and scales they tell the response exactly.
         image_shape: `(H, W, C)`.
 
+    Raises:
+        UserError: batch norm does not follow the convolutions.
+
     Returns:
         `{"stem_conv": …, "stage1.0.conv1": …}`, of every 3×3 convolution that batch norm follows.
     """
+    if not batch_stats or getattr(model, "pre_activation", False):
+        raise UserError("Layer responses are of networks with batch norm behind each convolution; this one has none there.")
     params, batch_stats, moments = (traverse_util.flatten_dict(jax.device_get(t)) for t in (params, batch_stats, moments))
     responses = {}
     for (*modules, name), running in batch_stats.items():

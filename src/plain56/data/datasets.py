@@ -115,7 +115,11 @@ def _open(*, classes, **where):
             f"{', '.join(class_names)}."
         )
     numbers = {class_names.index(name): number for number, name in enumerate(classes)}
-    return _of_classes(train, numbers), _of_classes(test, numbers), list(classes)
+    train, test = _of_classes(train, numbers), _of_classes(test, numbers)
+    for split, pictures in (("train", train), ("test", test)):
+        if not pictures.count:
+            raise UserError(f"The {split} split of {where['name']!r} has no example of the classes {', '.join(classes)}.")
+    return train, test, list(classes)
 
 
 def _of_classes(pictures, numbers):
@@ -131,7 +135,15 @@ def _of_classes(pictures, numbers):
 
 
 def _labels(pictures):
-    return np.array([pictures.read(i)[1] for i in range(pictures.count)]) if pictures.labels is None else pictures.labels
+    """All labels; −1 for a record that cannot be read."""
+
+    def label(i):
+        try:
+            return pictures.read(i)[1]
+        except (OSError, RuntimeError, ValueError):
+            return -1
+
+    return np.array([label(i) for i in range(pictures.count)]) if pictures.labels is None else pictures.labels
 
 
 def _open_all(*, name, dir, train_split, test_split, test_share, seed):

@@ -34,6 +34,9 @@ def draw(workdir):
     """
     groups, finished = {}, {}
     rows = runs.read_summary(workdir)
+    others = sorted({row["model"] for row in rows if not row["model"].startswith(("plain", "resnet"))})
+    if others:
+        raise UserError(f"{workdir} has {others[0]}; this figure shows plain and residual networks alone.")
     shown = [(row["model"], row["seed"]) for row in rows]
     if len(set(shown)) < len(shown):
         raise UserError(f"The runs in {workdir} differ in more than depth, kind and seed, which is all that this figure shows.")

@@ -64,7 +64,7 @@ def draw(networks, folder):
         The paths of the PNGs.
     """
     depths = sorted({network.depth for network in networks})
-    colours = dict(zip(depths, COLOURS, strict=False))
+    colours = {depth: COLOURS[i % len(COLOURS)] for i, depth in enumerate(depths)}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 5.6), layout="constrained")
         axes = figure.subplots(2, 2, sharex=True, sharey="row")
@@ -75,10 +75,11 @@ def draw(networks, folder):
         for members in by_kind(networks).values():
             axis = axes[int(not members[0].batch_norm), int(members[0].residual)]
             norms, colour = np.array([network.norms for network in members]), colours[members[0].depth]
-            axis.plot(_layers(norms.shape[1]), np.exp(np.log(norms).mean(0)), color=colour, linewidth=1.5)
-            axis.fill_between(_layers(norms.shape[1]), norms.min(0), norms.max(0), color=colour, alpha=0.15, linewidth=0)
+            blocks = np.arange(norms.shape[1])  # 0 is the stem
+            axis.plot(blocks, np.exp(np.log(norms).mean(0)), color=colour, linewidth=1.5)
+            axis.fill_between(blocks, norms.min(0), norms.max(0), color=colour, alpha=0.15, linewidth=0)
         for axis in axes[-1]:
-            axis.set_xlabel("layer")
+            axis.set_xlabel("block")
         handles = [Line2D([], [], color=colours[depth], linewidth=2, label=f"{depth} layers") for depth in depths]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
         drawn = [save(figure, Path(folder), "gradient_flow")]
@@ -88,20 +89,15 @@ def draw(networks, folder):
     return drawn
 
 
-def _layers(count):
-    """The layer whose output is the stem's, and each block's: blocks have two."""
-    return 1 + 2 * np.arange(count)
-
-
 def _draw_parts(network, folder):
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    layers = _layers(len(network.shares))
-    left.plot(layers, network.norms[:-1], color="0", label="whole")
-    left.plot(layers, network.shortcuts, color=COLOURS[0], label="through the shortcut")
-    left.plot(layers, network.branches, color=COLOURS[1], label="through the branch")
-    left.set(yscale="log", xlabel="layer", ylabel="norm of the gradient", title=f"{network.name}, at its blocks' inputs")
+    blocks = 1 + np.arange(len(network.shares))
+    left.plot(blocks, network.norms[:-1], color="0", label="whole")
+    left.plot(blocks, network.shortcuts, color=COLOURS[0], label="through the shortcut")
+    left.plot(blocks, network.branches, color=COLOURS[1], label="through the branch")
+    left.set(yscale="log", xlabel="block", ylabel="norm of the gradient", title=f"{network.name}, at its blocks' inputs")
     left.legend(frameon=False)
-    right.plot(layers, 100 * network.shares, color=COLOURS[0])
-    right.set(ylim=(0, 100), xlabel="layer", ylabel="share (%)", title="came through the shortcut")
+    right.plot(blocks, 100 * network.shares, color=COLOURS[0])
+    right.set(ylim=(0, 100), xlabel="block", ylabel="share (%)", title="came through the shortcut")
     return save(figure, folder, "gradient_parts")

@@ -26,7 +26,11 @@ def write(workdir, rows):
     """
     workdir = Path(workdir)
     networks = [run for run, _ in runs.read_networks(workdir)]
-    described = [_describe(run, row, number) for number, (run, row) in enumerate(zip(networks, rows, strict=True))]
+    planned = {run.path: config for run, _, config in runs.read_sweep(workdir)}  # of a run that has not begun
+    described = [
+        _describe(run, row, number, planned.get(run.path, {}))
+        for number, (run, row) in enumerate(zip(networks, rows, strict=True))
+    ]
     keys = sorted(set().union(*(run["config"] for run in described)))
     begun = [run["config"] for run in described if run["config"]]
     differences = [key for key in keys if len({json.dumps(config.get(key)) for config in begun}) > 1]
@@ -36,8 +40,8 @@ def write(workdir, rows):
     page = string.Template(TEMPLATE.read_text()).substitute(
         title=html.escape(workdir.resolve().name),
         figures="".join(_figure(path) for path in sorted(workdir.glob("*.png"))),
-        # Within a script, only its end is special.
-        data=json.dumps(_finite(data)).replace("</", "<\\/"),
+        # Within a script, "<" may begin its end, or a comment that hides it.
+        data=json.dumps(_finite(data)).replace("<", "\\u003c"),
         library=_library(),
     )
     part = workdir / ".report.part"
@@ -52,13 +56,13 @@ def _library():
     return get_plotlyjs()
 
 
-def _describe(run, row, number):
+def _describe(run, row, number, planned):
     """What the page shows of a run."""
     row = row | {"step": row["steps"], "reason": ""}
-    records, gradients, config = [], [], {}
+    records, gradients, config = [], [], runs.flatten(planned)
     try:
         row["reason"] = run.status().reason
-        config = runs.flatten(run.config())
+        config = runs.flatten(run.config()) or config
         for record in run.metrics():
             if record["split"] == "gradients":
                 outputs = record["outputs"]

@@ -17,7 +17,7 @@ def read(workdir):
     rows = []
     for run, overrides in runs.read_networks(workdir):
         probe, weights = overrides.get("transfer.probe"), overrides.get("transfer.weights")
-        last = {record["split"]: record["top1_error"] for record in run.metrics()}
+        last = {record["split"]: record["top1_error"] for record in run.metrics() if "top1_error" in record}
         status = run.status()
         if status.state == "finished":
             rows.append(

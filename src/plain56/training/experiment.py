@@ -202,12 +202,12 @@ def _streamed(config, dataset, model, optimizer, mesh, compile_):
     return run_steps, count_all, refuse
 
 
-def _batches(config, split, mesh):
+def _batches(config, split, batch_size, mesh):
     """The normalised batches of a split in its own order, on the devices."""
 
     @jax.jit
     def resident(split, number):
-        return parallel.split_batch(evaluation_batch(split, number, config.train.batch_size, config.data), mesh)
+        return parallel.split_batch(evaluation_batch(split, number, batch_size, config.data), mesh)
 
     @jax.jit
     def streamed(batch):
@@ -215,10 +215,10 @@ def _batches(config, split, mesh):
 
     if isinstance(split, Pictures):
         part = {"part": jax.process_index(), "parts": jax.process_count()}
-        for read in evaluation_stream(split, config.data, config.train.batch_size, **part):
+        for read in evaluation_stream(split, config.data, batch_size, **part):
             yield streamed(parallel.place(read, mesh))
     else:
-        for number in range(-(-split.labels.shape[0] // config.train.batch_size)):
+        for number in range(-(-split.labels.shape[0] // batch_size)):
             yield resident(split, number)
 
 
@@ -230,15 +230,19 @@ def _features(config, model, mesh, compile_):
         return batch._replace(images=features(model, {"params": params, "batch_stats": batch_stats}, batch.images))
 
     def of_split(params, batch_stats, split):
-        for batch in _batches(config, split, mesh):
+        for batch in _batches(config, split, config.train.batch_size, mesh):
             yield jax.device_get(of_batch(params, batch_stats, batch))
 
     return of_split
 
 
 def _gradients(config, model, split, shape, mesh, compile_):
-    """The function of an `Experiment` that measures the gradient's way on the first batch of a split."""
-    batch = next(_batches(config, split, mesh))
+    """The function of an `Experiment` that measures the gradient's way, always on the same random examples of a split."""
+    # Whole ones alone: in training mode, batch norm would see what fills a batch up.
+    size = min(config.train.batch_size, _count(split)) // mesh.size * mesh.size
+    chosen = np.sort(np.random.default_rng(0).permutation(_count(split))[:size])
+    few = split.take(chosen) if isinstance(split, Pictures) else Split(split.images[chosen], split.labels[chosen])
+    batch = next(_batches(config, few, size, mesh))
     model = model.clone(numerics=model.numerics._replace(fixed_statistics=config.transfer.freeze_statistics))
 
     @compile_

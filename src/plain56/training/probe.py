@@ -43,32 +43,32 @@ def fit(inputs, labels, num_classes, *, steps, weight_decay=0.0, decay_all=False
     layer = {"kernel": jnp.zeros((inputs.shape[1], num_classes), inputs.dtype), "bias": jnp.zeros(num_classes, inputs.dtype)}
     solver = optax.lbfgs()
 
-    def logits_of(layer):
-        return jnp.dot(inputs, layer["kernel"], precision="highest") + layer["bias"][None]
-
-    def objective(layer):
-        decayed = layer if decay_all else layer["kernel"]
-        squares = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(decayed))
-        return jnp.mean(example_losses(logits_of(layer), labels, label_smoothing)) + weight_decay / 2 * squares
-
-    value_and_grad = optax.value_and_grad_from_state(objective)
-
     def unfinished(carry):
         _, _, done, slope = carry
         return (done < steps) & (slope > TOLERANCE)
 
-    def update(carry):
-        layer, state, done, _ = carry
-        value, gradient = value_and_grad(layer, state=state)
-        updates, state = solver.update(gradient, state, layer, value=value, grad=gradient, value_fn=objective)
-        slope = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(optax.tree.get(state, "grad"))]))
-        return optax.apply_updates(layer, updates), state, done + 1, slope
-
     @jax.jit
-    def run(layer):
+    def run(layer, inputs, labels):
+        def logits_of(layer):
+            return jnp.dot(inputs, layer["kernel"], precision="highest") + layer["bias"][None]
+
+        def objective(layer):
+            decayed = layer if decay_all else layer["kernel"]
+            squares = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(decayed))
+            return jnp.mean(example_losses(logits_of(layer), labels, label_smoothing)) + weight_decay / 2 * squares
+
+        value_and_grad = optax.value_and_grad_from_state(objective)
+
+        def update(carry):
+            layer, state, done, _ = carry
+            value, gradient = value_and_grad(layer, state=state)
+            updates, state = solver.update(gradient, state, layer, value=value, grad=gradient, value_fn=objective)
+            slope = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(optax.tree.get(state, "grad"))]))
+            return optax.apply_updates(layer, updates), state, done + 1, slope
+
         layer, _, done, _ = jax.lax.while_loop(unfinished, update, (layer, solver.init(layer), 0, jnp.inf))
         logits = logits_of(layer)
         mask = jnp.ones(labels.shape, bool)
         return layer, done, count(example_losses(logits, labels, label_smoothing), logits, labels, mask)
 
-    return run(layer)
+    return run(layer, inputs, labels)
