@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import launch
+from experiments import gradient_flow as gradient_flow_experiment
 from plain56.analysis.complexity import stages
-from plain56.figures import transfer
+from plain56.figures import gradient_flow, transfer
 from plain56.models import create_model
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +48,22 @@ def test_transfer_is_that_of_the_committed_summary():
     }
     wording = "{finetune:.1f} % test error\n  after fine-tuning and {probe:.1f} % by a probe, and a new one {scratch:.1f} %"
     assert wording.format(**errors) in README
+
+
+def test_gradient_flow_is_that_of_the_committed_table():
+    folder = ROOT / "experiments/results/gradient_flow"
+    networks = gradient_flow.read(folder)
+    shown = (folder / "README.md").read_text()
+    for line in gradient_flow_experiment.table(networks):
+        assert f"| {' | '.join(line.values())} |" in shown
+    growth = {
+        name: statistics.mean(network.growth for network in members)
+        for (name, normalised), members in gradient_flow.by_kind(networks).items()
+        if normalised
+    }
+    plain = [100 * (rate - 1) for name, rate in growth.items() if name.startswith("plain")]
+    assert f"by {min(plain):.0f} to {max(plain):.0f} % with every block" in README
+    assert f"in the residual one by {100 * (growth['resnet152_cifar'] - 1):.1f} %" in README
 
 
 def throughput_line(row):

@@ -42,7 +42,11 @@ def sweep(tmp_path):
         curve += [{"step": 20, "epoch": 4.0, "split": "gradients", "seconds": 2.0, **flow}] if low == 0.1 else []
         write_run(tmp_path, name, "finished", curve)
     write_run(
-        tmp_path, names[2], "diverged", [record(5, "train", 0.9, loss=float("nan"))], "the loss at step 6 is not finite <!--<script>"
+        tmp_path,
+        names[2],
+        "diverged",
+        [record(5, "train", 0.9, loss=float("nan"))],
+        "the loss at step 6 is not finite <!--<script>",
     )
     (tmp_path / names[3]).mkdir()  # nothing but its folder
     write_run(tmp_path, names[4], "preempted", [record(5, "train", 0.9)])
