@@ -455,3 +455,14 @@ def test_fashion_mnist_as_a_folder(tmp_path):
     run = runs.read_run(tmp_path / "run")
     assert (run.environment()["data"]["train"], run.environment()["data"]["test"]) == (60_000, 10_000)
     assert run.metrics("test")[-1]["top1_error"] < 0.4
+
+
+def test_some_classes_of_a_set_whose_labels_have_to_be_read(tmp_path):
+    images = {"train": noise(6, 4, 4, 3), "test": noise(3, 4, 4, 3)}
+    write_tfds(tmp_path, "insects", images, {"train": [0, 1, 2, 2, 1, 0], "test": [2, 0, 0]})
+    dataset = load_dataset(section(name="insects", dir=str(tmp_path), classes=("cat", "ant"), **RGB))
+    np.testing.assert_array_equal(dataset.train.images, images["train"][[0, 2, 3, 5]])
+    np.testing.assert_array_equal(dataset.train.labels, [1, 0, 0, 1])
+    np.testing.assert_array_equal(dataset.test.labels, [0, 1, 1])
+    with pytest.raises(UserError, match="The test split of 'insects' has no example of the classes ant, bee"):
+        load_dataset(section(name="insects", dir=str(tmp_path), classes=("ant", "bee"), test_split="test[:1]", **RGB))

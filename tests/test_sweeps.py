@@ -362,3 +362,16 @@ def test_1202_layers_train(tmp_path, tiny_config):
     tiny_config.optimizer.schedule.warmup_steps = 1
     status = sweeps.train(tiny_config, tmp_path / "run")
     assert (status.state, status.step) == ("finished", 4)
+
+
+@pytest.mark.parametrize("name", [3, "a/b", "../x", "workers", ".hidden"])
+def test_names_of_runs_are_names_of_folders(tiny_sweep, name):
+    with pytest.raises(UserError, match="The sweep names a run "):
+        sweeps.expand(tiny_sweep, lambda config: [{"name": name, "model.name": "resnet8"}])
+
+
+def test_degradation_figure_shows_no_other_networks(tmp_path):
+    runs.write_sweep(tmp_path, {"vgg": {"overrides": {"model.name": "vgg11", "seed": 0}, "config": {}}})
+    sweeps.summarise(tmp_path)
+    with pytest.raises(UserError, match="has vgg11; this figure shows plain and residual networks alone"):
+        figure.draw(tmp_path)
