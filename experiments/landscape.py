@@ -16,6 +16,7 @@ from plain56 import runs
 from plain56.figures import landscape as figure
 
 EXAMPLES = 512  # of the training split, at random
+AT_A_TIME = 4  # so many places are computed together
 REACH, LINE_POINTS, SIDE_POINTS = 1.0, 41, 21  # from −1 to 1 along each direction, as Li et al.
 
 
@@ -63,14 +64,15 @@ def look_around(options, arguments):
                 places += [(x, y) for x in axis for y in axis]
             directions = [random_direction(params, key) for key in jax.random.split(jax.random.key(0))]
             loss = loss_of(trained, resident_splits(trained).train)
-            measured = jax.jit(
-                lambda params, loss=loss, directions=directions, places=places: losses_around(loss, params, directions, places)
-            )
-            losses, errors = jax.device_get(measured(params))
+
+            @jax.jit
+            def measure(params, loss=loss, directions=directions, places=places):
+                return losses_around(loss, params, directions, places, AT_A_TIME)
+
+            losses, errors = jax.device_get(measure(params))
             for (x, y), value, error in zip(places, losses, errors, strict=True):
                 rows.append(
                     {
-                        "run": run.path.name,
                         **kind,
                         "x": f"{x:.4g}",
                         "y": f"{y:.4g}",
