@@ -118,6 +118,7 @@ def test_the_parts_make_up_the_whole(normalise):
             assert np.all(passed | (parts[i][0] == 0)) and 0.3 < passed.mean() < 1
 
 
+@pytest.mark.slow
 def test_an_identity_with_pre_activation_passes_the_gradient_on_unchanged():
     model, variables, images = network("resnet20", pre_activation=True)
     flow = gradients.flow(model, gradients.measure(model, variables, images, loss), images.shape[1:])
@@ -125,6 +126,7 @@ def test_an_identity_with_pre_activation_passes_the_gradient_on_unchanged():
         assert flow.shortcuts[block] == pytest.approx(flow.outputs[block], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_norms_whose_squares_are_out_of_range():
     model, variables, images = network("resnet8", **NARROW)
     flows = [

@@ -27,6 +27,7 @@ def test_rule(finetune, held):
     assert experiment.check_claim(rows)[0] is held
 
 
+@pytest.mark.slow
 def test_digits(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     flags = [
