@@ -124,6 +124,7 @@ def test_a_plain_network_without_a_block_is_one_in_which_it_does_nothing():
         lesions.without(model, variables, (2, 0))
 
 
+@pytest.mark.slow
 def test_swapped_blocks():
     model, variables, images = network("resnet20")
     assert lesions.neighbours(model, variables) == [((1, 0), (1, 1)), ((1, 1), (1, 2)), ((2, 1), (2, 2)), ((3, 1), (3, 2))]

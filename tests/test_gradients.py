@@ -49,7 +49,7 @@ def unit(tree, path, block):
         ("resnet14", NARROW),
         pytest.param("plain14", NARROW | {"normalise": False}, marks=pytest.mark.slow),
         pytest.param("resnet14", NARROW | {"pre_activation": True, "shortcut": "B"}, marks=pytest.mark.slow),
-        ("vgg11", {"form": "small"}),
+        pytest.param("vgg11", {"form": "small"}, marks=pytest.mark.slow),
     ],
 )
 def test_norms_are_those_of_finite_differences(name, options):
