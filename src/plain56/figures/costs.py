@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from plain56 import runs
 from plain56.figures.degradation import COLOURS, STYLE, save
@@ -46,8 +47,12 @@ def _draw_costs(folder):
     for axis, (key, label) in zip(figure.subplots(1, 2, sharey=True), AXES.items(), strict=True):
         for i, (model, rows) in enumerate(_read(folder).items()):
             errors = [100 * float(row["test_error"]) for row in rows]
-            axis.plot([float(row[key]) for row in rows], errors, "o", color=COLOURS[i % len(COLOURS)], label=model)
+            marker, colour = "os^"[i // len(COLOURS) % 3], COLOURS[i % len(COLOURS)]
+            axis.plot([float(row[key]) for row in rows], errors, marker, color=colour, label=model)
         axis.set(xscale="log", xlabel=label, ylim=(0, None))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.margins(x=0.15)
     figure.axes[0].set_ylabel("test error (%)")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
