@@ -618,7 +618,7 @@ def run(mode, argv, usage=__doc__):
     if {"--help", "-h"} & set(argv):
         print(usage + _define_flags([]).module_help(sys.modules[__name__]))
         return 0
-    absl.logging.set_verbosity(absl.logging.ERROR)  # what libraries warn of is not for the user of a command
+    absl.logging.set_verbosity(absl.logging.FATAL)  # what concerns a user comes as an exception, too
     logger = logging.getLogger("plain56")
     logger.handlers, logger.propagate, logger.level = [_ToStderr()], False, logging.INFO
     # Until training holds them back to save, both signals interrupt alike. A test may run this outside the main thread.

@@ -39,6 +39,15 @@ FLAGS = [
     "--config.train.checkpoint_every=12",
     "--config.optimizer.schedule.warmup_steps=10",
 ]
+# The kinds of run that each go on in a way of their own.
+KINDS = {
+    "resident": ("train",),
+    "streamed": ("train", "--config.data.mode=stream"),
+    "seeds": ("train", "--config.train.seeds=2"),
+    "pmap": ("train", "--config.parallelism=pmap"),
+    "finetuned": ("finetune", "--weights={folder}/weights.safetensors", "--config.transfer.freeze=('stem',)"),
+}
+TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 
 
 def launch_and_kill(moment, occurrence, delay, arguments):
@@ -112,11 +121,24 @@ def has_saved(run):
     return any(folder.name.isdigit() for folder in run.checkpoints.glob("*"))
 
 
-def launched(workdir, moment=None, occurrence=1, delay=0.0):
+def launched(workdir, moment=None, occurrence=1, delay=0.0, kind="resident"):
     """The exit status of one launch, that is killed unless no moment is given: −9 where the kill came in time."""
     command = ["-m", "tests.killed", moment, str(occurrence), str(delay)] if moment else ["launch.py"]
-    command = [sys.executable, *command, "train", *FLAGS, f"--workdir={workdir}"]
-    return subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
+    mode, *extra = (argument.format(folder=Path(workdir).parent) for argument in KINDS[kind])
+    command = [sys.executable, *command, mode, *FLAGS, *extra, f"--workdir={workdir}"]
+    environment = os.environ | (TWO_DEVICES if kind == "pmap" else {})
+    return subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
+
+
+def train_whole(folder, kind):
+    """What a run of a kind comes to that nothing interrupts, in FOLDER/KIND."""
+    if kind == "finetuned":
+        if not (Path(folder) / "resident").exists():
+            train_whole(folder, "resident")
+        export = ["launch.py", "export", f"--workdir={folder}/resident", f"--weights={folder}/weights.safetensors"]
+        subprocess.run([sys.executable, *export], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    assert launched(f"{folder}/{kind}", kind=kind) == 0
+    return result(f"{folder}/{kind}")
 
 
 def result(workdir):
@@ -130,8 +152,9 @@ def result(workdir):
     run = runs.read_run(workdir)
     with contextlib.closing(checkpoints.open_checkpoints(run.checkpoints, read_only=True)) as manager:
         state, _ = checkpoints.restore(manager, prepare(from_json(run.config())).initial)
-    clock = ("seconds", "images_per_second")
-    records = [{key: value for key, value in record.items() if key not in clock} for record in run.metrics()]
+    clock = {"seconds", "images_per_second"}
+    networks = [network.metrics() for network in run.members() or [run]]
+    records = [[{key: record[key] for key in record.keys() - clock} for record in network] for network in networks]
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)], records
 
 
@@ -144,13 +167,14 @@ def soak(kills=30, seed=0):
     """Kills runs at random moments, at most five times each, until they are finished; returns whether all came out the same."""
     chance, failures, done = random.Random(seed), 0, 0
     with tempfile.TemporaryDirectory() as folder:
-        assert launched(f"{folder}/whole") == 0
-        whole = result(f"{folder}/whole")
-        print(f"seed {seed}; an uninterrupted run logs {len(whole[1])} records", flush=True)
-        moments = []
+        whole = {kind: train_whole(folder, kind) for kind in KINDS}
+        print(f"seed {seed}; an uninterrupted run logs {len(whole['resident'][1][0])} records", flush=True)
+        moments, kinds = [], []
         while done < kills:
             begin, survived = time.monotonic(), []
             workdir = f"{folder}/{done}"
+            kinds = kinds or chance.sample(list(KINDS), len(KINDS))
+            kind = kinds.pop()
             while len(survived) < 5 and done < kills:
                 # In turn, so that none is left out.
                 moments = moments or chance.sample(list(MOMENTS), len(MOMENTS))
@@ -158,17 +182,17 @@ def soak(kills=30, seed=0):
                 times, duration = MOMENTS[moment]
                 # Each start has less left to do: the first occurrences always come.
                 occurrence, delay = chance.randint(1, max(1, times // 5)), round(chance.uniform(0, duration), 3)
-                status = launched(workdir, moment, occurrence, delay)
+                status = launched(workdir, moment, occurrence, delay, kind)
                 if status == 0:
                     break  # it was finished before the moment came
                 assert status == -signal.SIGKILL, status
                 done += 1
                 survived.append(f"{moment} {occurrence} +{delay} s")
-            status = launched(workdir)
-            right = status == 0 and same(result(workdir), whole)
+            status = launched(workdir, kind=kind)
+            right = status == 0 and same(result(workdir), whole[kind])
             failures += not right
             verdict = "the same to the bit" if right else f"NOT THE SAME (status {status})"
-            print(f"killed at {'; '.join(survived)}: {verdict} ({time.monotonic() - begin:.0f} s)", flush=True)
+            print(f"{kind} killed at {'; '.join(survived)}: {verdict} ({time.monotonic() - begin:.0f} s)", flush=True)
     print(f"{done} kills, {failures} runs that differ", flush=True)
     return failures == 0
 

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import jax
+import numpy as np
 
 CACHE_BYTES = 2 << 30
 WRITING_SECONDS = 60  # so old, an entry is no longer being written by another process
@@ -59,10 +60,16 @@ def compiler_options():
 
     On a GPU: CUDA graphs with the convolutions in them. XLA leaves these out, which cuts the graph of a step into short pieces
     and has the host start hundreds of kernels one by one.
+
+    cuDNN cannot be started while a graph is recorded ("No DNN support for stream"), and a program out of the cache, which
+    tries out no algorithms, would be the first to use it: so every device convolves something before.
     """
     if jax.default_backend() != "gpu":
         return None
     options = {"xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONVOLUTION"}
+    for device in jax.local_devices():
+        image, kernel = (jax.device_put(np.ones(shape, np.float32), device) for shape in ((1, 8, 8, 8), (8, 8, 3, 3)))
+        jax.lax.conv(image, kernel, (1, 1), "SAME").block_until_ready()
     try:
         jax.jit(lambda x: x, compiler_options=options)(0)
     except jax.errors.JaxRuntimeError:  # an internal option, which may change

@@ -16,6 +16,7 @@ import datetime
 import io
 import json
 import logging
+import math
 import os
 import platform
 import shutil
@@ -127,8 +128,7 @@ class Run(NamedTuple):
             UserError: the directory holds a run of another identity.
         """
         check_identity(self, config)
-        with _refusing_os_errors("run", self.path):
-            _write(self.path / "config.json", json.dumps(config, indent=2))
+        _write(self.path / "config.json", json.dumps(config, indent=2))
 
     def write_environment(self, environment):
         _write(self.path / "environment.json", json.dumps(environment, indent=2))
@@ -158,35 +158,73 @@ class Run(NamedTuple):
 
     @contextlib.contextmanager
     def open_log(self, step, start):
-        """Gives the function that appends a record to metrics.jsonl and tensorboard/.
+        """Gives the function that appends a record to metrics.jsonl and tensorboard/; a number that is not finite becomes null.
 
         What was logged after `step`, the restored one, is forgotten first, so that no record comes twice. The event files are
         written anew then: they hold what metrics.jsonl holds.
 
         Args:
             start: when the run would have started, had it not been cut, as a time of the computer's clock.
+
+        Raises:
+            UserError: metrics.jsonl is damaged; or, from the function too, a file cannot be written.
         """
-        from tensorboardX import SummaryWriter  # by us, since reading a run needs none
+        # By us alone, since reading a run needs none. Its SummaryWriter would write in a thread, and wait for ever for one that
+        # has died of a full disk.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
 
         kept = [record for record in self.metrics() if record["step"] <= step]
-        _write(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+        _write(self.path / "metrics.jsonl", "".join(_line(record) for record in kept))
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
-        with (self.path / "metrics.jsonl").open("a") as file, SummaryWriter(str(self.path / "tensorboard")) as board:
 
-            def show(record):
-                for key, value in flatten(record).items():
-                    if key not in ("step", "split", "seconds"):
-                        board.add_scalar(f"{record['split']}/{key}", value, record["step"], start + record["seconds"])
+        def show(record):
+            for key, value in flatten(record).items():
+                if key not in ("step", "split", "seconds") and value is not None:
+                    summary = scalar(f"{record['split']}/{key}", value)
+                    board.write_event(Event(summary=summary, step=record["step"], wall_time=start + record["seconds"]))
 
-            def append(record):
-                file.write(json.dumps(record) + "\n")
+        def append(record):
+            line = _line(record)
+            with _refusing_os_errors("run", self.path):
+                file.write(line)
                 file.flush()
-                show(record)
+                show(json.loads(line))
                 board.flush()
 
-            for record in kept:
-                show(record)
+        with contextlib.ExitStack() as stack:
+            with _refusing_os_errors("run", self.path):
+                (self.path / "tensorboard").mkdir()
+                file = stack.enter_context(_closing((self.path / "metrics.jsonl").open("a")))
+                board = stack.enter_context(_closing(EventsWriter(str(self.path / "tensorboard" / "events"))))
+                for record in kept:
+                    show(record)
+                board.flush()
             yield append
+
+
+def _line(record):
+    """A record as a line of JSON, which has no numbers that are not finite."""
+    return json.dumps(_finite(record), allow_nan=False) + "\n"
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextlib.contextmanager
+def _closing(file):
+    """Closes a file at the end; what a full disk did not take of it has been an error before."""
+    try:
+        yield file
+    finally:
+        with contextlib.suppress(OSError):
+            file.close()
 
 
 def _seeds(config):
@@ -223,9 +261,10 @@ def hold(path):
             raise Held(f"{run.path} is held by {holder}; wait for its end, or stop it.") from None
     try:
         now = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-        run.lock.write_text(f"process {os.getpid()} on {platform.node()} since {now}")
-        for part in run.path.glob(PART.format("*", "*")):
-            part.unlink()
+        with _refusing_os_errors("run", run.path):
+            for part in run.path.glob(PART.format("*", "*")):
+                part.unlink()
+            run.lock.write_text(f"process {os.getpid()} on {platform.node()} since {now}")
         yield run
     finally:
         unused = {entry.name for entry in run.path.iterdir()} == {"lock"}
@@ -282,7 +321,7 @@ def write_table(folder, name, rows):
     writer.writerows(rows)
     with _refusing_os_errors("result", folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        _write(Path(folder) / f"{name}.csv", text.getvalue())
+    _write(Path(folder) / f"{name}.csv", text.getvalue())
 
 
 def read_table(folder, name):
@@ -316,7 +355,7 @@ def write_sweep(folder, elements):
         _refuse_strangers(folder, "sweep")
     with _refusing_os_errors("sweep", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "sweep.json", json.dumps(elements, indent=2))
+    _write(folder / "sweep.json", json.dumps(elements, indent=2))
 
 
 class SweepRun(NamedTuple):
@@ -378,8 +417,21 @@ def _read_json(path, default) -> Any:
 
 
 def _write(path, text):
-    """Replaces a file at once, so that a reader or a crash never meets half of it."""
+    """Replaces a file at once, so that a reader, a crash or a power cut never meets half of it.
+
+    Raises:
+        UserError: it cannot be written; it is then as it was.
+    """
     # Several processes, on several machines, may write a sweep's files at a time.
     part = path.with_name(PART.format(path.name, uuid.uuid4().hex))
-    part.write_text(text)
-    part.replace(path)
+    try:
+        with part.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)

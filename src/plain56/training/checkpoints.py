@@ -1,13 +1,18 @@
 """Checkpoints by Orbax: written whole or not at all, with a checksum; the newest two are kept."""
 
 import logging
+import shutil
 import zlib
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from plain56 import parallel
 from plain56.errors import UserError
+
+# What lies around the arrays of a checkpoint, and a margin.
+SPARE_BYTES = 1 << 20
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +30,21 @@ def open_checkpoints(folder, read_only=False):
 
 
 def save(manager, step, tree):
-    """Saves a tree of arrays as the checkpoint of `step`; one that is there already stays."""
-    if manager.latest_step() != step:
-        checksum = ocp.args.JsonSave({"crc32": _crc32(tree)})
+    """Saves a tree of arrays as the checkpoint of `step`; one that is there already stays.
+
+    Raises:
+        UserError: it cannot be saved; the checkpoints before it are as they were.
+    """
+    if manager.latest_step() == step:
+        return
+    parallel.on_first(lambda: _check_space(manager.directory, step, tree))
+    checksum = ocp.args.JsonSave({"crc32": _crc32(tree)})
+    try:
         manager.save(step, args=ocp.args.Composite(arrays=ocp.args.StandardSave(tree), checksum=checksum))
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:  # Orbax and TensorStore raise many types for a disk that is full or fails
+        raise UserError(f"The checkpoint of step {step} cannot be saved in {manager.directory}: {_reason(error)}.") from error
 
 
 def restore(manager, tree):
@@ -49,7 +65,7 @@ def restore(manager, tree):
         except (MemoryError, jax.errors.JaxRuntimeError):  # the machine's fault, not the checkpoint's
             raise
         except Exception as error:  # Orbax and TensorStore raise many types for damaged files
-            damaged[step] = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            damaged[step] = _reason(error)
             continue
         for newer, reason in damaged.items():
             logger.warning("The checkpoint of step %d is damaged (%s); going on from step %d.", newer, reason, step)
@@ -68,6 +84,21 @@ def _restore(manager, step, tree):
     if _crc32(restored.arrays) != restored.checksum["crc32"]:
         raise ValueError("its content does not have its checksum")
     return restored.arrays
+
+
+def _check_space(folder, step, tree):
+    """Raises UserError where a checkpoint would not fit: what Orbax prints when it runs out of space, nobody can read."""
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + SPARE_BYTES
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"The checkpoint of step {step} cannot be saved in {folder}: it needs {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB "
+            "are free."
+        )
+
+
+def _reason(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:400]
 
 
 def _crc32(tree):

@@ -163,7 +163,8 @@ def _write_end(run, state, reason):
     if parallel.is_first():
         for part in (run, *run.members()):
             if part.status().state not in runs.ENDED:
-                part.write_status(part.status()._replace(state=state, reason=reason))
+                with contextlib.suppress(UserError):  # it may be the disk that fails
+                    part.write_status(part.status()._replace(state=state, reason=reason))
 
 
 def _decide_mode(config, run):

@@ -1,0 +1,106 @@
+"""A disk that is full, read-only or broken: the run stops with a sentence, and goes on once there is room."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from plain56 import runs
+from plain56.errors import UserError
+from plain56.training import train
+from tests.killed import FLAGS, launched, result, same
+
+ROOT = Path(__file__).parent.parent
+# In a name space of its own, where anybody may mount: a launch until the disk is full, and the same one with more room.
+SCRIPT = """
+mount -t tmpfs -o size={size} none {disk} || exit 77
+{train}
+echo status $? >&2
+cp -r {disk}/run {folder}/cut
+mount -o remount,size=50m none {disk}
+{train} 2>/dev/null || exit 1
+cp -r {disk}/run {folder}/run
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("size", "flags", "message"),
+    [
+        # Room for a checkpoint or two, of 160 kB and a margin of 1 MB; and not even for the records of 120 steps.
+        ("1300k", ["--config.train.checkpoint_every=12"], r"error: The checkpoint of step \d+ cannot .* MB are free\."),
+        ("60k", ["--config.train.checkpoint_every=120", "--config.train.log_every=1"], r"error: .*: No space left on device\."),
+    ],
+)
+def test_full_disk_stops_a_run_that_then_goes_on_with_the_same_bits(tmp_path, size, flags, message):
+    if not shutil.which("unshare"):
+        pytest.skip("needs unshare")
+    (tmp_path / "disk").mkdir()
+    command = [sys.executable, "launch.py", "train", *FLAGS, *flags]
+    train = " ".join(f"'{argument}'" for argument in [*command, f"--workdir={tmp_path / 'disk' / 'run'}"])
+    script = SCRIPT.format(size=size, disk=tmp_path / "disk", folder=tmp_path, train=train)
+    done = subprocess.run(["unshare", "--map-root-user", "--mount", "sh", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode == 77 or done.stderr.startswith("unshare:"):
+        pytest.skip(f"needs a disk of one's own: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    *errors, status = [line for line in done.stderr.splitlines() if "of all work done" not in line]
+    assert status == "status 2"
+    assert len(errors) == 1 and re.fullmatch(message, errors[0]), errors
+    assert runs.read_run(tmp_path / "cut").status().state in ("failed", "preempted")
+    assert not list((tmp_path / "cut").rglob("*.part"))
+    whole = [*command, f"--workdir={tmp_path / 'whole'}"]
+    assert subprocess.run(whole, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+    assert same(result(tmp_path / "run"), result(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_failed_save_fails_the_run_and_costs_nothing(tmp_path):
+    """Files may not be larger than 14 kB, which one of a checkpoint's is."""
+    command = [sys.executable, "launch.py", "train", *FLAGS, f"--workdir={tmp_path / 'run'}"]
+    limits = f"ulimit -f 28; exec {' '.join(map(repr, command))}"  # of 512 bytes
+    cut = subprocess.run(["sh", "-c", limits], cwd=ROOT, capture_output=True, text=True)
+    assert cut.returncode == 2
+    assert cut.stderr.splitlines()[-1].startswith("error: The checkpoint of step 12 cannot be saved in"), cut.stderr
+    run = runs.read_run(tmp_path / "run")
+    assert run.status().state == "failed"
+    assert not list(run.checkpoints.glob("[0-9]*[0-9]"))
+    assert launched(tmp_path / "run") == launched(tmp_path / "whole") == 0
+    assert same(result(tmp_path / "run"), result(tmp_path / "whole"))
+
+
+def test_what_is_foreign_in_the_checkpoint_folder_is_left_alone(tmp_path, tiny_config):
+    tiny_config.train.stop_after = 4
+    train(tiny_config, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    (checkpoints / "notes.txt").write_text("mine")
+    (checkpoints / "backup").mkdir()
+    (checkpoints / "99").mkdir()  # looks like one, and is empty
+    tiny_config.train.stop_after = 0
+    assert train(tiny_config, tmp_path / "run").state == "finished"
+    assert (checkpoints / "notes.txt").read_text() == "mine"
+    assert (checkpoints / "backup").exists()
+    assert [record["step"] for record in runs.read_run(tmp_path / "run").metrics("train")] == [4, 8, 12]
+
+
+def test_file_by_the_name_of_a_checkpoint(tmp_path, tiny_config):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    tiny_config.train.stop_after = 4
+    with pytest.raises(UserError, match="not a run directory"):
+        train(tiny_config, tmp_path / "run")
+    train(tiny_config, tmp_path / "other")
+    (tmp_path / "other" / "checkpoints" / "8").write_text("no folder")
+    tiny_config.train.stop_after = 0
+    assert train(tiny_config, tmp_path / "other").state == "finished"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"state": 3, "more": 1}', "\x00" * 64])
+def test_damaged_status_costs_nothing(tmp_path, tiny_config, content):
+    tiny_config.train.stop_after = 8
+    train(tiny_config, tmp_path / "run")
+    (tmp_path / "run" / "status.json").write_text(content)
+    tiny_config.train.stop_after = 0
+    assert train(tiny_config, tmp_path / "run").step == 12
+    assert [record["step"] for record in runs.read_run(tmp_path / "run").metrics("train")] == [4, 8, 12]
