@@ -123,7 +123,7 @@ def test_listed_names_are_filtered():
         (("vgg16", 0), {}, "at least two classes"),
         (("resnet20", 10), {"shortcut": "D"}, "model.shortcut is 'D'"),
         (("resnet20", 10), {"widths": (32, 16, 8)}, "may not decrease"),
-        (("resnet20", 10), {"widths": (16, 32)}, "3 positive numbers"),
+        (("resnet20", 10), {"widths": (16, 32)}, "3 numbers of filters"),
         (("resnet50", 10), {"bottleneck_stride": "5x5"}, "model.bottleneck_stride is '5x5'; allowed are 1x1, 3x3"),
         (("plain20", 10), {"zero_init": True}, "no gradient"),
         (("resnet20", 10), {"zero_init": True, "pre_activation": True}, "allowed is one of them"),

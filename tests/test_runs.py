@@ -53,6 +53,16 @@ def test_half_written_record_is_left_out(tmp_path):
     assert run.metrics() == [first, second]
 
 
+def test_numbers_that_are_not_finite_are_null(tmp_path):
+    run = make_run(tmp_path / "run", {"seed": 0})
+    with run.open_log(0, 0.0) as append:
+        norms = {"stem": float("inf"), "head": 1.0}
+        append({"step": 1, "split": "test", "loss": float("nan"), "norms": norms, "top1_error": 0.5, "seconds": 1.0})
+    (record,) = map(json.loads, (run.path / "metrics.jsonl").read_text().splitlines())
+    assert record == run.metrics()[0]
+    assert (record["loss"], record["norms"], record["top1_error"]) == (None, {"stem": None, "head": 1.0}, 0.5)
+
+
 def test_event_files_hold_the_records(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -142,7 +152,9 @@ def test_damaged_file_is_named(tmp_path):
     run = make_run(tmp_path / "run", {"seed": 0})
     (run.path / "status.json").write_text("")
     assert run.status() == runs.Status()  # it tells nothing that the checkpoint does not
-    (run.path / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n{"step": 2, "spl\n{"step": 3, "split": "train"}\n')
+    (run.path / "metrics.jsonl").write_text(
+        '{"step": 1, "split": "train", "seconds": 1}\n{"step": 2, "spl\n{"step": 3, "split": "train", "seconds": 3}\n'
+    )
     with pytest.raises(UserError, match=r"metrics.jsonl is damaged: line 2 is no record"):
         run.metrics()
     (run.path / "config.json").write_text("[]")

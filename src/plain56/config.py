@@ -1,16 +1,27 @@
 """Is a config sound? Every rule on single values, each with its sentence."""
 
-import math
+import re
 
 from ml_collections import ConfigDict
 
 from plain56.errors import UserError
 from plain56.models import create_model
+from plain56.runs import flatten
 
-POSITIVE = (lambda value: 0 < value < math.inf, "positive numbers")
-NOT_NEGATIVE = (lambda value: 0 <= value < math.inf, "numbers from 0 on")
+# What float32 holds is a little more.
+POSITIVE = (lambda value: 0 < value < 1e38, "positive numbers below 1e38")
+NOT_NEGATIVE = (lambda value: 0 <= value < 1e38, "numbers from 0 to below 1e38")
 FRACTION = (lambda value: 0 <= value < 1, "numbers from 0 up to, but not including, 1")
 SEED = (lambda value: 0 <= value < 2**32, "integers from 0 to 4294967295")
+
+
+def _count(least, most=2**31 - 1):
+    """The rule of integers in a range; steps are int32 on the devices."""
+    return (lambda value: least <= value <= most, f"integers from {least} to {most}")
+
+
+# Where None is a value of its own: the default of the network, or of batch norm.
+OPTIONAL = re.compile(r"model\.(?!name$|dtype$)\w+|batch_norm\.epsilon")
 
 RULES = {
     "model.name": (lambda value: value != "", "names of networks"),
@@ -22,37 +33,37 @@ RULES = {
         lambda values: values == () or (len(set(values)) == len(values) >= 2 and all(isinstance(v, str) for v in values)),
         "() and different names of classes, at least two",
     ),
-    "data.validation_examples": NOT_NEGATIVE,
-    "data.examples_per_class": NOT_NEGATIVE,
+    "data.validation_examples": _count(0),
+    "data.examples_per_class": _count(0),
     "data.split_seed": SEED,
     "data.mode": (lambda value: value in ("auto", "resident", "stream"), "auto, resident, stream"),
-    "data.workers": NOT_NEGATIVE,
-    "data.image_size": NOT_NEGATIVE,
+    "data.workers": _count(0, 1024),
+    "data.image_size": _count(0, 8192),
     "seed": SEED,
     "parallelism": (lambda value: value in ("jit", "pmap"), "jit, pmap"),
     "batch_norm.momentum": FRACTION,
-    "batch_norm.epsilon": (lambda value: value is None or 0 < value < math.inf, "positive numbers"),
+    "batch_norm.epsilon": (lambda value: value is None or 0 < value < 1e38, "positive numbers below 1e38"),
     "data.mean": (
         lambda values: len(values) in (1, 3) and all(0 <= value <= 1 for value in values),
         "one number (grey) or three (RGB) in [0, 1]",
     ),
-    "data.std": (lambda values: all(0 < value < math.inf for value in values), "positive numbers"),
-    "data.augment.pad": NOT_NEGATIVE,
-    "data.augment.enlarge": (lambda values: _is_range(values, 1, math.inf), "() and (least, most) with 1 ≤ least ≤ most"),
+    "data.std": (lambda values: all(0 < value < 1e38 for value in values), "positive numbers below 1e38"),
+    "data.augment.pad": _count(0, 1024),
+    "data.augment.enlarge": (lambda values: _is_range(values, 1, 100), "() and (least, most) with 1 ≤ least ≤ most ≤ 100"),
     "data.augment.area": (lambda values: _is_range(values, 1e-3, 1), "() and (least, most) with 0.001 ≤ least ≤ most ≤ 1"),
     "data.augment.colour": NOT_NEGATIVE,
-    "train.steps": POSITIVE,
-    "train.batch_size": POSITIVE,
+    "train.steps": _count(1),
+    "train.batch_size": _count(1, 2**20),
     "train.label_smoothing": FRACTION,
-    "train.seeds": POSITIVE,
-    "train.accumulate": POSITIVE,
-    "train.stop_after": NOT_NEGATIVE,
-    "train.steps_per_call": POSITIVE,
-    "train.log_every": POSITIVE,
-    "train.evaluate_every": POSITIVE,
-    "train.evaluate_train_every": NOT_NEGATIVE,
-    "train.gradients_every": NOT_NEGATIVE,
-    "train.checkpoint_every": POSITIVE,
+    "train.seeds": _count(1, 1024),
+    "train.accumulate": _count(1),
+    "train.stop_after": _count(0),
+    "train.steps_per_call": _count(1),
+    "train.log_every": _count(1),
+    "train.evaluate_every": _count(1),
+    "train.evaluate_train_every": _count(0),
+    "train.gradients_every": _count(0),
+    "train.checkpoint_every": _count(1),
     "transfer.freeze": (
         lambda values: all(isinstance(value, str) for value in values),
         "names of stages and layers, or patterns",
@@ -63,17 +74,17 @@ RULES = {
     "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.schedule.name": (lambda value: value in ("step", "cosine"), "step, cosine"),
     "optimizer.schedule.boundaries": (
-        lambda values: all(isinstance(b, int) and a < b for a, b in zip((0, *values), values, strict=False)),
+        lambda values: all(isinstance(b, int) and a < b < 2**31 for a, b in zip((0, *values), values, strict=False)),
         "rising positive integers",
     ),
     "optimizer.schedule.factor": (lambda value: 0 < value < 1, "numbers between 0 and 1"),
-    "optimizer.schedule.warmup_steps": NOT_NEGATIVE,
+    "optimizer.schedule.warmup_steps": _count(0),
     "optimizer.schedule.warmup_learning_rate": NOT_NEGATIVE,
 }
 
 
 def _is_range(values, least, most):
-    return values == () or (len(values) == 2 and least <= values[0] <= values[1] <= most and values[1] < math.inf)
+    return values == () or (len(values) == 2 and least <= values[0] <= values[1] <= most)
 
 
 def from_json(nested):
@@ -101,12 +112,22 @@ def last_step(config):
     return min(config.train.steps, config.train.stop_after or config.train.steps)
 
 
+def most_steps(config):
+    """The most steps that one compiled call may do: it ends where something is due."""
+    options = config.train
+    every = (options.log_every, options.evaluate_every, options.evaluate_train_every, options.gradients_every)
+    return min(options.steps_per_call, options.steps, options.checkpoint_every, *filter(None, every))
+
+
 def check(config):
     """Checks a resolved config, as far as that goes without data and devices.
 
     Raises:
         UserError: with the key, its value and what is allowed.
     """
+    for key, value in flatten(config.to_dict()).items():
+        if value is None and not OPTIONAL.fullmatch(key):
+            raise UserError(f"{key} is None; it needs a value.")
     for key, (holds, allowed) in RULES.items():
         value = config
         try:

@@ -14,6 +14,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from plain56.errors import UserError
+
 CACHE_BYTES = 2 << 30
 WRITING_SECONDS = 60  # so old, an entry is no longer being written by another process
 MOST_RESERVED = 32 << 30
@@ -75,6 +77,20 @@ def compiler_options():
     except jax.errors.JaxRuntimeError:  # an internal option, which may change
         return None
     return options
+
+
+@contextlib.contextmanager
+def telling_what_is_too_large():
+    """Turns a lack of memory, of a device or here, into a UserError."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"There is not enough memory ({str(error).splitlines()[0][:200]}); a smaller train.batch_size, a larger "
+            "train.accumulate, or model.remat=True where the network has it, needs less."
+        ) from error
 
 
 def _keep_memory():

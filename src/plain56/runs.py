@@ -119,7 +119,7 @@ class Run(NamedTuple):
         return _read_json(self.path / "environment.json", {})
 
     def write_status(self, status):
-        _write(self.path / "status.json", json.dumps(status._asdict()))
+        write_text(self.path / "status.json", json.dumps(status._asdict()))
 
     def write_config(self, config):
         """Writes the resolved config, as nested dicts of JSON values, of a run that is new or the same as before.
@@ -128,10 +128,10 @@ class Run(NamedTuple):
             UserError: the directory holds a run of another identity.
         """
         check_identity(self, config)
-        _write(self.path / "config.json", json.dumps(config, indent=2))
+        write_text(self.path / "config.json", json.dumps(config, indent=2))
 
     def write_environment(self, environment):
-        _write(self.path / "environment.json", json.dumps(environment, indent=2))
+        write_text(self.path / "environment.json", json.dumps(environment, indent=2))
 
     def metrics(self, split=None):
         """Records in order of steps, of one split or of all.
@@ -150,6 +150,8 @@ class Run(NamedTuple):
             if line.endswith("\n"):  # else it was cut off while being written
                 try:
                     record = json.loads(line)
+                    if not (isinstance(record["step"], int) and isinstance(record["seconds"], int | float)):
+                        raise ValueError
                     if split in (None, record["split"]):
                         records.append(record)
                 except (KeyError, TypeError, ValueError) as error:
@@ -176,7 +178,7 @@ class Run(NamedTuple):
         from tensorboardX.summary import scalar
 
         kept = [record for record in self.metrics() if record["step"] <= step]
-        _write(self.path / "metrics.jsonl", "".join(_line(record) for record in kept))
+        write_text(self.path / "metrics.jsonl", "".join(_line(record) for record in kept))
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 
         def show(record):
@@ -206,14 +208,15 @@ class Run(NamedTuple):
 
 def _line(record):
     """A record as a line of JSON, which has no numbers that are not finite."""
-    return json.dumps(_finite(record), allow_nan=False) + "\n"
+    return json.dumps(finite(record), allow_nan=False) + "\n"
 
 
-def _finite(value):
+def finite(value):
+    """A tree of JSON values, without the numbers that JSON does not have."""
     if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -321,7 +324,7 @@ def write_table(folder, name, rows):
     writer.writerows(rows)
     with _refusing_os_errors("result", folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
-    _write(Path(folder) / f"{name}.csv", text.getvalue())
+    write_text(Path(folder) / f"{name}.csv", text.getvalue())
 
 
 def read_table(folder, name):
@@ -336,7 +339,7 @@ def read_table(folder, name):
 def write_summary(folder, rows):
     """Writes a sweep's summary, a list of equal dicts, as summary.csv and summary.json."""
     write_table(folder, "summary", rows)
-    _write(Path(folder) / "summary.json", json.dumps(rows, indent=2))
+    write_text(Path(folder) / "summary.json", json.dumps(rows, indent=2))
 
 
 def read_summary(folder):
@@ -355,7 +358,7 @@ def write_sweep(folder, elements):
         _refuse_strangers(folder, "sweep")
     with _refusing_os_errors("sweep", folder):
         folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "sweep.json", json.dumps(elements, indent=2))
+    write_text(folder / "sweep.json", json.dumps(elements, indent=2))
 
 
 class SweepRun(NamedTuple):
@@ -398,7 +401,8 @@ def flatten(nested, prefix=""):
     """`{"a": {"b": 1}}` to `{"a.b": 1}`."""
     flat = {}
     for key, value in nested.items():
-        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+        deeper = isinstance(value, dict) and value  # an empty one would be lost
+        flat.update(flatten(value, f"{prefix}{key}.") if deeper else {prefix + key: value})
     return flat
 
 
@@ -416,7 +420,7 @@ def _read_json(path, default) -> Any:
         raise UserError(f"{path} is damaged: {error}.") from error
 
 
-def _write(path, text):
+def write_text(path, text):
     """Replaces a file at once, so that a reader, a crash or a power cut never meets half of it.
 
     Raises:

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import json
 import logging
 import math
 import os
@@ -423,6 +424,7 @@ def _tfds(name, folder, wanted):
     """
     import tensorflow_datasets as tfds
 
+    _refuse_code(folder / name.split(":")[0].split("/")[0])
     try:
         builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=str(folder))
     except (tfds.core.DatasetNotFoundError, ValueError):
@@ -460,10 +462,24 @@ def _tfds(name, folder, wanted):
 
         def read(i, source=source):
             example = source[i]
+            if not 0 <= example[label_key] < len(label.names):
+                raise ValueError("its class has no name")
             return example[image_key], example[label_key]
 
         splits.append(Pictures(len(source), read, f"{split} example {{}}".format))
     return *splits, label.names
+
+
+def _refuse_code(folder):
+    """Raises UserError where a prepared set has features of modules that are none of TFDS's: reading it would run their code."""
+
+    def check(described):
+        kind = described.get("pythonClassName", "tensorflow_datasets.")
+        if not str(kind).startswith("tensorflow_datasets."):
+            raise UserError(f"{file} is refused: it names {kind!r}, whose code reading it would run.")
+
+    for file in folder.rglob("features.json"):
+        json.loads(file.read_text(), object_hook=check)
 
 
 def _prepare(name, folder):

@@ -3,7 +3,6 @@
 import base64
 import html
 import json
-import math
 import string
 from pathlib import Path
 
@@ -41,12 +40,10 @@ def write(workdir, rows):
         title=html.escape(workdir.resolve().name),
         figures="".join(_figure(path) for path in sorted(workdir.glob("*.png"))),
         # Within a script, "<" may begin its end, or a comment that hides it.
-        data=json.dumps(_finite(data)).replace("<", "\\u003c"),
+        data=json.dumps(runs.finite(data)).replace("<", "\\u003c"),
         library=_library(),
     )
-    part = workdir / ".report.part"
-    part.write_text(page)
-    part.replace(workdir / "report.html")
+    runs.write_text(workdir / "report.html", page)
     return workdir / "report.html"
 
 
@@ -73,15 +70,6 @@ def _describe(run, row, number, planned):
         row["reason"] = str(error) if isinstance(error, UserError) else f"{run.path} is damaged."
     style = {"colour": COLOURS[number % len(COLOURS)], "dash": DASHES[number // len(COLOURS) % len(DASHES)]}
     return {"name": row["run"], "row": row, "records": records, "gradients": gradients, "config": config, **style}
-
-
-def _finite(value):
-    """A tree of JSON values, without the numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _figure(path):

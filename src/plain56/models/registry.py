@@ -17,6 +17,7 @@ CIFAR_DEPTHS = (20, 32, 44, 56, 110, 152, 1202)
 PLAIN_IMAGENET_DEPTHS = (18, 34)
 VGG_NAMES = ("vgg11", "vgg11_bn", "vgg11_lrn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg16_1x1", "vgg19", "vgg19_bn")
 GOOGLENET_NAMES = ("googlenet", "googlenet_bn")
+MOST_FILTERS = 1 << 16
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
 # As published; None stands for these everywhere.
 RESNET_OPTIONS = ("shortcut", "widths", "bottleneck_stride", "pre_activation", "normalise", "zero_init", "remat")
@@ -52,7 +53,7 @@ def parse_name(name):
         return "vgg", int(re.search(r"\d+", name)[0])
     if name in GOOGLENET_NAMES:
         return "googlenet", 22
-    match = re.fullmatch(r"(plain|resnet)([1-9][0-9]{0,5})(_cifar)?", name)
+    match = re.fullmatch(r"(plain|resnet)([1-9][0-9]{0,3})(_cifar)?", name)
     if not match:
         nearest = difflib.get_close_matches(name, list_models(), n=1, cutoff=0)[0]
         raise UserError(
@@ -124,13 +125,13 @@ def _resnet(
 ):
     family, depth = parse_name(name)
     form = "cifar" if is_cifar_form(name) else "imagenet"
-    shortcut = shortcut or {"cifar": "A", "imagenet": "B"}[form]
+    shortcut = {"cifar": "A", "imagenet": "B"}[form] if shortcut is None else shortcut
     widths = tuple(resnet.WIDTHS[form] if widths is None else widths)
     _check("shortcut", shortcut, resnet.SHORTCUTS)
     _check("bottleneck_stride", bottleneck_stride, resnet.BOTTLENECK_STRIDES)
     stages = len(resnet.WIDTHS[form])
-    if len(widths) != stages or not all(isinstance(width, int) and width > 0 for width in widths):
-        raise UserError(f"model.widths is {widths}; allowed are {stages} positive numbers of filters.")
+    if len(widths) != stages or not all(isinstance(width, int) and 0 < width <= MOST_FILTERS for width in widths):
+        raise UserError(f"model.widths is {widths}; allowed are {stages} numbers of filters from 1 to {MOST_FILTERS}.")
     if family == "resnet" and shortcut == "A" and sorted(widths) != list(widths):
         raise UserError(f"model.widths is {widths}; with shortcut A, which pads channels, the widths may not decrease.")
     if family == "plain" and zero_init:

@@ -1,7 +1,9 @@
 """Checkpoints by Orbax: written whole or not at all, with a checksum; the newest two are kept."""
 
+import functools
 import logging
 import shutil
+import sys
 import zlib
 
 import jax
@@ -19,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 def open_checkpoints(folder, read_only=False):
     """The Orbax manager of a run's checkpoint folder. Saving is synchronous, so a failed save fails the run at once."""
+    _ignore_closed_loops()
     options = ocp.CheckpointManagerOptions(
         max_to_keep=None if read_only else 2,
         enable_async_checkpointing=False,
@@ -27,6 +30,18 @@ def open_checkpoints(folder, read_only=False):
         cleanup_tmp_directories=not read_only,  # what a kill left of a save
     )
     return ocp.CheckpointManager(folder.absolute(), options=options)
+
+
+@functools.cache
+def _ignore_closed_loops():
+    """Keeps a page of tracebacks from users: at an error, Orbax closes the loop that TensorStore's other operations answer to."""
+    before = sys.unraisablehook
+
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def save(manager, step, tree):

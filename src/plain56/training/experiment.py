@@ -12,7 +12,7 @@ import numpy as np
 
 from plain56 import machine, parallel
 from plain56.analysis import gradients
-from plain56.config import build_model, check, last_step
+from plain56.config import build_model, check, last_step, most_steps
 from plain56.data import (
     Pictures,
     Split,
@@ -127,7 +127,7 @@ def _resident(config, dataset, model, optimizer, mesh, compile_):
     each_network = _for_each_network(config, mesh)
     axis_name, step_options = _step_options(config, model, optimizer, mesh)
     loop_options = {
-        "most_steps": config.train.steps_per_call,
+        "most_steps": most_steps(config),
         "place_batch": (lambda batch: batch) if axis_name else place_batch,
         "axis_name": axis_name,
     }

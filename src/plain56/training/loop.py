@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from plain56 import parallel, runs
+from plain56 import machine, parallel, runs
 from plain56.config import build_model, check, from_json, last_step
 from plain56.data import UNREADABLE_SHARE, choose_mode, open_test_split
 from plain56.errors import UserError
@@ -54,6 +54,7 @@ class Trained(NamedTuple):
     image_shape: tuple[int, int, int]
 
 
+@machine.telling_what_is_too_large()
 def train(config, workdir, on_progress=lambda share, images_per_second: None, begin=None):
     """Trains a run to its end, or to `train.stop_after`, going on from its last checkpoint.
 
@@ -72,7 +73,7 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None, be
 
     Raises:
         UserError: a mistake in the config or the run directory, a run that another process holds (`runs.Held`), or data that
-            has changed since the run began; nothing is left behind.
+            has changed since the run began; nothing is left behind. Or memory or a disk that is full; the run can go on.
         KeyboardInterrupt: SIGINT or SIGTERM came; the state has been saved, and the same call goes on from there.
     """
     if runs.Run(Path(workdir)).group:

@@ -248,7 +248,7 @@ def _read_keras(path):
     try:
         with h5py.File(path) as file:
             file.visititems(add)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # of many kinds, where a file is damaged
         raise UserError(f"{path} cannot be read as a Keras file: it is damaged, or something else.") from error
     return tensors
 
