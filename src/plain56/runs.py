@@ -20,6 +20,7 @@ import math
 import os
 import platform
 import shutil
+import sys
 import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -171,12 +172,7 @@ class Run(NamedTuple):
         Raises:
             UserError: metrics.jsonl is damaged; or, from the function too, a file cannot be written.
         """
-        # By us alone, since reading a run needs none. Its SummaryWriter would write in a thread, and wait for ever for one that
-        # has died of a full disk.
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.summary import scalar
-
+        EventsWriter, Event, scalar = _event_files()
         kept = [record for record in self.metrics() if record["step"] <= step]
         write_text(self.path / "metrics.jsonl", "".join(_line(record) for record in kept))
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
@@ -204,6 +200,21 @@ class Run(NamedTuple):
                     show(record)
                 board.flush()
             yield append
+
+
+def _event_files():
+    """What writes event files: tensorboardX's parts of a SummaryWriter, which itself would wait for ever for its thread where
+    that has died of a full disk. Imported by those who write alone, and without PyTorch, which tensorboardX tries to import.
+    """
+    hidden = sys.modules.setdefault("torch", None) is None
+    try:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return EventsWriter, Event, scalar
 
 
 def _line(record):
