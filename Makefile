@@ -28,9 +28,11 @@ bench: setup
 	$(PYTHON) -m experiments.throughput $(ARGS)
 	$(if $(ARGS),,$(PYTHON) -m experiments.stream_throughput)
 
-# Runs killed with SIGKILL at 30 random moments must end with the same bits. Another number and seed: make soak ARGS="100 7"
+# Runs killed with SIGKILL at 30 random moments must end with the same bits, another number and seed by make soak ARGS="100 7";
+# and long work must take no more memory than short work.
 soak: setup
 	$(PYTHON) -m tests.killed soak $(ARGS)
+	$(PYTHON) -m tests.test_memory
 
 lint: setup
 	$(PYTHON) -m ruff check .

@@ -22,6 +22,7 @@ import difflib
 import importlib.util
 import json
 import logging
+import os
 import re
 import signal
 import sys
@@ -61,15 +62,19 @@ def _train(options, source=None):
         from plain56 import weights
 
         config, begin = parallel.together(lambda: weights.begin_transfer(config, source, options.model))
-    if several and not parallel.is_first():  # process 0 speaks for all
-        logging.getLogger("plain56").setLevel(logging.WARNING)
-        status = training.train(config, workdir, begin=begin)
-    else:
-        with progress() as show:
-            status = training.train(config, workdir, lambda share, rate: show(config.model.name, share, rate), begin)
-        if status.reason:
-            print(f"{status.state}: {status.reason}", file=sys.stderr)
-        _print_result(status._asdict())
+    try:
+        if several and not parallel.is_first():  # process 0 speaks for all
+            logging.getLogger("plain56").setLevel(logging.WARNING)
+            status = training.train(config, workdir, begin=begin)
+        else:
+            with progress() as show:
+                status = training.train(config, workdir, lambda share, rate: show(config.model.name, share, rate), begin)
+            if status.reason:
+                print(f"{status.state}: {status.reason}", file=sys.stderr)
+            _print_result(status._asdict())
+    except parallel.Lost as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(FAILED)  # at its own end, JAX would wait for the lost process, and abort
     return FAILED if status.state == "diverged" else 0
 
 

@@ -37,7 +37,7 @@ MISTAKES = [
     (["train", f"{DIGITS}:resnet57", "--workdir=W"], "nearest is 'resnet56'"),
     (["train", f"{DIGITS}:reznet56", "--workdir=W"], "nearest is 'resnet56'"),
     (["train", f"{DIGITS}:resnet020", "--workdir=W"], "nearest is 'resnet20'"),
-    (["train", DIGITS, "--config.train.batch_size=-3", "--workdir=W"], "train.batch_size is -3; allowed are positive"),
+    (["train", DIGITS, "--config.train.batch_size=-3", "--workdir=W"], "train.batch_size is -3; allowed are integers from 1"),
     (["train", DIGITS, "--config.train.batch_size=33", "--workdir=W"], "does not divide among the 2 devices"),
     (["train", DIGITS, "--config.train.accumulate=3", "--workdir=W"], "2 devices in train.accumulate = 3 parts; allowed are"),
     (["train", DIGITS, "--config.parallelism=tmap", "--workdir=W"], "parallelism is 'tmap'; allowed are jit, pmap"),

@@ -71,6 +71,25 @@ def test_continued_run_equals_an_uninterrupted_one(tmp_path, tiny_config):
     assert without_times(parts)[-2:] == without_times(whole)[-2:]
 
 
+@pytest.mark.slow
+def test_calls_and_intervals_change_no_bit(tmp_path, tiny_config):
+    states, last = [], []
+    for i, (per_call, log, evaluate, checkpoint) in enumerate(((4, 4, 12, 4), (1, 1, 12, 12), (5, 3, 7, 2), (1000, 12, 5, 12))):
+        options = tiny_config.train
+        options.steps_per_call, options.log_every, options.evaluate_every, options.checkpoint_every = (
+            per_call,
+            log,
+            evaluate,
+            checkpoint,
+        )
+        train(tiny_config, tmp_path / str(i))
+        states.append(final_parameters(tiny_config, tmp_path / str(i)))
+        last.append(without_times(runs.read_run(tmp_path / str(i)).metrics("test"))[-1])
+    for state, record in zip(states[1:], last[1:], strict=True):
+        jax.tree.map(np.testing.assert_array_equal, state, states[0])
+        assert record == last[0]
+
+
 def test_step_is_traced_once(tmp_path, tiny_config, monkeypatch):
     traces = []
 

@@ -13,7 +13,7 @@ import pytest
 from plain56 import parallel, runs, training
 from plain56.errors import UserError
 from plain56.training.loop import load_run
-from tests.killed import wait_until
+from tests.killed import has_saved, result, same, wait_until
 from tests.test_parallel import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -87,6 +87,28 @@ def test_processes_stream_their_parts(tmp_path):
         assert [status for *_, status in end(start([arguments] * processes))] == [0] * processes
         states.append(load_run(workdir).state)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *states)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_process_is_killed_and_all_go_on_with_the_same_bits(tmp_path, victim):
+    every = [f"--config.train.{key}=20" for key in ("log_every", "evaluate_every", "checkpoint_every")]
+    arguments = [*SMALL, *every, "--config.train.steps=400"]
+    assert [status for *_, status in end(start([[*arguments, f"--workdir={tmp_path / 'whole'}"]] * 2))] == [0, 0]
+    processes = start([[*arguments, f"--workdir={tmp_path / 'cut'}"]] * 2)
+    wait_until(processes[0], lambda: has_saved(runs.Run(tmp_path / "cut")))
+    processes[victim].send_signal(signal.SIGKILL)
+    other = processes[1 - victim]
+    _, errors = other.communicate(timeout=60)
+    if victim == 1:  # without process 0, which holds them together, JAX may abort the others before they can say anything
+        assert other.returncode == 1
+        assert errors.splitlines()[-1].startswith("error: Another process of this run is gone or has failed"), errors
+        assert "Traceback" not in errors
+    assert other.returncode not in (0, 75)
+    processes[victim].communicate()
+    assert runs.Run(tmp_path / "cut").status().step < 400
+    assert [status for *_, status in end(start([[*arguments, f"--workdir={tmp_path / 'cut'}"]] * 2))] == [0, 0]
+    assert same(result(tmp_path / "cut"), result(tmp_path / "whole"))
 
 
 @pytest.mark.slow

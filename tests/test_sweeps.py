@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from configs.sweeps import degradation as sweep_config
@@ -146,6 +147,26 @@ def test_workers_give_the_same_bits_as_one_process(tmp_path):
         assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 1
     for name in ("resnet8-learning_rate0.03-steps1000", "resnet8-learning_rate0.01-steps20"):
         assert same(result(tmp_path / "alone" / name), result(tmp_path / "shared" / name))
+
+
+@pytest.mark.slow
+def test_a_sweep_whose_processes_are_all_killed_ends_with_the_same_bits(tmp_path):
+    (tmp_path / "rates.py").write_text(RATES)
+    command = [sys.executable, "launch.py", "sweep", f"--config={tmp_path / 'rates.py'}", "--workers=2"]
+    assert subprocess.run([*command, f"--workdir={tmp_path / 'whole'}"], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 1
+    command += [f"--workdir={tmp_path / 'cut'}"]
+    long_run = runs.Run(tmp_path / "cut" / "resnet8-learning_rate0.03-steps1000")
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as sweep:
+        wait_until(sweep, lambda: has_saved(long_run))
+        tree = [psutil.Process(sweep.pid), *psutil.Process(sweep.pid).children(recursive=True)]
+        for process in tree:
+            process.kill()
+    psutil.wait_procs(tree)
+    assert long_run.status().state == "preempted"
+    assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 1  # as the one rate that diverges has it
+    assert [row["state"] for row in runs.read_summary(tmp_path / "cut")] == ["finished", "finished", "diverged", "finished"]
+    for name in (row["run"] for row in runs.read_summary(tmp_path / "cut")):
+        assert same(result(tmp_path / "cut" / name), result(tmp_path / "whole" / name))
 
 
 def test_interrupted_workers_save_and_say_so(tmp_path):

@@ -1,5 +1,6 @@
 """Data parallelism over all devices of one process or of many: where arrays lie, who computes what, what processes agree on."""
 
+import contextlib
 import json
 import socket
 import time
@@ -13,6 +14,22 @@ from plain56.errors import UserError
 DATA_AXIS = "data"
 WAIT_SECONDS = 300
 MESSAGE_BYTES = 4096  # what processes tell each other comes in pieces of one size, which is one compiled program
+
+
+class Lost(UserError):
+    """Another process that trains the same run is gone."""
+
+
+@contextlib.contextmanager
+def noticing_lost_processes():
+    """Turns what JAX says of a connection that broke into `Lost`."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = str(error).splitlines()[0][:200]
+        raise Lost(f"Another process of this run is gone or has failed ({reason}); start all again to go on.") from error
 
 
 def join(coordinator=None, num_processes=None, process_id=None):

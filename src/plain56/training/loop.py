@@ -54,6 +54,7 @@ class Trained(NamedTuple):
     image_shape: tuple[int, int, int]
 
 
+@parallel.noticing_lost_processes()
 @machine.telling_what_is_too_large()
 def train(config, workdir, on_progress=lambda share, images_per_second: None, begin=None):
     """Trains a run to its end, or to `train.stop_after`, going on from its last checkpoint.

@@ -1,0 +1,66 @@
+"""Long work takes no more memory than short work; `make soak` prints what docs/reliability.md states."""
+
+import copy
+import gc
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+import pytest
+
+from configs import digits
+from plain56 import sweeps, training
+
+
+def tiny(steps):
+    config = digits.get_config("resnet8")
+    config.model.widths = (4, 4, 8)
+    config.train.batch_size, config.train.steps, config.train.steps_per_call = 32, steps, 10
+    config.train.log_every, config.train.evaluate_every, config.train.checkpoint_every = 10, 20, 50
+    config.optimizer.schedule.warmup_steps = 2
+    return config
+
+
+def megabytes():
+    gc.collect()
+    return psutil.Process().memory_info().rss / 1e6
+
+
+def while_training(folder, steps=2200):
+    """MB of this process after 200 steps and after the last one, with records, tests and checkpoints on the way."""
+    seen = {}
+    training.train(tiny(steps), folder / "run", lambda share, rate: seen.setdefault(round(share * steps) // 10 * 10, megabytes()))
+    return seen[200], seen[steps]
+
+
+def while_sweeping(folder, count=50):
+    """MB of this process after the 10th, the 30th and the last run of a sweep, each of 4 steps and compiled for its own seed."""
+    elements = []
+    for seed in range(count):
+        config = copy.deepcopy(tiny(4))
+        config.seed = seed
+        elements.append(sweeps.Element(f"run{seed}", {"model.name": "resnet8", "seed": seed}, config))
+    seen = {}
+    sweeps.run_sweep(elements, folder / "sweep", lambda name, share, rate: seen.__setitem__(name, megabytes()))
+    return seen["run9"], seen["run29"], seen[f"run{count - 1}"]
+
+
+@pytest.mark.slow
+def test_two_thousand_steps_take_no_more_memory(tmp_path):
+    early, late = while_training(tmp_path)
+    assert late < early + 20  # MB
+
+
+def soak():
+    """Whether memory stays; prints how much there was."""
+    with tempfile.TemporaryDirectory() as folder:
+        early, late = while_training(Path(folder))
+        print(f"MB after 200 and 2,200 steps: {early:.0f}, {late:.0f}", flush=True)
+        tenth, thirtieth, last = while_sweeping(Path(folder))
+        print(f"MB after 10, 30 and 50 runs: {tenth:.0f}, {thirtieth:.0f}, {last:.0f}", flush=True)
+    return late < early + 20 and last < thirtieth + 50  # the first runs fill caches that have a limit
+
+
+if __name__ == "__main__":
+    sys.exit(not soak())
