@@ -1,43 +1,70 @@
-"""Test errors by depth beside the paper's: He et al. 2015, Table 6, and the plain networks of section 4.2.
+"""Errors by depth beside the paper's: He et al. 2015, Table 6, and the plain networks of section 4.2.
 
-From the run directories of a sweep over depths alone, on CIFAR-10 that of configs/sweeps/degradation.py:cifar10; for another data
-set the paper's errors stand there for comparison only:
+From a sweep over depths alone, on CIFAR-10 that of configs/sweeps/degradation.py:cifar10; for another data set the paper's errors
+stand there for comparison only:
 
     python -m experiments.resnet_table6 [--workdir=runs/degradation]
+
+Writes curves.csv beside the sweep's summary.csv. From these two files alone, in any folder, the same command prints the table and
+redraws the figure:
+
+    python -m experiments.resnet_table6 --workdir=experiments/results/cifar10_degradation/full_recipe
 """
 
 import json
 import statistics
+from pathlib import Path
 
 import launch
 from plain56 import sweeps
+from plain56.errors import UserError
+from plain56.figures import degradation
 
 FAMILIES = ("plain", "resnet")
+SPLITS = {"train": "training error", "test": "test error"}
 WORKDIR = "runs/degradation"
 # Test error (%) on CIFAR-10 by layers; of 110 layers the best of five runs, 6.61 ± 0.16 (Table 6). Plain-110: "higher than 60 %".
 PAPER = {20: "8.75", 32: "7.51", 44: "7.17", 56: "6.97", 110: "6.43", 1202: "7.93"}
 PAPER_PLAIN = {110: "> 60"}
 
 
-def tabulate(options, arguments):
-    """Prints mean ± standard deviation of the finished runs' last test errors."""
-    launch.refuse_config(options, "the run directories alone")
-    rows = [row for row in sweeps.summarise(options.workdir) if row["state"] == "finished" and row["model"].startswith(FAMILIES)]
-    lines = []
+def lines(rows):
+    """The table's lines: mean ± standard deviation of the last errors (%), by depth and family.
+
+    Args:
+        rows: of a sweep's summary. Runs that are not finished count with how far they came.
+    """
+    table = []
     for depth in sorted({row["depth"] for row in rows}):
-        line = {"layers": depth}
         for residual, published in ((False, PAPER_PLAIN), (True, PAPER)):
-            errors = [100 * row["test_error"] for row in rows if (row["depth"], row["residual"]) == (depth, residual)]
-            family = "residual" if residual else "plain"
-            deviation = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
-            line[family] = f"{statistics.mean(errors):.2f}{deviation}" if errors else "–"
-            line[f"{family}, paper on CIFAR-10"] = published.get(depth, "–")
-        parameters = {row["parameters"] for row in rows if row["depth"] == depth}
-        line["parameters"] = " or ".join(f"{count:,}" for count in sorted(parameters))
-        lines.append(line)
-    if lines:
-        launch.print_table("test error (%)", lines)
-    print(json.dumps({"table": lines}))
+            members = [row for row in rows if (row["depth"], row["residual"]) == (depth, residual)]
+            if not members:
+                continue
+            line = {"network": members[0]["model"], "runs": str(len(members))}
+            line["steps"] = " or ".join(f"{steps:,}" for steps in sorted({row["steps"] for row in members}))
+            for split, title in SPLITS.items():
+                errors = [100 * row[f"{split}_error"] for row in members if row[f"{split}_error"] is not None]
+                deviation = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
+                line[title] = f"{statistics.mean(errors):.2f}{deviation}" if len(errors) == len(members) else "–"
+            line["paper's test error"] = published.get(depth, "–")
+            line["parameters"] = " or ".join(f"{count:,}" for count in sorted({row["parameters"] for row in members}))
+            table.append(line)
+    return table
+
+
+def tabulate(options, arguments):
+    """Prints the table, and draws the figure."""
+    launch.refuse_config(options, "the run directories alone")
+    if (Path(options.workdir) / "sweep.json").exists():
+        sweeps.summarise(options.workdir)
+        degradation.write_curves(options.workdir)
+    rows = [row for row, _ in degradation.read(options.workdir) if row["model"].startswith(FAMILIES)]
+    if not rows:
+        raise UserError(f"{options.workdir} has no plain or residual network that has been logged.")
+    table = lines(rows)
+    launch.print_table("error (%), at the last step", table)
+    print(f"figure: {degradation.draw(options.workdir)}")
+    print(json.dumps({"table": table}))
 
 
 if __name__ == "__main__":

@@ -69,8 +69,9 @@ def test_tables_from_runs(tmp_path, monkeypatch, capsys):
     assert launch.main(["sweep", *flags]) == 0
     capsys.readouterr()
     errors = [100 * row["test_error"] for row in runs.read_summary(tmp_path) if row["residual"]]
-    (line,) = result_of(resnet_table6.tabulate, [f"--workdir={tmp_path}"], capsys)["table"]
-    assert line["layers"] == 8 and line["residual"].startswith(f"{sum(errors) / 2:.2f} ± ")
+    table = result_of(resnet_table6.tabulate, [f"--workdir={tmp_path}"], capsys)["table"]
+    assert [(line["network"], line["runs"]) for line in table] == [("plain8", "2"), ("resnet8", "2")]
+    assert table[1]["test error"].startswith(f"{sum(errors) / 2:.2f} ± ")
     figures = result_of(costs.measure, [f"--workdir={tmp_path}"], capsys)["figures"]
     assert [Path(figure).name for figure in figures] == ["savings.png", "costs.png"]
     rows = runs.read_table(tmp_path, "costs")

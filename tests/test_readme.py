@@ -11,8 +11,9 @@ import pytest
 
 import launch
 from experiments import gradient_flow as gradient_flow_experiment
+from experiments import resnet_table6
 from plain56.analysis.complexity import stages
-from plain56.figures import gradient_flow, transfer
+from plain56.figures import degradation, gradient_flow, transfer
 from plain56.models import create_model
 
 ROOT = Path(__file__).parent.parent
@@ -48,6 +49,20 @@ def test_transfer_is_that_of_the_committed_summary():
     }
     wording = "{finetune:.1f} % test error\n  after fine-tuning and {probe:.1f} % by a probe, and a new one {scratch:.1f} %"
     assert wording.format(**errors) in README
+
+
+def test_cifar10_errors_are_those_of_the_committed_summary():
+    folder = ROOT / "experiments/results/cifar10_degradation"
+    networks = degradation.read(folder / "full_recipe")
+    table = {line["network"]: line for line in resnet_table6.lines([row for row, _ in networks])}
+    shown = (folder / "README.md").read_text()
+    for line in table.values():
+        assert f"| {' | '.join(line.values())} |" in shown
+    for name in ("plain20", "plain56", "resnet20", "resnet56"):
+        assert f"| {name} | {table[name]['training error']} % | {table[name]['test error']} % |" in README
+    # The summary is that of the curves.
+    for row, errors in networks:
+        assert list(errors["test"].values())[-1] == pytest.approx(100 * row["test_error"])
 
 
 def test_gradient_flow_is_that_of_the_committed_table():
@@ -120,5 +135,5 @@ def test_shown_commands_are_understood(monkeypatch):
 
 
 def test_shown_files_exist():
-    for path in re.findall(r"\]\((?!http)([^)]+)\)", README):
+    for path in re.findall(r"\]\((?!http|#)([^)]+)\)", README):
         assert (ROOT / path).exists(), path

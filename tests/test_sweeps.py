@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -310,13 +311,21 @@ def test_seeds_are_drawn_as_mean_and_range(tmp_path):
     equal = [15 / 449] * 3  # their mean is not quite themselves
     errors = {("plain", 20): [0.1, 0.3], ("plain", 56): [0.6, 0.8], ("resnet", 20): equal, ("resnet", 56): [0.0, 0.1]}
     made_up_sweep(tmp_path, errors)
-    steps, curves = figure._curves([runs.Run(tmp_path / f"plain56-seed{seed}") for seed in (0, 1)], "test")
+    networks = [errors for row, errors in figure.read(tmp_path) if row["model"] == "plain56"]
+    steps, curves = figure._curves(networks, "test")
     assert steps == [10, 20]
     assert curves.mean(axis=0).tolist() == pytest.approx([90, 70])
     assert figure.draw(tmp_path) == tmp_path / "degradation.png"
     first = (tmp_path / "degradation.svg").read_bytes()
     figure.draw(tmp_path)
     assert (tmp_path / "degradation.svg").read_bytes() == first, "a second drawing differs"
+    # And the same without the run directories.
+    figure.write_curves(tmp_path)
+    (tmp_path / "kept").mkdir()
+    for name in ("summary.csv", "curves.csv"):
+        shutil.copy(tmp_path / name, tmp_path / "kept")
+    figure.draw(tmp_path / "kept")
+    assert (tmp_path / "kept" / "degradation.svg").read_bytes() == first
     assert not list(tmp_path.glob("*.part*"))
 
 
@@ -327,7 +336,7 @@ def test_unfinished_runs_are_drawn_as_far_as_they_came(tmp_path):
         pass  # forgets what came after step 10
     run.write_status(runs.Status("diverged", 10))
     sweeps.summarise(tmp_path)
-    steps, curves = figure._curves([runs.Run(tmp_path / "plain20-seed0"), run], "train")
+    steps, curves = figure._curves([errors for row, errors in figure.read(tmp_path) if row["model"] == "plain20"], "train")
     assert steps == [10, 20]
     np.testing.assert_array_equal(curves, [[90, 10], [90, np.nan]])
     assert figure.draw(tmp_path).exists()
@@ -393,6 +402,8 @@ def test_names_of_runs_are_names_of_folders(tiny_sweep, name):
 
 def test_degradation_figure_shows_no_other_networks(tmp_path):
     runs.write_sweep(tmp_path, {"vgg": {"overrides": {"model.name": "vgg11", "seed": 0}, "config": {}}})
+    with runs.hold(tmp_path / "vgg") as run, run.open_log(0, start=0.0) as append:
+        append({"step": 1, "split": "train", "loss": 2.0, "top1_error": 0.9, "seconds": 1.0})
     sweeps.summarise(tmp_path)
     with pytest.raises(UserError, match="has vgg11; this figure shows plain and residual networks alone"):
         figure.draw(tmp_path)
