@@ -21,7 +21,7 @@ from plain56.errors import UserError
 from plain56.figures import report
 from tests.test_data import RGB, noise, section, write_folder, write_tfds
 
-quick = settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck), derandomize=True)
+quick = settings(deadline=None, max_examples=100, suppress_health_check=list(HealthCheck), derandomize=True)
 thorough = settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck), derandomize=True)
 
 NUMBERS = st.integers() | st.integers(0, 5) | st.floats() | st.floats(0, 1)
