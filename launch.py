@@ -618,17 +618,6 @@ class _ToStderr(logging.Handler):
         print(f"{kind}{record.getMessage()}", file=sys.stderr, flush=True)
 
 
-@contextlib.contextmanager
-def _readers_may_leave():
-    """Ends quietly where whoever reads stdout, such as `head`, has seen enough."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-@_readers_may_leave()
 def run(mode, argv, usage=__doc__):
     """Runs one mode with its flags and arguments, or prints its usage, and returns the exit status."""
     if {"--help", "-h"} & set(argv):

@@ -87,8 +87,9 @@ def telling_what_is_too_large():
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"There is not enough memory ({str(error).splitlines()[0][:200]}); a smaller train.batch_size, a larger "
+            f"There is not enough memory ({reason}); a smaller train.batch_size, a larger "
             "train.accumulate, or model.remat=True where the network has it, needs less."
         ) from error
 

@@ -179,7 +179,7 @@ class Run(NamedTuple):
 
         def show(record):
             for key, value in flatten(record).items():
-                if key not in ("step", "split", "seconds") and value is not None:
+                if key not in ("step", "split", "seconds") and isinstance(value, int | float):
                     summary = scalar(f"{record['split']}/{key}", value)
                     board.write_event(Event(summary=summary, step=record["step"], wall_time=start + record["seconds"]))
 
@@ -193,7 +193,7 @@ class Run(NamedTuple):
 
         with contextlib.ExitStack() as stack:
             with _refusing_os_errors("run", self.path):
-                (self.path / "tensorboard").mkdir()
+                (self.path / "tensorboard").mkdir(exist_ok=True)
                 file = stack.enter_context(_closing((self.path / "metrics.jsonl").open("a")))
                 board = stack.enter_context(_closing(EventsWriter(str(self.path / "tensorboard" / "events"))))
                 for record in kept:

@@ -42,11 +42,11 @@ def read(folder):
             kept.setdefault(record["run"], []).append({key: _value(record[key]) for key in record})
         rows = [{key: _value(row[key]) for key in row} for row in runs.read_table(folder, "summary")]
         logged = [(row, kept.get(row["run"], [])) for row in rows]
-    return [
+    networks = [
         Network(row, {split: {r["step"]: 100 * r["top1_error"] for r in records if r["split"] == split} for split in SPLITS})
         for row, records in logged
-        if records
     ]
+    return [network for network in networks if any(network.errors.values())]
 
 
 def write_curves(workdir):
