@@ -12,6 +12,7 @@ redraws the figure:
 """
 
 import json
+import logging
 import statistics
 from pathlib import Path
 
@@ -63,8 +64,13 @@ def tabulate(options, arguments):
         raise UserError(f"{options.workdir} has no plain or residual network that has been logged.")
     table = lines(rows)
     launch.print_table("error (%), at the last step", table)
-    print(f"figure: {degradation.draw(options.workdir)}")
-    print(json.dumps({"table": table}))
+    figure = None
+    try:
+        figure = str(degradation.draw(options.workdir))
+    except UserError as error:  # the figure shows plain and residual networks alone
+        logging.getLogger("plain56").warning("%s", error)
+    print(f"figure: {figure}")
+    print(json.dumps({"table": table, "figure": figure}))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from plain56 import runs, sweeps, training, weights
 from plain56.config import check, from_json
 from plain56.data import datasets
 from plain56.errors import UserError
-from plain56.figures import report
+from plain56.figures import degradation, report
 from tests.test_data import RGB, noise, section, write_folder, write_tfds
 
 quick = settings(deadline=None, max_examples=100, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -220,13 +220,21 @@ def test_damaged_tfds_set(tmp_path_factory, data):
         file.write_bytes(good)
 
 
-def test_code_that_a_tfds_set_names_is_not_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
+def test_code_that_a_tfds_set_names_is_not_run(tmp_path, monkeypatch, key):
     images = {split: noise(3, 4, 4, 3) for split in ("train", "test")}
     write_tfds(tmp_path, "insects", images, {"train": [0, 1, 2], "test": [0, 1, 2]})
     (tmp_path / "hostile.py").write_text("raise SystemExit")
     monkeypatch.syspath_prepend(tmp_path)
     file = tmp_path / "insects" / "1.0.0" / "features.json"
-    file.write_text(file.read_text().replace("tensorflow_datasets.core.features.image_feature.Image", "hostile.Image"))
+    features = json.loads(file.read_text())
+    if key == "type":  # as older versions of TFDS wrote it
+        features = {"type": "hostile.Image", "content": {}}
+    else:
+        image = features["featuresDict"]["features"]["image"]
+        del image["pythonClassName"]
+        image[key] = "hostile.Image"
+    file.write_text(json.dumps(features))
     with pytest.raises(UserError, match=r"is refused: it names 'hostile.Image', whose code reading it would run"):
         load(name="insects", dir=str(tmp_path), **RGB)
     assert "hostile" not in sys.modules
@@ -264,6 +272,8 @@ def test_damaged_run_directory(trained, data):
             lambda: training.evaluate_run(run),
             lambda: weights.files.read(run),
             lambda: report.write(sweep, sweeps.summarise(sweep)),
+            lambda: degradation.write_curves(sweep),
+            lambda: degradation.draw(sweep),
             lambda: training.train(from_json(runs.read_run(run).config()), run),
         ):
             with a_sentence_or_nothing():

@@ -145,6 +145,16 @@ def test_growth_is_the_factor_of_a_geometric_series():
     assert network.growth == pytest.approx(1.25)
 
 
+def test_a_plain_network_logs_the_flow(tmp_path):
+    config = digits.get_config("plain8")
+    config.model.widths = (4, 4, 8)
+    config.train.gradients_every, config.train.stop_after = 2, 2
+    training.train(config, tmp_path / "run")
+    records = runs.Run(tmp_path / "run").metrics("gradients")
+    assert [record["step"] for record in records] == [0, 2]
+    assert records[0]["shortcuts"] == {} and len(records[0]["outputs"]) == 4
+
+
 def test_a_run_logs_the_flow_and_nothing_else_changes(tmp_path):
     def trained(name, every, steps=12, stop_after=0):
         config = digits.get_config("resnet8")

@@ -24,18 +24,18 @@ def tiny(steps):
 
 def megabytes():
     gc.collect()
-    return psutil.Process().memory_info().rss / 1e6
+    return psutil.Process().memory_info().rss / 2**20
 
 
 def while_training(folder, steps=2200):
-    """MB of this process after 200 steps and after the last one, with records, tests and checkpoints on the way."""
+    """MiB of this process after 200 steps and after the last one, with records, tests and checkpoints on the way."""
     seen = {}
     training.train(tiny(steps), folder / "run", lambda share, rate: seen.setdefault(round(share * steps) // 10 * 10, megabytes()))
     return seen[200], seen[steps]
 
 
 def while_sweeping(folder, count=50):
-    """MB of this process after the 10th, the 30th and the last run of a sweep, each of 4 steps and compiled for its own seed."""
+    """MiB of this process after the 10th, the 30th and the last run of a sweep, each of 4 steps and compiled for its own seed."""
     elements = []
     for seed in range(count):
         config = copy.deepcopy(tiny(4))
@@ -49,16 +49,16 @@ def while_sweeping(folder, count=50):
 @pytest.mark.slow
 def test_two_thousand_steps_take_no_more_memory(tmp_path):
     early, late = while_training(tmp_path)
-    assert late < early + 20  # MB
+    assert late < early + 20  # MiB
 
 
 def soak():
     """Whether memory stays; prints how much there was."""
     with tempfile.TemporaryDirectory() as folder:
         early, late = while_training(Path(folder))
-        print(f"MB after 200 and 2,200 steps: {early:.0f}, {late:.0f}", flush=True)
+        print(f"MiB after 200 and 2,200 steps: {early:.0f}, {late:.0f}", flush=True)
         tenth, thirtieth, last = while_sweeping(Path(folder))
-        print(f"MB after 10, 30 and 50 runs: {tenth:.0f}, {thirtieth:.0f}, {last:.0f}", flush=True)
+        print(f"MiB after 10, 30 and 50 runs: {tenth:.0f}, {thirtieth:.0f}, {last:.0f}", flush=True)
     return late < early + 20 and last < thirtieth + 50  # the first runs fill caches that have a limit
 
 

@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake."""
+"""The one exception that stands for a user's mistake, and what others say in a sentence."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,8 @@ class UserError(ValueError):
 
     `launch.py` prints the sentence without a traceback and exits with status 2.
     """
+
+
+def first_line(error):
+    """The first line of what an exception says, without its full stop and not too long; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:400].rstrip(".")

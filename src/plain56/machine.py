@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from plain56.errors import UserError
+from plain56.errors import UserError, first_line
 
 CACHE_BYTES = 2 << 30
 WRITING_SECONDS = 60  # so old, an entry is no longer being written by another process
@@ -87,9 +87,8 @@ def telling_what_is_too_large():
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"There is not enough memory ({reason}); a smaller train.batch_size, a larger "
+            f"There is not enough memory ({first_line(error)}); a smaller train.batch_size, a larger "
             "train.accumulate, or model.remat=True where the network has it, needs less."
         ) from error
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from plain56.errors import UserError
+from plain56.errors import UserError, first_line
 
 DATA_AXIS = "data"
 WAIT_SECONDS = 300
@@ -28,8 +28,9 @@ def noticing_lost_processes():
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        reason = str(error).splitlines()[0][:200]
-        raise Lost(f"Another process of this run is gone or has failed ({reason}); start all again to go on.") from error
+        raise Lost(
+            f"Another process of this run is gone or has failed ({first_line(error)}); start all again to go on."
+        ) from error
 
 
 def join(coordinator=None, num_processes=None, process_id=None):
@@ -61,8 +62,8 @@ def join(coordinator=None, num_processes=None, process_id=None):
             "--num_processes=N and --process_id=K."
         ) from error
     except RuntimeError as error:
-        reason = str(error).splitlines()[0][:200]
-        raise UserError(f"The processes cannot be connected ({reason}); needed is a port that is free on process 0.") from error
+        told = first_line(error)
+        raise UserError(f"The processes cannot be connected ({told}); needed is a port that is free on process 0.") from error
     check_same({"--num_processes": num_processes})
 
 
@@ -74,8 +75,8 @@ def _wait_for(host, port):
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                reason = error.strerror or error
-                raise UserError(f"There is no process 0 at --coordinator={host}:{port} ({reason}); start it first.") from error
+                told = error.strerror or error
+                raise UserError(f"There is no process 0 at --coordinator={host}:{port} ({told}); start it first.") from error
             time.sleep(0.5)
 
 

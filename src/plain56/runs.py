@@ -184,11 +184,10 @@ class Run(NamedTuple):
                     board.write_event(Event(summary=summary, step=record["step"], wall_time=start + record["seconds"]))
 
         def append(record):
-            line = _line(record)
             with _refusing_os_errors("run", self.path):
-                file.write(line)
+                file.write(_line(record))
                 file.flush()
-                show(json.loads(line))
+                show(finite(record))
                 board.flush()
 
         with contextlib.ExitStack() as stack:

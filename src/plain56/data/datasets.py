@@ -1,8 +1,8 @@
 """Image classification sets: the embedded digits, sets of TensorFlow Datasets (TFDS), and folders of pictures."""
 
+import contextlib
 import functools
 import importlib.util
-import json
 import logging
 import math
 import os
@@ -17,7 +17,7 @@ import psutil
 from rich.console import Console
 from rich.progress import track
 
-from plain56.errors import UserError
+from plain56.errors import UserError, first_line
 
 DEFAULT_DATA_DIR = "~/tensorflow_datasets"
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
@@ -166,7 +166,7 @@ def _open_all(*, name, dir, train_split, test_split, test_share, seed):
         except UserError:
             raise
         except Exception as error:  # of many kinds, where its files are damaged
-            raise UserError(f"The data set {name!r} in {path} cannot be read: {_first_line(error)}.") from error
+            raise UserError(f"The data set {name!r} in {path} cannot be read: {first_line(error)}.") from error
     if len(class_names) < 2:
         raise UserError(f"The data set {name!r} has {len(class_names)} class; needed are at least two.")
     return train, test, class_names
@@ -424,9 +424,9 @@ def _tfds(name, folder, wanted):
     """
     import tensorflow_datasets as tfds
 
-    _refuse_code(folder / name.split(":")[0].split("/")[0])
     try:
-        builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=str(folder))
+        with _refusing_code(tfds.features.FeatureConnector):
+            builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=str(folder))
     except (tfds.core.DatasetNotFoundError, ValueError):
         if any((folder / name.split(":")[0].split("/")[0]).rglob("dataset_info.json")):
             raise
@@ -470,16 +470,21 @@ def _tfds(name, folder, wanted):
     return *splits, label.names
 
 
-def _refuse_code(folder):
-    """Raises UserError where a prepared set has features of modules that are none of TFDS's: reading it would run their code."""
+@contextlib.contextmanager
+def _refusing_code(connector):
+    """Has TFDS refuse features of modules that are none of its own, which reading a prepared set would import and so run."""
+    original = connector.__dict__["cls_from_name"]
 
-    def check(described):
-        kind = described.get("pythonClassName", "tensorflow_datasets.")
-        if not str(kind).startswith("tensorflow_datasets."):
-            raise UserError(f"{file} is refused: it names {kind!r}, whose code reading it would run.")
+    def of_tfds(name):
+        if not str(name).startswith("tensorflow_datasets."):
+            raise UserError(f"The set is refused: it names {name!r}, whose code reading it would run.")
+        return original.__get__(None, connector)(name)
 
-    for file in folder.rglob("features.json"):
-        json.loads(file.read_text(), object_hook=check)
+    connector.cls_from_name = of_tfds
+    try:
+        yield
+    finally:
+        connector.cls_from_name = original
 
 
 def _prepare(name, folder):
@@ -499,12 +504,8 @@ def _prepare(name, folder):
         builder = tfds.builder(name, data_dir=str(folder), file_format="array_record")
         builder.download_and_prepare()
     except Exception as error:  # whatever a set's own script, the network or the disk raises
-        raise UserError(f"TFDS cannot prepare the data set {name!r} in {folder}: {_first_line(error)}.") from error
+        raise UserError(f"TFDS cannot prepare the data set {name!r} in {folder}: {first_line(error)}.") from error
     return builder
-
-
-def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _command(name, folder):

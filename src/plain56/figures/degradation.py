@@ -54,11 +54,11 @@ def write_curves(workdir):
     rows = []
     for row, (run, _) in _rows_and_runs(workdir):
         records = _records(run)
-        for split in sorted({record["split"] for record in records} - {"gradients"}):
+        for split in sorted({record["split"] for record in records}):
             of_split = [record for record in records if record["split"] == split]
             every = -(-len(of_split) // MOST_POINTS)
             for record in of_split[::-every][::-1]:  # from the last one
-                rows.append({"run": row["run"], **{key: record[key] for key in ("split", "step", "loss", "top1_error")}})
+                rows.append({"run": row["run"], **{key: record.get(key) for key in ("split", "step", "loss", "top1_error")}})
     if rows:
         runs.write_table(workdir, "curves", rows)
 
@@ -68,8 +68,9 @@ def _rows_and_runs(workdir):
 
 
 def _records(run):
+    """The records that have an error, which those of gradients and damaged ones have not."""
     try:
-        return run.metrics()
+        return [record for record in run.metrics() if isinstance(record.get("top1_error"), int | float)]
     except UserError:  # it is damaged, as its row in the summary says
         return []
 

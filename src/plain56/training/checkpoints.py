@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from plain56 import parallel
-from plain56.errors import UserError
+from plain56.errors import UserError, first_line
 
 # What lies around the arrays of a checkpoint, and a margin.
 SPARE_BYTES = 1 << 20
@@ -59,7 +59,7 @@ def save(manager, step, tree):
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:  # Orbax and TensorStore raise many types for a disk that is full or fails
-        raise UserError(f"The checkpoint of step {step} cannot be saved in {manager.directory}: {_reason(error)}.") from error
+        raise UserError(f"The checkpoint of step {step} cannot be saved in {manager.directory}: {first_line(error)}.") from error
 
 
 def restore(manager, tree):
@@ -80,14 +80,14 @@ def restore(manager, tree):
         except (MemoryError, jax.errors.JaxRuntimeError):  # the machine's fault, not the checkpoint's
             raise
         except Exception as error:  # Orbax and TensorStore raise many types for damaged files
-            damaged[step] = _reason(error)
+            damaged[step] = first_line(error)
             continue
-        for newer, reason in damaged.items():
-            logger.warning("The checkpoint of step %d is damaged (%s); going on from step %d.", newer, reason, step)
+        for newer, why in damaged.items():
+            logger.warning("The checkpoint of step %d is damaged (%s); going on from step %d.", newer, why, step)
             manager.delete(newer)  # by a manager that only reads, this is passed over
         return restored
     if damaged:
-        listed = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+        listed = "; ".join(f"step {step}: {why}" for step, why in damaged.items())
         raise UserError(f"No checkpoint in {manager.directory} can be read ({listed}); remove that folder to start anew.")
     return tree
 
@@ -110,10 +110,6 @@ def _check_space(folder, step, tree):
             f"The checkpoint of step {step} cannot be saved in {folder}: it needs {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB "
             "are free."
         )
-
-
-def _reason(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:400]
 
 
 def _crc32(tree):

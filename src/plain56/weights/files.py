@@ -21,7 +21,7 @@ import safetensors.numpy
 from plain56 import runs
 from plain56.config import check
 from plain56.data import image_shape, load_dataset, normalise, read_picture
-from plain56.errors import UserError
+from plain56.errors import UserError, first_line
 from plain56.models import create_model, is_cifar_form, parse_name
 from plain56.ops.native import portable
 from plain56.training import evaluate_variables
@@ -261,8 +261,7 @@ def _download(repository):
     try:
         return Path(huggingface_hub.hf_hub_download(repository, "model.safetensors"))
     except Exception as error:  # of the network, the hub, and the disk
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{repository} cannot be taken from the Hugging Face hub: {reason}.") from error
+        raise UserError(f"{repository} cannot be taken from the Hugging Face hub: {first_line(error)}.") from error
 
 
 def save_pretrained(path, source):
