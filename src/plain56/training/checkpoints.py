@@ -5,6 +5,7 @@ import logging
 import shutil
 import sys
 import zlib
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 def open_checkpoints(folder, read_only=False):
     """The Orbax manager of a run's checkpoint folder. Saving is synchronous, so a failed save fails the run at once."""
-    _ignore_closed_loops()
+    _ignore_abandoned_reads()
     options = ocp.CheckpointManagerOptions(
         max_to_keep=None if read_only else 2,
         enable_async_checkpointing=False,
@@ -33,12 +34,14 @@ def open_checkpoints(folder, read_only=False):
 
 
 @functools.cache
-def _ignore_closed_loops():
-    """Keeps a page of tracebacks from users: at an error, Orbax closes the loop that TensorStore's other operations answer to."""
+def _ignore_abandoned_reads():
+    """Keeps pages of tracebacks from users: at an error, Orbax abandons its other reads, and the loop that they answer to."""
     before = sys.unraisablehook
 
     def hook(unraisable):
-        if str(unraisable.exc_value) != "Event loop is closed":
+        code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
+        abandoned = code and ocp.__name__.split(".")[0] in Path(code.co_filename).parts
+        if not abandoned and str(unraisable.exc_value) != "Event loop is closed":
             before(unraisable)
 
     sys.unraisablehook = hook
