@@ -56,22 +56,23 @@ def _train(options, source=None):
     from plain56 import machine, parallel, training
 
     config, workdir, begin = _required(options, "config"), _required(options, "workdir"), None
-    several = _join(options)
-    machine.set_up()
-    if source:
-        from plain56 import weights
-
-        config, begin = parallel.together(lambda: weights.begin_transfer(config, source, options.model))
     try:
-        if several and not parallel.is_first():  # process 0 speaks for all
-            logging.getLogger("plain56").setLevel(logging.WARNING)
-            status = training.train(config, workdir, begin=begin)
-        else:
-            with progress() as show:
-                status = training.train(config, workdir, lambda share, rate: show(config.model.name, share, rate), begin)
-            if status.reason:
-                print(f"{status.state}: {status.reason}", file=sys.stderr)
-            _print_result(status._asdict())
+        with parallel.noticing_lost_processes():
+            several = _join(options)
+            machine.set_up()
+            if source:
+                from plain56 import weights
+
+                config, begin = parallel.together(lambda: weights.begin_transfer(config, source, options.model))
+            if several and not parallel.is_first():  # process 0 speaks for all
+                logging.getLogger("plain56").setLevel(logging.WARNING)
+                status = training.train(config, workdir, begin=begin)
+            else:
+                with progress() as show:
+                    status = training.train(config, workdir, lambda share, rate: show(config.model.name, share, rate), begin)
+                if status.reason:
+                    print(f"{status.state}: {status.reason}", file=sys.stderr)
+                _print_result(status._asdict())
     except parallel.Lost as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(FAILED)  # at its own end, JAX would wait for the lost process, and abort
@@ -612,6 +613,33 @@ def _parse(argv):
         raise UserError(f"The command cannot be read: {reason.rstrip('.')}.") from error
 
 
+class _LeftByReader:
+    """A stream whose reader may leave before the end, as `head` does: what comes then goes nowhere."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        with self._until_left():
+            return self.stream.write(text)
+        return len(text)
+
+    def flush(self):
+        with self._until_left():
+            self.stream.flush()
+
+    @contextlib.contextmanager
+    def _until_left(self):
+        try:
+            yield
+        except BrokenPipeError:
+            with Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), self.stream.fileno())
+
+
 class _ToStderr(logging.Handler):
     def emit(self, record):
         kind = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
@@ -620,6 +648,16 @@ class _ToStderr(logging.Handler):
 
 def run(mode, argv, usage=__doc__):
     """Runs one mode with its flags and arguments, or prints its usage, and returns the exit status."""
+    streams = _LeftByReader(sys.stdout), _LeftByReader(sys.stderr)
+    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+        try:
+            return _run(mode, argv, usage)
+        finally:
+            for stream in streams:
+                stream.flush()
+
+
+def _run(mode, argv, usage):
     if {"--help", "-h"} & set(argv):
         print(usage + _define_flags([]).module_help(sys.modules[__name__]))
         return 0

@@ -93,14 +93,16 @@ def launch_and_kill(moment, occurrence, delay, arguments):
         def open_log_announced(run, *positional, **named):
             with open_log(run, *positional, **named) as append:
 
-                def append_or_die(record):
+                def append_or_die(*records, sync):
                     nonlocal remaining
-                    remaining -= 1
-                    if remaining == 0:
-                        with (run.path / "metrics.jsonl").open("a") as file:
-                            file.write(f'{{"step": {record["step"]}, "epo')
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    append(record)
+                    for record in records:
+                        remaining -= 1
+                        if remaining == 0:
+                            with (run.path / "metrics.jsonl").open("a") as file:
+                                file.write(f'{{"step": {record["step"]}, "epo')
+                            os.kill(os.getpid(), signal.SIGKILL)
+                        append(record)
+                    append(sync=sync)
 
                 yield append_or_die
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import launch
@@ -82,6 +82,16 @@ def test_any_value_of_any_key_in_a_file(tmp_path_factory, key, value):
     file.write_text(json.dumps(with_value(tiny(), key, value)))
     with a_sentence_or_nothing():
         check(launch._parse([f"--config={file}"])[0].config)
+
+
+@quick
+@given(st.sampled_from(KEYS), VALUES)
+def test_value_of_another_type_is_refused(key, value):
+    default = runs.flatten(json.loads(json.dumps(tiny().to_dict())))[key]
+    assume(default is not None and type(value) is not type(default))
+    assume(not (type(default) is float and type(value) is int))
+    with pytest.raises(UserError, match=key):
+        check(from_json(with_value(tiny(), key, value)))
 
 
 @quick

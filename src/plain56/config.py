@@ -1,6 +1,7 @@
 """Is a config sound? Every rule on single values, each with its sentence."""
 
 import re
+from itertools import pairwise
 
 from ml_collections import ConfigDict
 
@@ -8,54 +9,100 @@ from plain56.errors import UserError
 from plain56.models import create_model
 from plain56.runs import flatten
 
-# What float32 holds is a little more.
-POSITIVE = (lambda value: 0 < value < 1e38, "positive numbers below 1e38")
-NOT_NEGATIVE = (lambda value: 0 <= value < 1e38, "numbers from 0 to below 1e38")
-FRACTION = (lambda value: 0 <= value < 1, "numbers from 0 up to, but not including, 1")
-SEED = (lambda value: 0 <= value < 2**32, "integers from 0 to 4294967295")
+
+def _number(holds, allowed):
+    """A rule on numbers; Python takes True and False for such."""
+    return (lambda value: type(value) in (int, float) and holds(value), allowed)
 
 
 def _count(least, most=2**31 - 1):
     """The rule of integers in a range; steps are int32 on the devices."""
-    return (lambda value: least <= value <= most, f"integers from {least} to {most}")
+    return (lambda value: type(value) is int and least <= value <= most, f"integers from {least} to {most}")
+
+
+# What float32 holds is a little more.
+POSITIVE = _number(lambda value: 0 < value < 1e38, "positive numbers below 1e38")
+NOT_NEGATIVE = _number(lambda value: 0 <= value < 1e38, "numbers from 0 to below 1e38")
+FRACTION = _number(lambda value: 0 <= value < 1, "numbers from 0 up to, but not including, 1")
+SEED = _count(0, 2**32 - 1)
+BOOLEAN = (lambda value: type(value) is bool, "True and False")
+TEXT = (lambda value: type(value) is str, "texts")
+
+
+def _choice(*allowed):
+    return (lambda value: value in allowed, ", ".join(allowed))
+
+
+def _not_empty(allowed):
+    return (lambda value: type(value) is str and value != "", allowed)
+
+
+def _optional(rule):
+    holds, allowed = rule
+    return (lambda value: value is None or holds(value), allowed)
+
+
+def _all_are(rule, values):
+    return type(values) is tuple and all(map(rule[0], values))
+
+
+def _range(least, most):
+    """The rule of pairs that random numbers lie between."""
+    within = _number(lambda value: least <= value <= most, "")
+    return (
+        lambda values: values == () or (_all_are(within, values) and len(values) == 2 and values[0] <= values[1]),
+        f"() and (least, most) with {least} ≤ least ≤ most ≤ {most}",
+    )
 
 
 # Where None is a value of its own: the default of the network, or of batch norm.
 OPTIONAL = re.compile(r"model\.(?!name$|dtype$)\w+|batch_norm\.epsilon")
 
 RULES = {
-    "model.name": (lambda value: value != "", "names of networks"),
-    "data.name": (lambda value: value not in ("", "folder:"), "'digits', names of TFDS sets, and 'folder:PATH'"),
-    "data.train_split": (lambda value: value != "", "names of splits"),
-    "data.test_split": (lambda value: value != "", "names of splits"),
-    "data.test_share": (lambda value: 0 < value < 1, "numbers between 0 and 1"),
+    "model.name": _not_empty("names of networks"),
+    "model.dtype": TEXT,
+    "model.dropout": _optional(FRACTION),
+    **dict.fromkeys(
+        (f"model.{key}" for key in ("pre_activation", "normalise", "zero_init", "remat", "auxiliary")), _optional(BOOLEAN)
+    ),
+    "data.name": (
+        lambda value: type(value) is str and value not in ("", "folder:"),
+        "'digits', names of TFDS sets, and 'folder:PATH'",
+    ),
+    "data.dir": TEXT,
+    "data.train_split": _not_empty("names of splits"),
+    "data.test_split": _not_empty("names of splits"),
+    "data.test_share": _number(lambda value: 0 < value < 1, "numbers between 0 and 1"),
     "data.classes": (
-        lambda values: values == () or (len(set(values)) == len(values) >= 2 and all(isinstance(v, str) for v in values)),
+        lambda values: values == () or (_all_are(TEXT, values) and len(set(values)) == len(values) >= 2),
         "() and different names of classes, at least two",
     ),
     "data.validation_examples": _count(0),
     "data.examples_per_class": _count(0),
     "data.split_seed": SEED,
-    "data.mode": (lambda value: value in ("auto", "resident", "stream"), "auto, resident, stream"),
+    "data.mode": _choice("auto", "resident", "stream"),
     "data.workers": _count(0, 1024),
     "data.image_size": _count(0, 8192),
     "seed": SEED,
-    "parallelism": (lambda value: value in ("jit", "pmap"), "jit, pmap"),
+    "parallelism": _choice("jit", "pmap"),
     "batch_norm.momentum": FRACTION,
-    "batch_norm.epsilon": (lambda value: value is None or 0 < value < 1e38, "positive numbers below 1e38"),
+    "batch_norm.epsilon": _optional(POSITIVE),
+    "batch_norm.sync": BOOLEAN,
     "data.mean": (
-        lambda values: len(values) in (1, 3) and all(0 <= value <= 1 for value in values),
+        lambda values: _all_are(_number(lambda value: 0 <= value <= 1, ""), values) and len(values) in (1, 3),
         "one number (grey) or three (RGB) in [0, 1]",
     ),
-    "data.std": (lambda values: all(0 < value < 1e38 for value in values), "positive numbers below 1e38"),
+    "data.std": (lambda values: _all_are(POSITIVE, values), POSITIVE[1]),
     "data.augment.pad": _count(0, 1024),
-    "data.augment.enlarge": (lambda values: _is_range(values, 1, 100), "() and (least, most) with 1 ≤ least ≤ most ≤ 100"),
-    "data.augment.area": (lambda values: _is_range(values, 1e-3, 1), "() and (least, most) with 0.001 ≤ least ≤ most ≤ 1"),
+    "data.augment.enlarge": _range(1, 100),
+    "data.augment.area": _range(0.001, 1),
+    "data.augment.flip": BOOLEAN,
     "data.augment.colour": NOT_NEGATIVE,
     "train.steps": _count(1),
     "train.batch_size": _count(1, 2**20),
     "train.label_smoothing": FRACTION,
     "train.seeds": _count(1, 1024),
+    "train.warm_start": TEXT,
     "train.accumulate": _count(1),
     "train.stop_after": _count(0),
     "train.steps_per_call": _count(1),
@@ -64,27 +111,23 @@ RULES = {
     "train.evaluate_train_every": _count(0),
     "train.gradients_every": _count(0),
     "train.checkpoint_every": _count(1),
-    "transfer.freeze": (
-        lambda values: all(isinstance(value, str) for value in values),
-        "names of stages and layers, or patterns",
-    ),
-    "transfer.rate_factor": (lambda value: 0 < value <= 1, "numbers above 0 up to 1"),
+    "transfer.weights": TEXT,
+    "transfer.freeze": (lambda values: _all_are(TEXT, values), "names of stages and layers, or patterns"),
+    **dict.fromkeys((f"transfer.{key}" for key in ("probe", "freeze_scales", "freeze_statistics")), BOOLEAN),
+    "transfer.rate_factor": _number(lambda value: 0 < value <= 1, "numbers above 0 up to 1"),
     "optimizer.learning_rate": POSITIVE,
     "optimizer.momentum": FRACTION,
     "optimizer.weight_decay": NOT_NEGATIVE,
-    "optimizer.schedule.name": (lambda value: value in ("step", "cosine"), "step, cosine"),
+    "optimizer.decay_all": BOOLEAN,
+    "optimizer.schedule.name": _choice("step", "cosine"),
     "optimizer.schedule.boundaries": (
-        lambda values: all(isinstance(b, int) and a < b < 2**31 for a, b in zip((0, *values), values, strict=False)),
+        lambda values: _all_are(_count(1), values) and all(a < b for a, b in pairwise(values)),
         "rising positive integers",
     ),
-    "optimizer.schedule.factor": (lambda value: 0 < value < 1, "numbers between 0 and 1"),
+    "optimizer.schedule.factor": _number(lambda value: 0 < value < 1, "numbers between 0 and 1"),
     "optimizer.schedule.warmup_steps": _count(0),
     "optimizer.schedule.warmup_learning_rate": NOT_NEGATIVE,
 }
-
-
-def _is_range(values, least, most):
-    return values == () or (len(values) == 2 and least <= values[0] <= values[1] <= most)
 
 
 def from_json(nested):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import socket
 import time
 
@@ -13,6 +14,10 @@ from plain56.errors import UserError, first_line
 
 DATA_AXIS = "data"
 WAIT_SECONDS = 300
+# How JAX's errors tell of a connection that broke, by their kinds and by what exchanges arrays.
+BROKEN = re.compile(
+    r"(UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|CANCELLED)\b|.*(gloo|nccl|coordination|barrier|heartbeat)", re.I | re.S
+)
 MESSAGE_BYTES = 4096  # what processes tell each other comes in pieces of one size, which is one compiled program
 
 
@@ -26,7 +31,7 @@ def noticing_lost_processes():
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or not BROKEN.match(str(error)):
             raise
         raise Lost(
             f"Another process of this run is gone or has failed ({first_line(error)}); start all again to go on."

@@ -129,6 +129,8 @@ class Run(NamedTuple):
             UserError: the directory holds a run of another identity.
         """
         check_identity(self, config)
+        with _refusing_os_errors("run", self.path):
+            self.path.mkdir(exist_ok=True)
         write_text(self.path / "config.json", json.dumps(config, indent=2))
 
     def write_environment(self, environment):
@@ -161,10 +163,11 @@ class Run(NamedTuple):
 
     @contextlib.contextmanager
     def open_log(self, step, start):
-        """Gives the function that appends a record to metrics.jsonl and tensorboard/; a number that is not finite becomes null.
+        """Gives the function that appends records to metrics.jsonl and tensorboard/; a number that is not finite becomes null.
 
-        What was logged after `step`, the restored one, is forgotten first, so that no record comes twice. The event files are
-        written anew then: they hold what metrics.jsonl holds.
+        With `sync`, these and all before are on the disk when it returns. What was logged after `step`, the restored one, is
+        forgotten first, so that no record comes twice. The event files are written anew then: they hold what metrics.jsonl
+        holds.
 
         Args:
             start: when the run would have started, had it not been cut, as a time of the computer's clock.
@@ -183,11 +186,14 @@ class Run(NamedTuple):
                     summary = scalar(f"{record['split']}/{key}", value)
                     board.write_event(Event(summary=summary, step=record["step"], wall_time=start + record["seconds"]))
 
-        def append(record):
+        def append(*records, sync=False):
             with _refusing_os_errors("run", self.path):
-                file.write(_line(record))
+                file.write("".join(map(_line, records)))
                 file.flush()
-                show(finite(record))
+                if sync:
+                    os.fsync(file.fileno())
+                for record in records:
+                    show(finite(record))
                 board.flush()
 
         with contextlib.ExitStack() as stack:

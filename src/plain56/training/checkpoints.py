@@ -107,8 +107,12 @@ def _restore(manager, step, tree):
 def _check_space(folder, step, tree):
     """Raises UserError where a checkpoint would not fit: what Orbax prints when it runs out of space, nobody can read."""
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + SPARE_BYTES
-    free = shutil.disk_usage(folder).free
-    if free < needed:
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError:
+        return  # saving will tell
+    free = usage.free
+    if usage.total and free < needed:  # some file systems do not say how large they are
         raise UserError(
             f"The checkpoint of step {step} cannot be saved in {folder}: it needs {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB "
             "are free."

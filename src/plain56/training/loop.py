@@ -54,8 +54,9 @@ class Trained(NamedTuple):
     image_shape: tuple[int, int, int]
 
 
-@parallel.noticing_lost_processes()
-@machine.telling_what_is_too_large()
+@machine.telling_what_is_too_large(
+    "a smaller train.batch_size, a larger train.accumulate, or model.remat=True where the network has it,"
+)
 def train(config, workdir, on_progress=lambda share, images_per_second: None, begin=None):
     """Trains a run to its end, or to `train.stop_after`, going on from its last checkpoint.
 
@@ -106,7 +107,7 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None, be
             experiment = experiment._replace(initial=(state.replace(params=params, batch_stats=batch_stats), totals))
         parallel.on_first(lambda: _write_beginning(run, config, experiment.data))
         try:
-            with closing(checkpoints.open_checkpoints(run.checkpoints)) as manager:
+            with parallel.noticing_lost_processes(), closing(checkpoints.open_checkpoints(run.checkpoints)) as manager:
                 if warm:  # the other run may go on, so what was taken from it is kept
                     checkpoints.save(manager, 0, experiment.initial)
                 return (_probe if config.transfer.probe else _train)(config, experiment, run, manager, on_progress)
@@ -156,7 +157,6 @@ def _write_beginning(run, config, data):
     for seed, member in enumerate(run.members(), config.seed):
         own = copy.deepcopy(config)
         own.seed, own.train.seeds = seed, 1
-        member.path.mkdir(exist_ok=True)
         member.write_config(own.to_dict())
         member.write_environment(run.environment())
 
@@ -283,13 +283,7 @@ def _train(config, experiment, run, manager, on_progress):
     start = time.perf_counter() - seconds
 
     def write_statuses():
-        if not parallel.is_first():
-            return
-        for network, status in zip(networks, statuses, strict=True):
-            network.write_status(status)
-        if run.members():
-            going_on = [status for status in statuses if status.state != "diverged"]
-            run.write_status((going_on or statuses)[0])
+        parallel.on_first(lambda: _write_statuses(run, networks, statuses))
 
     write_statuses()
     first_step, rate_step, rate_time, steps_per_call = step, step, time.perf_counter(), 1
@@ -302,16 +296,19 @@ def _train(config, experiment, run, manager, on_progress):
     on_progress(0.0, 0.0)
 
     with ExitStack() as stack:
-        logs = [_open_log(stack, network, step, time.time() - seconds) for network in networks]
+        append = _open_logs(stack, networks, step, time.time() - seconds)
         interrupts = stack.enter_context(postponed_interrupts())
+
+        records = [[] for _ in networks]  # that are not written yet
 
         def record(i, split, values):
             status = statuses[i]
             epoch = round(status.step * options.batch_size / experiment.data["train"], 4)
-            logs[i]({"step": status.step, "epoch": epoch, "split": split, **values, "seconds": status.seconds})
+            records[i].append({"step": status.step, "epoch": epoch, "split": split, **values, "seconds": status.seconds})
 
         if experiment.gradients and step == 0 and parallel.on_first(lambda: not run.metrics("gradients")):
             record(0, "gradients", experiment.gradients(state.params, state.batch_stats)._asdict())
+            append(records)
         while step < last:
             running = [i for i, status in enumerate(statuses) if status.state == "running"]
             # What each process finds out for itself, they have to agree on.
@@ -320,6 +317,7 @@ def _train(config, experiment, run, manager, on_progress):
             steps_per_call = agreed[0][0]
             if interrupted:
                 saved = max(reached())
+                append(records, sync=True)
                 checkpoints.save(manager, saved, (state, totals))
                 for i in running:
                     statuses[i] = statuses[i]._replace(step=reached()[i], seconds=round(time.perf_counter() - start, 3))
@@ -365,6 +363,7 @@ def _train(config, experiment, run, manager, on_progress):
                 totals, asked = jax.tree.map(lambda total: total * 0, totals), 0
             running = [i for i in running if statuses[i].state == "running"]
             if not running:
+                append(records, sync=True)
                 checkpoints.save(manager, max(reached()), (state, totals))
                 break
             for split in evaluating:
@@ -375,6 +374,7 @@ def _train(config, experiment, run, manager, on_progress):
                     record(i, split, tested[i].means())
             if measuring:
                 record(0, "gradients", experiment.gradients(state.params, state.batch_stats)._asdict())
+            append(records, sync=due(options.checkpoint_every))
             if due(options.checkpoint_every):
                 checkpoints.save(manager, step, (state, totals))
             write_statuses()
@@ -398,8 +398,7 @@ def _probe(config, experiment, run, manager, on_progress):
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     seconds = parallel.on_first(lambda: run.status().seconds)
     start, batch_size, count = time.perf_counter() - seconds, config.train.batch_size, experiment.data["train"]
-    if parallel.is_first():
-        run.write_status(runs.Status("running", 0, "", parameters, seconds))
+    parallel.on_first(lambda: run.write_status(runs.Status("running", 0, "", parameters, seconds)))
     computed, begin = [], time.perf_counter()
     for batch in experiment.features(state.params, state.batch_stats, experiment.train):
         computed.append((batch.images[batch.mask], batch.labels[batch.mask]))
@@ -418,11 +417,11 @@ def _probe(config, experiment, run, manager, on_progress):
     moved = jax.device_put((np.int32(step), state.params | {"head": layer}), places)
     state = state.replace(step=moved[0], params=moved[1])
     with ExitStack() as stack:
-        record = _open_log(stack, run, 0, time.time() - seconds)
+        append, records = _open_logs(stack, [run], 0, time.time() - seconds), []
 
         def log(split, sums):
             seconds = round(time.perf_counter() - start, 3)
-            record({"step": step, "epoch": float(step), "split": split, **sums.means(), "seconds": seconds})
+            records.append({"step": step, "epoch": float(step), "split": split, **sums.means(), "seconds": seconds})
 
         log("train", fitted)
         for split in ("validation", "test"):
@@ -430,9 +429,10 @@ def _probe(config, experiment, run, manager, on_progress):
                 tested = experiment.evaluate(state.params, state.batch_stats, getattr(experiment, split))
                 _check_readable(split, experiment.data[split] - int(tested.examples), experiment.data[split])
                 log(split, tested)
+        append([records], sync=True)
         checkpoints.save(manager, step, (state, totals))
-    if parallel.is_first():
-        run.write_status(runs.Status("finished", step, "", parameters, round(time.perf_counter() - start, 3)))
+    status = runs.Status("finished", step, "", parameters, round(time.perf_counter() - start, 3))
+    parallel.on_first(lambda: run.write_status(status))
     return runs.Status(*parallel.on_first(run.status))
 
 
@@ -445,9 +445,32 @@ def _check_readable(split, unread, count):
         )
 
 
-def _open_log(stack, network, step, start):
-    """What appends a record to a network's log, in process 0."""
-    return stack.enter_context(network.open_log(step, start)) if parallel.is_first() else lambda record: None
+def _open_logs(stack, networks, step, start):
+    """What writes a list of records for each network to its log, in process 0, and empties the lists.
+
+    It comes before a checkpoint, so that a resume drops exactly the later records.
+    """
+    logs = []
+    parallel.on_first(lambda: logs.extend(stack.enter_context(network.open_log(step, start)) for network in networks))
+
+    def append(records, sync=False):
+        def write():
+            for log, new in zip(logs, records, strict=True):
+                log(*new, sync=sync)
+
+        parallel.on_first(write)  # what it cannot write stops all processes
+        for new in records:
+            new.clear()
+
+    return append
+
+
+def _write_statuses(run, networks, statuses):
+    for network, status in zip(networks, statuses, strict=True):
+        network.write_status(status)
+    if run.members():
+        going_on = [status for status in statuses if status.state != "diverged"]
+        run.write_status((going_on or statuses)[0])
 
 
 def _status(done, step, parameters, seconds):
@@ -477,6 +500,7 @@ def evaluate_run(workdir, protocol=None, sides=(), exact_statistics=False, on_pr
     return {"step": int(state.step), **result}
 
 
+@machine.telling_what_is_too_large("a smaller train.batch_size")
 def evaluate_variables(config, variables, image_shape, check_data, *, protocol, sides, exact_statistics, on_progress):
     """As `evaluate_run`, of variables of the config's network for images of `image_shape`.
 

@@ -18,7 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from plain56 import runs
+from plain56 import machine, runs
 from plain56.config import check
 from plain56.data import image_shape, load_dataset, normalise, read_picture
 from plain56.errors import UserError, first_line
@@ -386,6 +386,7 @@ def _check_same_shapes(source, name, layer, trained):
         raise UserError(f"The layer {name} in {source} has other shapes than the config's network; needed are the same.")
 
 
+@machine.telling_what_is_too_large("a network that takes smaller pictures")
 def predict(source, pictures, model=None):
     """The five likeliest classes of each picture.
 
