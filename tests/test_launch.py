@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 import launch
-from plain56 import runs
+from plain56 import runs, training
 from tests.killed import wait_until
 from tests.test_models import PARAMETERS
 
@@ -308,3 +309,25 @@ def test_diverged_run_exits_with_1(tmp_path):
     assert result.returncode == 1
     assert json.loads(result.stdout.splitlines()[-1])["state"] == "diverged"
     assert "diverged: the update at step" in result.stderr
+
+
+@pytest.mark.parametrize(("stream", "status"), [("stdout", 0), ("stderr", 2)])
+def test_reader_that_leaves_changes_no_exit_status(stream, status):
+    arguments = ["describe", "resnet20" if status == 0 else "resnet21"]
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, stream: subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "launch.py", *arguments], cwd=ROOT, **streams) as process:
+        getattr(process, stream).close()
+        errors = b"" if stream == "stderr" else process.stderr.read()
+    assert (process.returncode, errors) == (status, b"")
+
+
+def test_lack_of_memory_is_told_in_a_sentence(tmp_path, tiny_config, monkeypatch, capsys):
+    training.train(tiny_config, tmp_path / "run")
+
+    def too_large(config):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nMore.")
+
+    monkeypatch.setattr(training.loop, "prepare", too_large)
+    assert launch.main(["evaluate", f"--workdir={tmp_path / 'run'}"]) == 2
+    reason = "not enough memory (RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes); a smaller train.batch_size needs less."
+    assert capsys.readouterr().err.endswith(f"error: There is {reason}\n")

@@ -1,6 +1,7 @@
 """Several processes that train one run, as a user starts them."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from plain56 import parallel, runs, training
 from plain56.errors import UserError
 from plain56.training.loop import load_run
-from tests.killed import has_saved, result, same, wait_until
+from tests.killed import result, same, wait_until
 from tests.test_parallel import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -96,19 +97,50 @@ def test_one_process_is_killed_and_all_go_on_with_the_same_bits(tmp_path, victim
     arguments = [*SMALL, *every, "--config.train.steps=400"]
     assert [status for *_, status in end(start([[*arguments, f"--workdir={tmp_path / 'whole'}"]] * 2))] == [0, 0]
     processes = start([[*arguments, f"--workdir={tmp_path / 'cut'}"]] * 2)
-    wait_until(processes[0], lambda: has_saved(runs.Run(tmp_path / "cut")))
+    # By then every program has run once: whoever waits for a dead process's first answer, JAX aborts after 100 seconds.
+    wait_until(processes[0], lambda: len(runs.Run(tmp_path / "cut").metrics("test")) > 1)
     processes[victim].send_signal(signal.SIGKILL)
     other = processes[1 - victim]
     _, errors = other.communicate(timeout=60)
     if victim == 1:  # without process 0, which holds them together, JAX may abort the others before they can say anything
         assert other.returncode == 1
-        assert errors.splitlines()[-1].startswith("error: Another process of this run is gone or has failed"), errors
+        assert errors.splitlines()[-1].startswith(LOST), errors
+        assert runs.Run(tmp_path / "cut").status()[:3:2] == ("failed", errors.splitlines()[-1].removeprefix("error: "))
         assert "Traceback" not in errors
     assert other.returncode not in (0, 75)
     processes[victim].communicate()
     assert runs.Run(tmp_path / "cut").status().step < 400
     assert [status for *_, status in end(start([[*arguments, f"--workdir={tmp_path / 'cut'}"]] * 2))] == [0, 0]
     assert same(result(tmp_path / "cut"), result(tmp_path / "whole"))
+
+
+LOST = "error: Another process of this run is gone or has failed"
+
+
+@pytest.mark.slow
+def test_one_process_is_lost_before_training_begins(tmp_path):
+    port = free_port()
+    join = f"import os; from plain56 import parallel; parallel.join('localhost:{port}', 2, 1); os._exit(9)"
+    several = [f"--coordinator=localhost:{port}", "--num_processes=2", "--process_id=0"]
+    command = [sys.executable, "launch.py", "train", *SMALL, *several, f"--workdir={tmp_path / 'run'}"]
+    with subprocess.Popen([sys.executable, "-c", join], cwd=ROOT, stderr=subprocess.DEVNULL):
+        first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert first.returncode == 1
+    assert first.stderr.splitlines()[-1].startswith(LOST), first.stderr
+    assert "Traceback" not in first.stderr
+
+
+@pytest.mark.slow
+def test_what_process_0_cannot_write_stops_all(tmp_path):
+    every = ["--config.train.log_every=1", "--config.train.evaluate_every=400", "--config.train.checkpoint_every=400"]
+    processes = start([[*SMALL, *every, "--config.train.steps=400", f"--workdir={tmp_path / 'run'}"]] * 2)
+    wait_until(processes[0], lambda: runs.Run(tmp_path / "run").metrics("train"))
+    resource.prlimit(processes[0].pid, resource.RLIMIT_FSIZE, (20_000, 20_000))  # of each file; the log's would be larger
+    for _, errors, status in end(processes):
+        assert status == 2
+        assert errors.splitlines()[-1].endswith(f"{tmp_path / 'run'} cannot be written: File too large."), errors
+        assert "Traceback" not in errors
+    assert runs.Run(tmp_path / "run").status().state == "failed"
 
 
 @pytest.mark.slow
