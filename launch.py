@@ -451,8 +451,7 @@ def progress():
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if not sys.stderr.isatty():  # rich would take a notebook for a terminal
         start, shown = time.monotonic(), set()
 
         def show(description, share, images_per_second=0):
@@ -469,7 +468,7 @@ def progress():
         return
     left = (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[rate]}"))
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), *left)
-    progress = Progress(*columns, console=console, speed_estimate_period=600)
+    progress = Progress(*columns, console=Console(stderr=True), speed_estimate_period=600)
     task = progress.add_task("", total=1.0, rate="")
 
     def show(description, share, images_per_second=0):
