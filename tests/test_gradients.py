@@ -92,7 +92,8 @@ def test_norms_are_those_of_finite_differences(name, options):
             np.testing.assert_allclose(flow.kernels["stage3.0.conv1"], slope(0, ("stage3_first", "conv1", "kernel")), rtol=1e-6)
 
 
-@pytest.mark.parametrize("normalise", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("normalise", [True, False])
 def test_the_parts_make_up_the_whole(normalise):
     with jax.enable_x64(True):
         model, variables, images = network("resnet20", dtype="float64", normalise=normalise)

@@ -56,6 +56,7 @@ def test_one_and_eight_devices_train_alike(tmp_path, by_one_device):
         assert_alike(by_one_device, result)
 
 
+@pytest.mark.slow
 def test_two_processes_of_four_devices_train_alike(tmp_path, by_one_device):
     assert_alike(by_one_device, run(tmp_path, 8, "jit", processes=2)["jit"])
 

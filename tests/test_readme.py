@@ -65,6 +65,28 @@ def test_cifar10_errors_are_those_of_the_committed_summary():
         assert list(errors["test"].values())[-1] == pytest.approx(100 * row["test_error"])
 
 
+def test_expected_hours_follow_from_what_was_measured():
+    results = ROOT / "experiments/results"
+    measured = json.loads((results / "throughput/throughput.json").read_text())["rows"]
+    step = {row["network"]: row["milliseconds"]["plain56"]["median"] / 1000 for row in measured if row["work"] == "step"}
+    # Of 64,000 steps, four at a time; those of 56 layers were cut.
+    recipe = degradation.read(results / "cifar10_degradation/full_recipe")
+    four = {row["model"]: row["seconds"] / row["steps"] for row, _ in recipe}
+    alone = float(re.search(r"resnet56, 128, 32 \(ms\) \| ([\d.]+)", (results / "throughput/README.md").read_text())[1]) / 1000
+    sizes = {
+        depth: sum(row.multiply_adds for row in stages(create_model(f"resnet{depth}_cifar", 10), (32, 32, 3)))
+        for depth in (56, 110, 152)
+    }
+    deeper = {depth: size / sizes[56] for depth, size in sizes.items() if depth > 56}
+    cores = 2 * step["resnet20"] + step["plain56"] + step["resnet56"]  # plain20 has not been measured
+    hours = {"20, 56": (cores, four["resnet56"], alone)}
+    all_cores = cores + sum(deeper.values()) * (step["plain56"] + step["resnet56"])
+    hours["20, 56, 110, 152"] = (all_cores, four["resnet56"] * (1 + deeper[152]), alone * deeper[152])
+    for layers, seconds in hours.items():
+        cells = [f"{64_000 / 3600 * value:.{digits}f}" for value, digits in zip(seconds, (1, 2, 2), strict=True)]
+        assert f"| {layers} | {' | '.join(cells)} |" in README
+
+
 def test_gradient_flow_is_that_of_the_committed_table():
     folder = ROOT / "experiments/results/gradient_flow"
     networks = gradient_flow.read(folder)
