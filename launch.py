@@ -19,6 +19,7 @@ mistake in the command; 75 interrupted, launch again. SIGTERM and Ctrl-C save fi
 
 import contextlib
 import difflib
+import errno
 import importlib.util
 import json
 import logging
@@ -554,7 +555,7 @@ def _define_flags(argv, config=None):
 def _run_config(path):
     """The config that a run was trained with, from its config.json."""
     from configs import base
-    from plain56.config import from_json
+    from plain56.config import check_value, from_json
 
     try:
         stored = flatten(from_json(json.loads(Path(path).read_text())).to_dict())
@@ -567,6 +568,7 @@ def _run_config(path):
     for key in stored:
         if key not in known:
             raise UserError(f"--config is {path}, whose key {key!r} no config has.")
+        check_value(key, stored[key])  # before it is taken for a value of another type
     if "model.name" not in stored:
         raise UserError(f"--config is {path}, which does not hold a run's config: it names no network.")
     config.update_from_flattened_dict(stored)  # a key that was added since then has its default
@@ -613,7 +615,7 @@ def _parse(argv):
 
 
 class _LeftByReader:
-    """A stream whose reader may leave before the end, as `head` does: what comes then goes nowhere."""
+    """A stream whose reader may leave before the end, as `head` or a terminal does: what comes then goes nowhere."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -634,7 +636,9 @@ class _LeftByReader:
     def _until_left(self):
         try:
             yield
-        except BrokenPipeError:
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
             with Path(os.devnull).open("w") as nowhere:
                 os.dup2(nowhere.fileno(), self.stream.fileno())
 
@@ -647,13 +651,14 @@ class _ToStderr(logging.Handler):
 
 def run(mode, argv, usage=__doc__):
     """Runs one mode with its flags and arguments, or prints its usage, and returns the exit status."""
-    streams = _LeftByReader(sys.stdout), _LeftByReader(sys.stderr)
-    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
-        try:
-            return _run(mode, argv, usage)
-        finally:
-            for stream in streams:
-                stream.flush()
+    with Path(os.devnull).open("w") as nowhere:
+        out, errors = (_LeftByReader(stream or nowhere) for stream in (sys.stdout, sys.stderr))
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+            try:
+                return _run(mode, argv, usage)
+            finally:
+                out.flush()
+                errors.flush()
 
 
 def _run(mode, argv, usage):

@@ -58,6 +58,23 @@ def test_processes_that_were_started_differently_stop(tmp_path, other, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("message", "lost"),
+    [
+        ("UNKNOWN: Gloo AllGather failed: [pair.cc:538] Read error [127.0.0.1]:37269: Connection reset by peer", True),
+        ("UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats)", True),
+        ("INTERNAL: NCCL operation ncclGroupEnd() failed: remote process exited or there was a network error.", True),
+        ("INTERNAL: NCCL operation ncclCommInitRank() failed: unhandled cuda error, 'out of memory'", False),
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes for the gloo buffer", False),
+        ("INVALID_ARGUMENT: Buffer has been deleted or donated.", False),
+    ],
+)
+def test_a_broken_connection_is_told_from_other_errors(monkeypatch, message, lost):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(parallel.Lost if lost else jax.errors.JaxRuntimeError), parallel.noticing_lost_processes():
+        raise jax.errors.JaxRuntimeError(message)
+
+
 def test_there_is_no_process_0(monkeypatch):
     monkeypatch.setattr(parallel, "WAIT_SECONDS", 0)
     with pytest.raises(UserError, match="There is no process 0 at --coordinator=localhost:.*; start it first"):

@@ -36,6 +36,10 @@ def test_records_come_back_in_order_and_by_split(tmp_path):
             append(record)
     assert run.metrics() == records
     assert [record["step"] for record in run.metrics("test")] == [10, 20, 30]
+    with run.open_log(20, start=0.0) as append:
+        assert run.metrics() == records[:4]
+        append(*records[2:])  # those of step 20 once more, as of a network that diverges there
+    assert run.metrics() == records
     with run.open_log(20, start=0.0):
         assert run.metrics() == records[:4]
 

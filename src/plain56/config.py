@@ -7,12 +7,11 @@ from ml_collections import ConfigDict
 
 from plain56.errors import UserError
 from plain56.models import create_model
-from plain56.runs import flatten
 
 
 def _number(holds, allowed):
     """A rule on numbers; Python takes True and False for such."""
-    return (lambda value: type(value) in (int, float) and holds(value), allowed)
+    return (lambda value: isinstance(value, int | float) and type(value) is not bool and holds(value), allowed)
 
 
 def _count(least, most=2**31 - 1):
@@ -62,6 +61,8 @@ RULES = {
     "model.name": _not_empty("names of networks"),
     "model.dtype": TEXT,
     "model.dropout": _optional(FRACTION),
+    "model.widths": _optional((lambda values: _all_are(_count(1), values), "numbers of filters")),
+    **dict.fromkeys((f"model.{key}" for key in ("shortcut", "bottleneck_stride", "form")), _optional(TEXT)),
     **dict.fromkeys(
         (f"model.{key}" for key in ("pre_activation", "normalise", "zero_init", "remat", "auxiliary")), _optional(BOOLEAN)
     ),
@@ -162,28 +163,33 @@ def most_steps(config):
     return min(options.steps_per_call, options.steps, options.checkpoint_every, *filter(None, every))
 
 
+def check_value(key, value):
+    """Raises UserError, with what is allowed, where a key may not have a value at all, whatever the others are."""
+    if value is None and not OPTIONAL.fullmatch(key):
+        raise UserError(f"{key} is None; it needs a value.")
+    holds, allowed = RULES.get(key, (lambda value: True, ""))
+    try:
+        sound = holds(value)
+    except TypeError:
+        sound = False
+    if not sound:
+        raise UserError(f"{key} is {value!r}; allowed are {allowed}.")
+
+
 def check(config):
     """Checks a resolved config, as far as that goes without data and devices.
 
     Raises:
         UserError: with the key, its value and what is allowed.
     """
-    for key, value in flatten(config.to_dict()).items():
-        if value is None and not OPTIONAL.fullmatch(key):
-            raise UserError(f"{key} is None; it needs a value.")
-    for key, (holds, allowed) in RULES.items():
-        value = config
+    for key in RULES:
+        value = config.to_dict()
         try:
             for part in key.split("."):
                 value = value[part]
         except (KeyError, TypeError) as error:
             raise UserError(f"The config has no key {key}; it may have been written by another version.") from error
-        try:
-            sound = holds(value)
-        except TypeError:
-            sound = False
-        if not sound:
-            raise UserError(f"{key} is {value!r}; allowed are {allowed}.")
+        check_value(key, value)
     build_model(config, num_classes=2)
     if len(config.data.std) != len(config.data.mean):
         raise UserError(

@@ -80,14 +80,14 @@ def compiler_options():
 
 
 @contextlib.contextmanager
-def telling_what_is_too_large(advice):
+def telling_what_is_too_large(advice="needed is a device with more of it, or one that no other program uses"):
     """Turns a lack of memory, of a device or here, into a UserError that ends in an advice."""
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise UserError(f"There is not enough memory ({first_line(error)}); {advice} needs less.") from error
+        raise UserError(f"There is not enough memory ({first_line(error)}); {advice}.") from error
 
 
 def _keep_memory():

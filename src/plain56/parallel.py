@@ -16,7 +16,9 @@ DATA_AXIS = "data"
 WAIT_SECONDS = 300
 # How JAX's errors tell of a connection that broke, by their kinds and by what exchanges arrays.
 BROKEN = re.compile(
-    r"(UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|CANCELLED)\b|.*(gloo|nccl|coordination|barrier|heartbeat)", re.I | re.S
+    r"(?!.*(RESOURCE_EXHAUSTED|out of memory))"
+    r"((UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|CANCELLED)\b|.*(gloo|nccl|coordination|heartbeat))",
+    re.IGNORECASE | re.DOTALL,
 )
 MESSAGE_BYTES = 4096  # what processes tell each other comes in pieces of one size, which is one compiled program
 

@@ -177,6 +177,8 @@ class Run(NamedTuple):
         """
         EventsWriter, Event, scalar = _event_files()
         kept = [record for record in self.metrics() if record["step"] <= step]
+        # The last finite step of a network that diverges may be that of the checkpoint before.
+        there = {(record["step"], record["split"]) for record in kept}
         write_text(self.path / "metrics.jsonl", "".join(_line(record) for record in kept))
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 
@@ -187,6 +189,7 @@ class Run(NamedTuple):
                     board.write_event(Event(summary=summary, step=record["step"], wall_time=start + record["seconds"]))
 
         def append(*records, sync=False):
+            records = [record for record in records if (record["step"], record["split"]) not in there]
             with _refusing_os_errors("run", self.path):
                 file.write("".join(map(_line, records)))
                 file.flush()

@@ -55,8 +55,9 @@ class Trained(NamedTuple):
 
 
 @machine.telling_what_is_too_large(
-    "a smaller train.batch_size, a larger train.accumulate, or model.remat=True where the network has it,"
+    "a smaller train.batch_size, a larger train.accumulate, or model.remat=True where the network has it, needs less"
 )
+@parallel.noticing_lost_processes()
 def train(config, workdir, on_progress=lambda share, images_per_second: None, begin=None):
     """Trains a run to its end, or to `train.stop_after`, going on from its last checkpoint.
 
@@ -481,6 +482,7 @@ def _status(done, step, parameters, seconds):
     return runs.Status("diverged", done, reason, parameters, seconds)
 
 
+@machine.telling_what_is_too_large()
 def evaluate_run(workdir, protocol=None, sides=(), exact_statistics=False, on_progress=lambda share: None):
     """Loss and errors (fractions) of a run's newest checkpoint on the whole test split, and its step.
 
@@ -500,7 +502,6 @@ def evaluate_run(workdir, protocol=None, sides=(), exact_statistics=False, on_pr
     return {"step": int(state.step), **result}
 
 
-@machine.telling_what_is_too_large("a smaller train.batch_size")
 def evaluate_variables(config, variables, image_shape, check_data, *, protocol, sides, exact_statistics, on_progress):
     """As `evaluate_run`, of variables of the config's network for images of `image_shape`.
 

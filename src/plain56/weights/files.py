@@ -386,7 +386,7 @@ def _check_same_shapes(source, name, layer, trained):
         raise UserError(f"The layer {name} in {source} has other shapes than the config's network; needed are the same.")
 
 
-@machine.telling_what_is_too_large("a network that takes smaller pictures")
+@machine.telling_what_is_too_large()
 def predict(source, pictures, model=None):
     """The five likeliest classes of each picture.
 
@@ -422,6 +422,7 @@ def _class_names(known, count):
     return [str(i) for i in range(count)]
 
 
+@machine.telling_what_is_too_large()
 def evaluate_weights(config, source, *, protocol=None, sides=(), exact_statistics=False, on_progress=lambda share: None):
     """Loss and errors (fractions) of weights on the test split of a config's data set; arguments as of `training.evaluate_run`.
 
