@@ -195,7 +195,7 @@ def trained(tmp_path_factory):
 def test_damaged_weights(trained, damage):
     file = trained / "bad.safetensors"
     file.write_bytes(damaged((trained / "good.safetensors").read_bytes(), damage))
-    with a_sentence_or_nothing(), no_longer_than(20):
+    with a_sentence_or_nothing(), no_longer_than(60):
         tensors, _ = weights.files.read(file)
         assert all(np.isfinite(tensor).all() for tensor in tensors.values())
 
@@ -209,7 +209,7 @@ def test_damaged_keras_weights(trained, damage):
         for layer in ("conv1_conv", "conv1_bn"):
             good[f"{layer}/{layer}/kernel:0"] = np.ones((3, 3), np.float32)
     file.write_bytes(damaged(file.read_bytes(), damage))
-    with a_sentence_or_nothing(), no_longer_than(20):
+    with a_sentence_or_nothing(), no_longer_than(60):
         weights.files.read(file)
 
 
@@ -231,7 +231,7 @@ def test_damaged_tfds_set(tmp_path_factory, data):
     good = file.read_bytes()
     file.write_bytes(damaged(good, data.draw(DAMAGE)))
     try:
-        with a_sentence_or_nothing(), no_longer_than(20):
+        with a_sentence_or_nothing(), no_longer_than(60):
             dataset = load(name="insects", dir=str(folder), **RGB)
             assert dataset.train.images.shape[1:] == (4, 4, 3)
             assert dataset.train.labels.min() >= 0 and dataset.train.labels.max() < len(dataset.class_names)
@@ -269,7 +269,7 @@ def test_damaged_picture_in_a_folder(tmp_path_factory, damage):
     good = file.read_bytes()
     file.write_bytes(damaged(good, damage))
     try:
-        with a_sentence_or_nothing(), no_longer_than(20):
+        with a_sentence_or_nothing(), no_longer_than(60):
             dataset = load(name=f"folder:{folder}", **RGB)
             assert 59 <= len(dataset.train.labels) + len(dataset.test.labels) <= 60
     finally:
