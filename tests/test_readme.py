@@ -51,18 +51,43 @@ def test_transfer_is_that_of_the_committed_summary():
     assert wording.format(**errors) in README
 
 
-def test_cifar10_errors_are_those_of_the_committed_summary():
-    folder = ROOT / "experiments/results/cifar10_degradation"
-    networks = degradation.read(folder / "full_recipe")
+CIFAR10 = ROOT / "experiments/results/cifar10_degradation"
+
+
+@pytest.mark.parametrize("budget", ["full_recipe", "two_cores"])
+def test_cifar10_errors_are_those_of_the_committed_summary(budget):
+    networks = degradation.read(CIFAR10 / budget)
     table = {line["network"]: line for line in resnet_table6.lines([row for row, _ in networks])}
-    shown = (folder / "README.md").read_text()
+    shown = (CIFAR10 / "README.md").read_text()
     for line in table.values():
         assert f"| {' | '.join(line.values())} |" in shown
-    for name in ("plain20", "plain56", "resnet20", "resnet56"):
-        assert f"| {name} | {table[name]['training error']} % | {table[name]['test error']} % |" in README
+    if budget == "full_recipe":
+        for name in ("plain20", "plain56", "resnet20", "resnet56"):
+            assert f"| {name} | {table[name]['training error']} % | {table[name]['test error']} % |" in README
+    else:
+        plain20, plain56, plain110, resnet20, resnet56, resnet110 = (
+            f"{float(table[f'{family}{depth}']['training error']):.0f}"
+            for family in ("plain", "resnet")
+            for depth in (20, 56, 110)
+        )
+        assert f"end at {plain20}, {plain56} and {plain110} % training error" in README
+        assert f"of 56 and 110 ({resnet56} and {resnet110} %)\nto catch up with that of 20 ({resnet20} %)" in README
     # The summary is that of the curves.
     for row, errors in networks:
         assert list(errors["test"].values())[-1] == pytest.approx(100 * row["test_error"])
+
+
+def test_what_more_steps_would_cost_follows_from_the_curves():
+    """From which step on the residual network of 56 layers has the lower training error, and how long that is on two cores."""
+    errors = {row["model"]: errors["train"] for row, errors in degradation.read(CIFAR10 / "full_recipe")}
+    behind = [step for step, error in errors["resnet56"].items() if error >= errors["resnet20"][step]]
+    passes = min(step for step in errors["resnet56"] if step > max(behind))
+    measured = json.loads((ROOT / "experiments/results/throughput/throughput.json").read_text())["rows"]
+    step = {row["network"]: row["milliseconds"]["plain56"]["median"] for row in measured if row["work"] == "step"}
+    minutes = {name: passes * step[name] / 60_000 for name in ("resnet20", "resnet56")}
+    shown = (CIFAR10 / "README.md").read_text()
+    assert f"passes resnet20 after\n  {passes:,} steps" in shown
+    assert f"{minutes['resnet56']:.0f} minutes for resnet56 and {minutes['resnet20']:.0f} for resnet20" in shown
 
 
 def test_expected_hours_follow_from_what_was_measured():

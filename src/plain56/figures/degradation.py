@@ -176,4 +176,4 @@ def _draw_final(axis, finished, depths, highest):
     axis.set(title="final error", xlabel="layers", ylabel="error (%)", ylim=(0, highest))
     axis.set_xticks(range(len(depths)), [str(depth) for depth in depths])
     axis.margins(x=0.15)
-    axis.legend(frameon=False, loc="upper left")
+    axis.legend(frameon=False, loc="best")
