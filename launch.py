@@ -65,15 +65,15 @@ def _train(options, source=None):
                 from plain56 import weights
 
                 config, begin = parallel.together(lambda: weights.begin_transfer(config, source, options.model))
-            if several and not parallel.is_first():  # process 0 speaks for all
-                logging.getLogger("plain56").setLevel(logging.WARNING)
-                status = training.train(config, workdir, begin=begin)
-            else:
-                with progress() as show:
-                    status = training.train(config, workdir, lambda share, rate: show(config.model.name, share, rate), begin)
-                if status.reason:
-                    print(f"{status.state}: {status.reason}", file=sys.stderr)
-                _print_result(status._asdict())
+        if several and not parallel.is_first():  # process 0 speaks for all
+            logging.getLogger("plain56").setLevel(logging.WARNING)
+            status = training.train(config, workdir, begin=begin)
+        else:
+            with progress() as show:
+                status = training.train(config, workdir, lambda share, rate: show(config.model.name, share, rate), begin)
+            if status.reason:
+                print(f"{status.state}: {status.reason}", file=sys.stderr)
+            _print_result(status._asdict())
     except parallel.Lost as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(FAILED)  # at its own end, JAX would wait for the lost process, and abort
@@ -246,19 +246,25 @@ def _show_elements(options):
 
 def report(options, arguments):
     from plain56 import sweeps
-    from plain56.figures import degradation
     from plain56.figures import report as page
 
     refuse_config(options, "the run directories alone")
-    rows, figure = sweeps.summarise(_required(options, "workdir")), None
-    try:
-        figure = str(degradation.draw(options.workdir))
-    except UserError as error:  # the figure is of sweeps over depths, and the page of any
-        logging.getLogger("plain56").warning("%s", error)
+    rows, figure = sweeps.summarise(_required(options, "workdir")), draw_degradation(options.workdir)
     path = page.write(options.workdir, rows)
     _print_summary(rows)
     print(f"figure: {figure}\nreport: {path}")
     _print_result({"figure": figure, "report": str(path), "runs": rows})
+
+
+def draw_degradation(workdir):
+    """The path of the figure, or None with a warning: it is of sweeps over depths, and tables are of any."""
+    from plain56.figures import degradation
+
+    try:
+        return str(degradation.draw(workdir))
+    except UserError as error:
+        logging.getLogger("plain56").warning("%s", error)
+        return None
 
 
 def describe(options, arguments):

@@ -12,7 +12,6 @@ redraws the figure:
 """
 
 import json
-import logging
 import statistics
 from pathlib import Path
 
@@ -64,11 +63,7 @@ def tabulate(options, arguments):
         raise UserError(f"{options.workdir} has no plain or residual network that has been logged.")
     table = lines(rows)
     launch.print_table("error (%), at the last step", table)
-    figure = None
-    try:
-        figure = str(degradation.draw(options.workdir))
-    except UserError as error:  # the figure shows plain and residual networks alone
-        logging.getLogger("plain56").warning("%s", error)
+    figure = launch.draw_degradation(options.workdir)
     print(f"figure: {figure}")
     print(json.dumps({"table": table, "figure": figure}))
 

@@ -77,27 +77,33 @@ def test_cifar10_errors_are_those_of_the_committed_summary(budget):
         assert list(errors["test"].values())[-1] == pytest.approx(100 * row["test_error"])
 
 
+THROUGHPUT = ROOT / "experiments/results/throughput"
+
+
+def step_seconds():
+    """Of a training step on two cores, by network."""
+    rows = json.loads((THROUGHPUT / "throughput.json").read_text())["rows"]
+    return {row["network"]: row["milliseconds"]["plain56"]["median"] / 1000 for row in rows if row["work"] == "step"}
+
+
 def test_what_more_steps_would_cost_follows_from_the_curves():
     """From which step on the residual network of 56 layers has the lower training error, and how long that is on two cores."""
     errors = {row["model"]: errors["train"] for row, errors in degradation.read(CIFAR10 / "full_recipe")}
     behind = [step for step, error in errors["resnet56"].items() if error >= errors["resnet20"][step]]
     passes = min(step for step in errors["resnet56"] if step > max(behind))
-    measured = json.loads((ROOT / "experiments/results/throughput/throughput.json").read_text())["rows"]
-    step = {row["network"]: row["milliseconds"]["plain56"]["median"] for row in measured if row["work"] == "step"}
-    minutes = {name: passes * step[name] / 60_000 for name in ("resnet20", "resnet56")}
+    step = step_seconds()
+    minutes = {name: passes * step[name] / 60 for name in ("resnet20", "resnet56")}
     shown = (CIFAR10 / "README.md").read_text()
     assert f"passes resnet20 after\n  {passes:,} steps" in shown
     assert f"{minutes['resnet56']:.0f} minutes for resnet56 and {minutes['resnet20']:.0f} for resnet20" in shown
 
 
 def test_expected_hours_follow_from_what_was_measured():
-    results = ROOT / "experiments/results"
-    measured = json.loads((results / "throughput/throughput.json").read_text())["rows"]
-    step = {row["network"]: row["milliseconds"]["plain56"]["median"] / 1000 for row in measured if row["work"] == "step"}
+    step = step_seconds()
     # Of 64,000 steps, four at a time; those of 56 layers were cut.
-    recipe = degradation.read(results / "cifar10_degradation/full_recipe")
+    recipe = degradation.read(CIFAR10 / "full_recipe")
     four = {row["model"]: row["seconds"] / row["steps"] for row, _ in recipe}
-    alone = float(re.search(r"resnet56, 128, 32 \(ms\) \| ([\d.]+)", (results / "throughput/README.md").read_text())[1]) / 1000
+    alone = float(re.search(r"resnet56, 128, 32 \(ms\) \| ([\d.]+)", (THROUGHPUT / "README.md").read_text())[1]) / 1000
     sizes = {
         depth: sum(row.multiply_adds for row in stages(create_model(f"resnet{depth}_cifar", 10), (32, 32, 3)))
         for depth in (56, 110, 152)

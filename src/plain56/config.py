@@ -182,8 +182,9 @@ def check(config):
     Raises:
         UserError: with the key, its value and what is allowed.
     """
+    nested = config.to_dict()
     for key in RULES:
-        value = config.to_dict()
+        value = nested
         try:
             for part in key.split("."):
                 value = value[part]

@@ -318,7 +318,7 @@ def _train(config, experiment, run, manager, on_progress):
             steps_per_call = agreed[0][0]
             if interrupted:
                 saved = max(reached())
-                append(records, sync=True)
+                append(records, sync=True)  # none is left to be written, but to be synced
                 checkpoints.save(manager, saved, (state, totals))
                 for i in running:
                     statuses[i] = statuses[i]._replace(step=reached()[i], seconds=round(time.perf_counter() - start, 3))
