@@ -118,7 +118,8 @@ def test_four_runs_of_which_one_is_preempted_all_finish(slurm, tmp_path):
     wait_until(lambda: first.metrics("train"))
     assert len(query("squeue", "-h", "-r", "-t", "RUNNING", "-o", "%i").split()) <= 2
     # What Slurm sends before the end of a job, at its time limit and where another one takes its place.
-    subprocess.run(["scancel", f"{array}_0", "--signal=USR2"], check=True)
+    # To its step: one for the whole job is answered "try again later" by this Slurm, and sent again to the job that goes on.
+    subprocess.run(["scancel", f"{array}_0.0", "--signal=USR2"], check=True)
     wait_until(lambda: first.status().state == "preempted")
     assert 100 <= first.status().step < 1500
     before = first.metrics()

@@ -34,6 +34,8 @@ class Job:
         """Called by submitit before it requeues the job: has the command save, and gives what goes on then."""
         from submitit.helpers import DelayedSubmission
 
+        # Slurm may send it twice, and a command that is told a second time to stop does so without saving.
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         try:
             self.process.terminate()
             os.waitpid(self.process.pid, 0)
