@@ -39,7 +39,7 @@ def measure(options, arguments):
     if rows:
         runs.write_table(options.workdir, "costs", rows)
         launch.print_table("cost", figure.table(options.workdir))
-    print(json.dumps({"figures": [str(path) for path in figure.draw(options.workdir, bool(rows))]}))
+    print(json.dumps({"figures": [str(path) for path in figure.draw(options.workdir)]}))
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def measure_all(options, arguments):
     runs.write_table(workdir, "gradient_flow", rows)
     networks = gradient_flow.read(workdir)
     launch.print_table("gradient at initialisation", table(networks))
-    print(json.dumps({"figures": [str(path) for path in gradient_flow.draw(networks, workdir)]}))
+    print(json.dumps({"figures": [str(path) for path in gradient_flow.draw(workdir)]}))
 
 
 def table(networks):

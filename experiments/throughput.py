@@ -282,13 +282,14 @@ def print_table(result):
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
-def draw(result, folder):
-    """Draws how fast each program is beside PyTorch, or beside plain Flax where PyTorch could not be run."""
+def draw(folder):
+    """Draws, from the folder's throughput.json, how fast each program is beside PyTorch, or beside plain Flax without it."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    from plain56.figures.degradation import COLOURS, STYLE
+    from plain56.figures.degradation import COLOURS, STYLE, save
 
+    result = json.loads((folder / "throughput.json").read_text())
     programs = [program for program in PROGRAMS if any(program in row["milliseconds"] for row in result["rows"])]
     reference = "PyTorch" if "PyTorch" in programs else "Flax"
     with matplotlib.rc_context(STYLE):
@@ -307,9 +308,7 @@ def draw(result, folder):
         figure.axes[0].set_ylabel(f"speed ({reference} = 1)")
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-        for suffix in ("png", "svg"):
-            metadata = {"Date": None} if suffix == "svg" else {}
-            figure.savefig(folder / f"throughput.{suffix}", dpi=150, metadata=metadata)
+        return save(figure, folder, "throughput")
 
 
 def main():
@@ -339,7 +338,7 @@ def main():
         result["sentences"] += sentences
     options.folder.mkdir(parents=True, exist_ok=True)
     (options.folder / "throughput.json").write_text(json.dumps(result, indent=1) + "\n")
-    draw(result, options.folder)
+    draw(options.folder)
     print_table(result)
     print("\n".join([result["machine"], json.dumps(result["versions"]), *result["sentences"]]))
     print(json.dumps({"folder": str(options.folder)}))

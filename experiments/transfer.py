@@ -26,7 +26,7 @@ BETTER_AT_LEAST = 0.05
 
 
 def check_claim(rows):
-    """Judges rows of `figures.transfer.read` by the rule above: `(held, sentence)`."""
+    """Judges rows of `finished` by the rule above: `(held, sentence)`."""
     fewest = min(row["examples_per_class"] for row in rows)
 
     def error(approach):
@@ -40,6 +40,28 @@ def check_claim(rows):
         f"{100 * error('scratch'):.1f} %, and it is {100 * gains['probe']:.1f} points less by a linear probe and "
         f"{100 * gains['finetune']:.1f} by fine-tuning (claimed: at least {100 * BETTER_AT_LEAST:.0f} both)."
     )
+
+
+def finished(workdir):
+    """A row for each run of the sweep that is finished: approach, examples per class, seed, errors (fractions)."""
+    rows = []
+    for run, overrides in runs.read_networks(workdir):
+        probe, weights = overrides.get("transfer.probe"), overrides.get("transfer.weights")
+        last = {record["split"]: record["top1_error"] for record in run.metrics() if "top1_error" in record}
+        status = run.status()
+        if status.state == "finished":
+            rows.append(
+                {
+                    "approach": "probe" if probe else "finetune" if weights else "scratch",
+                    "examples_per_class": overrides["data.examples_per_class"],
+                    "seed": overrides["seed"],
+                    "train_error": last["train"],
+                    "test_error": last["test"],
+                    "steps": status.step,
+                    "seconds": status.seconds,
+                }
+            )
+    return rows
 
 
 def compare(options, arguments):
@@ -67,10 +89,10 @@ def compare(options, arguments):
     if unfinished:
         print(f"{len(unfinished)} runs have not finished, the first is {unfinished[0]['run']}.", file=sys.stderr)
         return launch.FAILED
-    rows = transfer.read(workdir / "networks")
-    runs.write_summary(workdir, rows)
-    launch.print_table("test error (%), mean and range over the seeds", transfer.table(rows))
-    figure = transfer.draw(rows, workdir)
+    rows = finished(workdir / "networks")
+    runs.write_table(workdir, "transfer", rows)
+    launch.print_table("test error (%), mean and range over the seeds", transfer.table(workdir))
+    figure = transfer.draw(workdir)
     held, sentence = check_claim(rows)
     print(f"figure: {figure}\n{sentence}")
     print(json.dumps({"held": held, "claim": sentence, "figure": str(figure)}))

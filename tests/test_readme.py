@@ -34,19 +34,10 @@ def test_results_are_those_of_the_committed_summary():
 
 def test_transfer_is_that_of_the_committed_summary():
     folder = ROOT / "experiments/results/transfer"
-    with (folder / "summary.csv").open() as file:
-        rows = [row | {"test_error": float(row["test_error"])} for row in csv.DictReader(file)]
     shown = (folder / "README.md").read_text()
-    for row in rows:
-        row["examples_per_class"] = int(row["examples_per_class"])
-    for line in transfer.table(rows):
+    for line in transfer.table(folder):
         assert f"| {' | '.join(line.values())} |" in shown
-    errors = {
-        approach: statistics.mean(
-            100 * row["test_error"] for row in rows if (row["approach"], row["examples_per_class"]) == (approach, 10)
-        )
-        for approach in ("finetune", "probe", "scratch")
-    }
+    errors = {approach: statistics.mean(values) for (approach, count), values in transfer.read(folder).items() if count == 10}
     wording = "{finetune:.1f} % test error\n  after fine-tuning and {probe:.1f} % by a probe, and a new one {scratch:.1f} %"
     assert wording.format(**errors) in README
 

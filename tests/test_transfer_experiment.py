@@ -9,7 +9,6 @@ import pytest
 import launch
 from experiments import transfer as experiment
 from plain56 import runs
-from plain56.figures import transfer
 from plain56.training.loop import load_run
 
 ROOT = Path(__file__).parent.parent
@@ -48,8 +47,8 @@ def test_digits(tmp_path, monkeypatch, capsys):
     networks = tmp_path / "networks"
     names = ["scratch-5-seed1", "probe-5-seed1", "finetune-5-seed1"]
     assert [path.name for path in sorted(networks.iterdir()) if path.is_dir()] == sorted(names)
-    rows = transfer.read(networks)
-    assert rows == runs.read_summary(tmp_path)
+    rows = experiment.finished(networks)
+    assert [{key: str(value) for key, value in found.items()} for found in rows] == runs.read_table(tmp_path, "transfer")
     for name, found in zip(names, rows, strict=True):
         assert name.startswith(f"{found['approach']}-")
         assert runs.Run(networks / name).environment()["data"]["class_names"] == ["5", "6", "7", "8", "9"]
@@ -59,4 +58,4 @@ def test_digits(tmp_path, monkeypatch, capsys):
     distances = {name: np.linalg.norm(kernel - source) / np.linalg.norm(source) for name, kernel in kernels.items()}
     assert distances["probe-5-seed1"] == 0 < distances["finetune-5-seed1"] < 0.1 and distances["scratch-5-seed1"] > 0.5
     # Launched again, nothing is trained.
-    assert launch.run(experiment.compare, flags) == status and transfer.read(networks) == rows
+    assert launch.run(experiment.compare, flags) == status and experiment.finished(networks) == rows

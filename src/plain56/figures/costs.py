@@ -35,11 +35,12 @@ def table(folder):
     ]
 
 
-def draw(folder, with_errors=True):
-    """Draws savings from the folder's savings.csv and, unless there are none, costs from its costs.csv; returns the PNGs."""
+def draw(folder):
+    """Draws savings from the folder's savings.csv and, where there is one, costs from its costs.csv; returns the PNGs."""
+    folder = Path(folder)
     with matplotlib.rc_context(STYLE):
-        drawn = [_draw_savings(Path(folder))]
-        return [*drawn, _draw_costs(Path(folder))] if with_errors else drawn
+        drawn = [_draw_savings(folder)]
+        return [*drawn, _draw_costs(folder)] if (folder / "costs.csv").exists() else drawn
 
 
 def _draw_costs(folder):

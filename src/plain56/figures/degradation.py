@@ -171,7 +171,7 @@ def _draw_final(axis, finished, depths, highest):
             # A mean of equal values may differ from them in the last bit.
             spread = np.maximum(0, [means - [min(values) for values in finals], [max(values) for values in finals] - means])
             style = {"color": colour, "marker": marker, "markersize": 4, "capsize": 2, **LINES[split]}
-            label = f"{FAMILIES[residual]}, {SPLITS[split]}"
+            label = FAMILIES[residual] if split == "test" else None  # which line is which error, the figure's legend says
             axis.errorbar([depths.index(depth) for depth in present], means, spread, label=label, **style)
     axis.set(title="final error", xlabel="layers", ylabel="error (%)", ylim=(0, highest))
     axis.set_xticks(range(len(depths)), [str(depth) for depth in depths])

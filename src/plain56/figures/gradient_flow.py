@@ -53,8 +53,8 @@ def by_kind(networks):
     return kinds
 
 
-def draw(networks, folder):
-    """Draws gradient_flow and gradient_parts, .png and .svg, in a folder.
+def draw(folder):
+    """Draws gradient_flow and gradient_parts, .png and .svg, from the folder's gradient_flow.csv.
 
     The first has plain networks left and residual ones right, with batch norm above and without below, one colour per depth;
     several seeds give their geometric mean and, as a band, their range. The second has the two parts of the gradient at the
@@ -63,6 +63,7 @@ def draw(networks, folder):
     Returns:
         The paths of the PNGs.
     """
+    networks = read(folder)
     depths = sorted({network.depth for network in networks})
     colours = {depth: COLOURS[i % len(COLOURS)] for i, depth in enumerate(depths)}
     with matplotlib.rc_context(STYLE):
