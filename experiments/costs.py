@@ -1,12 +1,13 @@
 """What the architectures cost: test error against multiply-adds and parameters, and what two ideas save.
 
-From the run directories of a sweep alone, such as that of configs/sweeps/landmarks.py; and, from no run at all, what GoogLeNet's
-1×1 reductions and VGG's stacks of 3×3 convolutions save at 224 pixels:
+From the run directories of a sweep alone, such as that of configs/sweeps/landmarks.py; and, where there is no sweep, only what
+GoogLeNet's 1×1 reductions and VGG's stacks of 3×3 convolutions save at 224 pixels:
 
     python -m experiments.costs [--workdir=runs/landmarks]
 """
 
 import json
+from pathlib import Path
 
 import launch
 from plain56 import runs, sweeps
@@ -15,28 +16,35 @@ from plain56.figures import costs as figure
 WORKDIR = "runs/landmarks"
 
 
-def measure(options, arguments):
-    """Writes costs.csv and savings.csv, and draws the figures."""
-    from plain56.analysis import complexity, savings
+def costs_of(workdir):
+    """A row for each finished run of a sweep."""
+    from plain56.analysis import complexity
     from plain56.config import build_model, from_json
-    from plain56.models import create_model
 
-    launch.refuse_config(options, "the run directories alone")
     rows = []
-    for (run, _), row in zip(runs.read_networks(options.workdir), sweeps.summarise(options.workdir), strict=True):
+    for (run, _), row in zip(runs.read_networks(workdir), sweeps.summarise(workdir), strict=True):
         if row["state"] == "finished":
             data = run.environment()["data"]
             model = build_model(from_json(run.config()), len(data["class_names"]))
             total = complexity.total(complexity.stages(model, tuple(data["image_shape"])))
             kept = {key: row[key] for key in ("run", "model", "seed", "train_error", "test_error", "seconds")}
             rows.append(kept | {"multiply_adds": total.multiply_adds, "parameters": total.parameters})
+    return rows
+
+
+def measure(options, arguments):
+    """Writes costs.csv and savings.csv, and draws the figures."""
+    from plain56.analysis import complexity, savings
+    from plain56.models import create_model
+
+    launch.refuse_config(options, "the run directories alone")
     saved = []
     for name in ("googlenet", "vgg16"):
         model = create_model(name, 1000)
         found = savings.savings(model, (224, 224, 3), complexity.stages(model, (224, 224, 3)))
         saved += [{"network": name, **saving._asdict()} for saving in found]
     runs.write_table(options.workdir, "savings", saved)
-    if rows:
+    if rows := costs_of(options.workdir) if (Path(options.workdir) / "sweep.json").exists() else []:
         runs.write_table(options.workdir, "costs", rows)
         launch.print_table("cost", figure.table(options.workdir))
     print(json.dumps({"figures": [str(path) for path in figure.draw(options.workdir)]}))

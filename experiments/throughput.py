@@ -283,29 +283,33 @@ def print_table(result):
 
 
 def draw(folder):
-    """Draws, from the folder's throughput.json, how fast each program is beside PyTorch, or beside plain Flax without it."""
+    """Draws, from the folder's throughput.json, how many times as fast as each other program plain56 is: medians and ranges."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
     from plain56.figures.degradation import COLOURS, STYLE, save
 
     result = json.loads((folder / "throughput.json").read_text())
-    programs = [program for program in PROGRAMS if any(program in row["milliseconds"] for row in result["rows"])]
-    reference = "PyTorch" if "PyTorch" in programs else "Flax"
+    others = [program for program in PROGRAMS if any(program in row["times_as_fast_as"] for row in result["rows"])]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.4), layout="constrained")
         for axes, (work, title) in zip(figure.subplots(1, 2, sharey=True), WORK.items(), strict=True):
             rows = [row for row in result["rows"] if row["work"] == work]
-            for i, program in enumerate(programs):
-                both = {program, reference}
-                known = [(place, row["milliseconds"]) for place, row in enumerate(rows) if both <= row["milliseconds"].keys()]
-                speeds = [times[reference]["median"] / times[program]["median"] for _, times in known]
-                places = [place + (i - (len(programs) - 1) / 2) * 0.2 for place, _ in known]
-                axes.bar(places, speeds, width=0.2, color=COLOURS[i], label=program)
+            for i, program in enumerate(others):
+                known = [(place, row["times_as_fast_as"].get(program)) for place, row in enumerate(rows)]
+                known = [(place + (i - (len(others) - 1) / 2) * 0.2, ratio) for place, ratio in known if ratio]
+                places, ratios = zip(*known, strict=True) if known else ((), ())
+                medians = [ratio["median"] for ratio in ratios]
+                spread = [[r["median"] - r["least"] for r in ratios], [r["most"] - r["median"] for r in ratios]]
+                axes.errorbar(places, medians, spread, fmt="os^"[i], color=COLOURS[i], markersize=4, capsize=2, label=program)
             axes.axhline(1, color="black", linewidth=0.8)
             axes.set_xticks(range(len(rows)), [row["network"] for row in rows], rotation=45, ha="right")
-            axes.set_title(title)
-        figure.axes[0].set_ylabel(f"speed ({reference} = 1)")
+            axes.set(title=title, yscale="log")
+            axes.yaxis.set_major_locator(FixedLocator((0.5, 1, 2, 5, 10)))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
+        figure.axes[0].set_ylabel("plain56 is so many times as fast as")
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
         return save(figure, folder, "throughput")

@@ -7,6 +7,7 @@ import shlex
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import launch
@@ -39,7 +40,7 @@ def test_transfer_is_that_of_the_committed_summary():
         assert f"| {' | '.join(line.values())} |" in shown
     errors = {approach: statistics.mean(values) for (approach, count), values in transfer.read(folder).items() if count == 10}
     wording = "{finetune:.1f} % test error\n  after fine-tuning and {probe:.1f} % by a probe, and a new one {scratch:.1f} %"
-    assert wording.format(**errors) in README
+    assert wording.format(**errors) in (ROOT / "docs/use.md").read_text()
 
 
 CIFAR10 = ROOT / "experiments/results/cifar10_degradation"
@@ -122,7 +123,11 @@ def test_gradient_flow_is_that_of_the_committed_table():
     }
     plain = [100 * (rate - 1) for name, rate in growth.items() if name.startswith("plain")]
     assert f"by {min(plain):.0f} to {max(plain):.0f} % with every block" in README
-    assert f"in the residual one by {100 * (growth['resnet152_cifar'] - 1):.1f} %" in README
+    ends = ("resnet20", "resnet152_cifar")
+    rates = [f"{100 * (growth[name] - 1):.{digits}f} %" for name, digits in zip(ends, (0, 1), strict=True)]
+    assert f"In residual ones it grows by {rates[0]} (20 layers) to {rates[1]} (152)" in README
+    shares = [100 * np.mean([n.shares.mean() for n in networks if (n.name, n.batch_norm) == (name, True)]) for name in ends]
+    assert f"({shares[0]:.0f} to {shares[1]:.0f} %)" in README
 
 
 def throughput_line(row):
@@ -178,6 +183,7 @@ def test_shown_commands_are_understood(monkeypatch):
         launch._parse(flags)
 
 
-def test_shown_files_exist():
-    for path in re.findall(r"\]\((?!http|#)([^)]+)\)", README):
-        assert (ROOT / path).exists(), path
+@pytest.mark.parametrize("page", [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("experiments/**/*.md")], ids=str)
+def test_shown_files_exist(page):
+    for path in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text()):
+        assert (page.parent / path).exists(), path

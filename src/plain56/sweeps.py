@@ -276,8 +276,8 @@ def summarise(workdir):
     """Writes and returns a row for every network of the sweep, read off the run directories alone.
 
     Errors are fractions: `train_error` and `train_loss` are means over the last logging interval, in training mode with
-    augmentation; `train_clean_error`, `validation_error` and `test_error` are the last step's, without. None where a run has
-    not come that far, or does not measure it.
+    augmentation; `train_clean_error`, `validation_error` and `test_error` are without, each the newest that was measured, which
+    is of an earlier step where a run was cut. None where a run has not come that far, or does not measure it.
     """
     rows = [_row(run.path.relative_to(workdir), run, overrides) for run, overrides in runs.read_networks(workdir)]
     runs.write_summary(workdir, rows)
