@@ -1,4 +1,4 @@
-"""What the architectures cost: test error against multiply-adds and parameters, and what two ideas save.
+"""What the architectures cost: test error against multiply-adds, parameters and time, and what two ideas save.
 
 From the run directories of a sweep alone, such as that of configs/sweeps/landmarks.py; and, where there is no sweep, only what
 GoogLeNet's 1×1 reductions and VGG's stacks of 3×3 convolutions save at 224 pixels:
@@ -7,6 +7,7 @@ GoogLeNet's 1×1 reductions and VGG's stacks of 3×3 convolutions save at 224 pi
 """
 
 import json
+import sys
 from pathlib import Path
 
 import launch
@@ -44,9 +45,12 @@ def measure(options, arguments):
         found = savings.savings(model, (224, 224, 3), complexity.stages(model, (224, 224, 3)))
         saved += [{"network": name, **saving._asdict()} for saving in found]
     runs.write_table(options.workdir, "savings", saved)
-    if rows := costs_of(options.workdir) if (Path(options.workdir) / "sweep.json").exists() else []:
+    rows = costs_of(options.workdir) if (Path(options.workdir) / "sweep.json").exists() else []
+    if rows:
         runs.write_table(options.workdir, "costs", rows)
         launch.print_table("cost", figure.table(options.workdir))
+    else:
+        print(f"{options.workdir} has no finished run of a sweep: only what the ideas save is drawn.", file=sys.stderr)
     print(json.dumps({"figures": [str(path) for path in figure.draw(options.workdir)]}))
 
 

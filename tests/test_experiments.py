@@ -1,13 +1,14 @@
 """The experiments that make the papers' tables: their sweeps are sound, and their numbers those of the runs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 import launch
 from configs.sweeps import degradation, landmarks, vgg
-from experiments import costs, googlenet_table1, resnet_table2, resnet_table6, vgg_table3
+from experiments import costs, googlenet_table1, redraw, resnet_table2, resnet_table6, vgg_table3
 from plain56 import runs, sweeps
 
 ROOT = Path(__file__).parent.parent
@@ -17,6 +18,20 @@ SWEEP = "configs/sweeps/degradation.py"
 def result_of(function, flags, capsys):
     assert launch.run(function, flags) == 0
     return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_figures_of_the_results_are_those_of_their_tables(tmp_path, capsys):
+    shutil.copytree(redraw.RESULTS, tmp_path / "results", ignore=shutil.ignore_patterns("*.png", "*.svg", "*.pdf"))
+    assert result_of(redraw.redraw, [f"--workdir={tmp_path}"], capsys)["redrawn"]
+    for shown in redraw.RESULTS.rglob("*.svg"):
+        drawn = tmp_path / "results" / shown.relative_to(redraw.RESULTS)
+        assert drawn.read_text() == shown.read_text(), shown
+        assert drawn.with_suffix(".png").exists() and shown.with_suffix(".png").exists()
+
+
+def test_nothing_to_redraw(tmp_path, capsys):
+    assert launch.run(redraw.redraw, [f"--workdir={tmp_path}"]) == 2
+    assert "has no table of a figure" in capsys.readouterr().err
 
 
 def test_googlenet_is_near_the_papers_table(capsys):
@@ -49,6 +64,11 @@ def test_landmarks_have_their_own_rates(recipe):
     assert elements["vgg16_bn"].model.form == "small" and elements["resnet56"].model.form is None
     rates = [config.optimizer.learning_rate for config in elements.values()]
     assert rates == ([0.03] * 4 if recipe == "digits" else [0.01, 0.01, 0.1, 0.1])
+
+
+def test_savings_need_no_sweep(tmp_path, capsys):
+    figures = result_of(costs.measure, [f"--workdir={tmp_path}"], capsys)["figures"]
+    assert [Path(figure).name for figure in figures] == ["savings.png"]
 
 
 def test_sweep_in_the_imagenet_form():

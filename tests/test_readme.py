@@ -14,7 +14,7 @@ import launch
 from experiments import gradient_flow as gradient_flow_experiment
 from experiments import resnet_table6
 from plain56.analysis.complexity import stages
-from plain56.figures import degradation, gradient_flow, transfer
+from plain56.figures import costs, degradation, gradient_flow, transfer
 from plain56.models import create_model
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +31,19 @@ def test_results_are_those_of_the_committed_summary():
             assert len(errors) == 3
             cells.append(f"{statistics.mean(errors):.2f} ± {statistics.stdev(errors):.2f} %")
         assert f"| {model} | {cells[0]} | {cells[1]} |" in README
+    kept = (ROOT / "experiments/results/digits_degradation/README.md").read_text()
+    for line in resnet_table6.lines([row for row, _ in degradation.read(ROOT / "experiments/results/digits_degradation")]):
+        cells = [line[key] for key in ("network", "runs", "steps", "training error", "test error")]
+        assert f"| {' | '.join(cells)} |" in kept
+
+
+def test_costs_are_those_of_the_committed_table():
+    folder = ROOT / "experiments/results/landmarks"
+    lines = costs.table(folder)
+    assert [line["network"] for line in lines] == ["vgg16_bn", "googlenet_bn", "resnet20", "resnet56"]
+    for line in lines:
+        for page in (README, (folder / "README.md").read_text()):
+            assert f"| {' | '.join(line.values())} |" in page
 
 
 def test_transfer_is_that_of_the_committed_summary():

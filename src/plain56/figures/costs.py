@@ -1,4 +1,4 @@
-"""Test error against multiply-adds and parameters, and what blocks would cost without their papers' ideas."""
+"""Test error against multiply-adds, parameters and time, and what blocks would cost without their papers' ideas."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from plain56 import runs
 from plain56.figures.degradation import COLOURS, STYLE, save
 
-AXES = {"multiply_adds": "multiply-adds of one image", "parameters": "parameters"}
+AXES = {"multiply_adds": "multiply-adds of one image", "parameters": "parameters", "seconds": "seconds of training"}
 
 
 def _read(folder):
@@ -44,8 +44,8 @@ def draw(folder):
 
 
 def _draw_costs(folder):
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
-    for axis, (key, label) in zip(figure.subplots(1, 2, sharey=True), AXES.items(), strict=True):
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    for axis, (key, label) in zip(figure.subplots(1, len(AXES), sharey=True), AXES.items(), strict=True):
         for i, (model, rows) in enumerate(_read(folder).items()):
             errors = [100 * float(row["test_error"]) for row in rows]
             marker, colour = "os^"[i // len(COLOURS) % 3], COLOURS[i % len(COLOURS)]
