@@ -1,6 +1,5 @@
 """Two simulated devices, and arrays of different rank never meet by accident."""
 
-import ctypes
 import os
 import tempfile
 
@@ -18,15 +17,6 @@ import pytest
 from configs import digits
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-LIBC = ctypes.CDLL(None)
-
-
-@pytest.fixture(autouse=True)
-def _give_memory_back():
-    """After each test, what `machine.set_up` has a process keep: of hundreds of networks it would be many gigabytes."""
-    yield
-    if hasattr(LIBC, "malloc_trim"):
-        LIBC.malloc_trim(0)
 
 
 @pytest.fixture
