@@ -71,7 +71,7 @@ def test_cifar10_errors_are_those_of_the_committed_summary(budget):
             assert f"| {name} | {table[name]['training error']} % | {table[name]['test error']} % |" in README
     else:
         plain20, plain56, plain110, resnet20, resnet56, resnet110 = (
-            f"{float(table[f'{family}{depth}']['training error']):.0f}"
+            f"{float(table[f'{family}{depth}']['training error'].split()[0]):.0f}"
             for family in ("plain", "resnet")
             for depth in (20, 56, 110)
         )
