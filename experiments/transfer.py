@@ -26,7 +26,7 @@ BETTER_AT_LEAST = 0.05
 
 
 def check_claim(rows):
-    """Judges rows of `finished` by the rule above: `(held, sentence)`."""
+    """Judges rows of `results` by the rule above: `(held, sentence)`."""
     fewest = min(row["examples_per_class"] for row in rows)
 
     def error(approach):
@@ -42,25 +42,14 @@ def check_claim(rows):
     )
 
 
-def finished(workdir):
-    """A row for each run of the sweep that is finished: approach, examples per class, seed, errors (fractions)."""
+def results(workdir):
+    """A row for each run of the finished sweep: approach, examples per class, seed, errors (fractions), steps, seconds."""
     rows = []
-    for run, overrides in runs.read_networks(workdir):
+    for row, (_, overrides) in zip(runs.read_summary(workdir), runs.read_networks(workdir), strict=True):
         probe, weights = overrides.get("transfer.probe"), overrides.get("transfer.weights")
-        last = {record["split"]: record["top1_error"] for record in run.metrics() if "top1_error" in record}
-        status = run.status()
-        if status.state == "finished":
-            rows.append(
-                {
-                    "approach": "probe" if probe else "finetune" if weights else "scratch",
-                    "examples_per_class": overrides["data.examples_per_class"],
-                    "seed": overrides["seed"],
-                    "train_error": last["train"],
-                    "test_error": last["test"],
-                    "steps": status.step,
-                    "seconds": status.seconds,
-                }
-            )
+        approach = "probe" if probe else "finetune" if weights else "scratch"
+        kept = {key: row[key] for key in ("seed", "train_error", "test_error", "steps", "seconds")}
+        rows.append({"approach": approach, "examples_per_class": overrides["data.examples_per_class"], **kept})
     return rows
 
 
@@ -89,7 +78,7 @@ def compare(options, arguments):
     if unfinished:
         print(f"{len(unfinished)} runs have not finished, the first is {unfinished[0]['run']}.", file=sys.stderr)
         return launch.FAILED
-    rows = finished(workdir / "networks")
+    rows = results(workdir / "networks")
     runs.write_table(workdir, "transfer", rows)
     launch.print_table("test error (%), mean and range over the seeds", transfer.table(workdir))
     figure = transfer.draw(workdir)

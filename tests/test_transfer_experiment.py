@@ -47,7 +47,7 @@ def test_digits(tmp_path, monkeypatch, capsys):
     networks = tmp_path / "networks"
     names = ["scratch-5-seed1", "probe-5-seed1", "finetune-5-seed1"]
     assert [path.name for path in sorted(networks.iterdir()) if path.is_dir()] == sorted(names)
-    rows = experiment.finished(networks)
+    rows = experiment.results(networks)
     assert [{key: str(value) for key, value in found.items()} for found in rows] == runs.read_table(tmp_path, "transfer")
     for name, found in zip(names, rows, strict=True):
         assert name.startswith(f"{found['approach']}-")
@@ -58,4 +58,4 @@ def test_digits(tmp_path, monkeypatch, capsys):
     distances = {name: np.linalg.norm(kernel - source) / np.linalg.norm(source) for name, kernel in kernels.items()}
     assert distances["probe-5-seed1"] == 0 < distances["finetune-5-seed1"] < 0.1 and distances["scratch-5-seed1"] > 0.5
     # Launched again, nothing is trained.
-    assert launch.run(experiment.compare, flags) == status and experiment.finished(networks) == rows
+    assert launch.run(experiment.compare, flags) == status and experiment.results(networks) == rows
