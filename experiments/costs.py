@@ -8,7 +8,6 @@ GoogLeNet's 1×1 reductions and VGG's stacks of 3×3 convolutions save at 224 pi
 
 import json
 import sys
-from pathlib import Path
 
 import launch
 from plain56 import runs, sweeps
@@ -45,7 +44,7 @@ def measure(options, arguments):
         found = savings.savings(model, (224, 224, 3), complexity.stages(model, (224, 224, 3)))
         saved += [{"network": name, **saving._asdict()} for saving in found]
     runs.write_table(options.workdir, "savings", saved)
-    rows = costs_of(options.workdir) if (Path(options.workdir) / "sweep.json").exists() else []
+    rows = costs_of(options.workdir) if runs.is_sweep(options.workdir) else []
     if rows:
         runs.write_table(options.workdir, "costs", rows)
         launch.print_table("cost", figure.table(options.workdir))

@@ -13,10 +13,9 @@ redraws the figure:
 
 import json
 import statistics
-from pathlib import Path
 
 import launch
-from plain56 import sweeps
+from plain56 import runs, sweeps
 from plain56.errors import UserError
 from plain56.figures import degradation
 
@@ -55,7 +54,7 @@ def lines(rows):
 def tabulate(options, arguments):
     """Prints the table, and draws the figure."""
     launch.refuse_config(options, "the run directories alone")
-    if (Path(options.workdir) / "sweep.json").exists():
+    if runs.is_sweep(options.workdir):
         sweeps.summarise(options.workdir)
         degradation.write_curves(options.workdir)
     rows = [row for row, _ in degradation.read(options.workdir) if row["model"].startswith(FAMILIES)]

@@ -373,7 +373,7 @@ def write_sweep(folder, elements):
         UserError: the directory holds something else, or cannot be written.
     """
     folder = Path(folder)
-    if not (folder / "sweep.json").exists():
+    if not is_sweep(folder):
         _refuse_strangers(folder, "sweep")
     with _refusing_os_errors("sweep", folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -401,6 +401,11 @@ def read_sweep(folder):
         return [SweepRun(Run(Path(folder) / name), **element) for name, element in elements.items()]
     except TypeError as error:
         raise UserError(f"{folder}/sweep.json is damaged: its elements are not runs.") from error
+
+
+def is_sweep(folder):
+    """Whether the folder is a sweep directory."""
+    return (Path(folder) / "sweep.json").exists()
 
 
 def read_networks(folder):

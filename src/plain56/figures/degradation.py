@@ -34,7 +34,7 @@ def read(folder):
     Raises:
         UserError: it is neither.
     """
-    if (Path(folder) / "sweep.json").exists():
+    if runs.is_sweep(folder):
         logged = [(row, _records(run)) for row, (run, _) in _rows_and_runs(folder)]
     else:
         kept = {}
