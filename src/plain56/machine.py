@@ -1,9 +1,12 @@
-"""What a program asks of the machine: a place for compiled programs, and memory that is not given back after each step."""
+"""What a program asks of the machine: right sums, a place for compiled programs, and memory that is kept between steps."""
 
+import atexit
 import contextlib
 import ctypes
 import functools
+import hashlib
 import os
+import platform
 import sys
 import tempfile
 import time
@@ -12,12 +15,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import jaxlib
 import numpy as np
 
 from plain56.errors import UserError, first_line
 
 CACHE_BYTES = 2 << 30
 WRITING_SECONDS = 60  # so old, an entry is no longer being written by another process
+RIGHT_JAX = "jax>=0.10,!=0.10.2,<0.12"  # as in pyproject.toml
 MOST_RESERVED = 32 << 30
 HUGE_PAGE = 2 << 20
 # malloc.h and sys/mman.h.
@@ -31,7 +37,33 @@ def cache_folder():
     try:
         return Path.home() / ".cache" / "plain56"
     except RuntimeError:
-        return Path(tempfile.mkdtemp(prefix="plain56-"))
+        return _process_folder()
+
+
+@functools.cache
+def _process_folder():
+    """A folder for this process alone, which is removed when the process ends."""
+    folder = tempfile.TemporaryDirectory(prefix="plain56-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+def can_keep(folder):
+    """Whether files can be put into a folder, which is made where there is none."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+def processor():
+    """What tells this processor from others: machines of different kinds may share a home directory."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return [next((line for line in lines if line.startswith(key)), "") for key in ("flags", "Features", "model name")]
+    except OSError:
+        return [platform.machine(), platform.processor()]
 
 
 @functools.cache
@@ -39,21 +71,62 @@ def set_up():
     """Makes a process ready to train: to be called by a program before JAX looks for its devices.
 
     Compiled programs are kept in the cache folder, or where JAX_COMPILATION_CACHE_DIR says.
+
+    Raises:
+        UserError: JAX computes wrong sums on this CPU.
     """
     if not jax.config.jax_compilation_cache_dir:
-        programs = cache_folder() / "programs"
-        # JAX notes an entry's time of use after the entry: what has none was cut off by a kill, and would stop JAX for good.
-        for entry in programs.glob("*-cache"):
-            used = entry.with_name(entry.name.removesuffix("-cache") + "-atime")
-            with contextlib.suppress(OSError):
-                if not used.exists() and time.time() - entry.stat().st_mtime > WRITING_SECONDS:
-                    entry.unlink()
-        jax.config.update("jax_compilation_cache_dir", str(programs))
-        jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    others = entry_points(group="jax_plugins") or find_spec("libtpu")
-    if sys.platform == "linux" and (jax.config.jax_platforms == "cpu" or not others):
+        _keep_programs()
+    # JAX is not asked for its devices: on a GPU that would take the memory that a sweep's workers are to have.
+    only_cpu = jax.config.jax_platforms == "cpu" or not (entry_points(group="jax_plugins") or find_spec("libtpu"))
+    if only_cpu and sys.platform == "linux":
         _keep_memory()
+    if only_cpu:
+        check_sums()
+
+
+def check_sums():
+    """Checks once for each version of jaxlib, its flags, and processor that a sum on the CPU is right.
+
+    Raises:
+        UserError: the sum is wrong, as jaxlib 0.10.2 computes it (JAX's issue 39103).
+    """
+    compiled_for = hashlib.sha256(repr((os.environ.get("XLA_FLAGS"), processor())).encode()).hexdigest()[:16]
+    checked = cache_folder() / f"right-sums-{jaxlib.__version__}-{compiled_for}"
+    if os.access(checked, os.F_OK):
+        return
+    rows = np.zeros((32_769, 3), np.float32)  # from so many rows on
+    rows[:, 0] = np.arange(len(rows))
+    if not np.allclose(squared_lengths(rows), rows[:, 0] ** 2, rtol=1e-4):
+        raise UserError(
+            f"jaxlib {jaxlib.__version__} computes wrong sums on this CPU (JAX issue 39103); "
+            f"install a version that computes them right: pip install '{RIGHT_JAX}'."
+        )
+    if can_keep(checked.parent):
+        with contextlib.suppress(OSError):  # it is checked again then
+            checked.touch()
+
+
+def squared_lengths(rows):
+    """The sum of squares of each row, by a program that jaxlib 0.10.2 compiles wrongly."""
+    matrix = np.eye(rows.shape[1], dtype=rows.dtype)
+    program = jax.jit(jax.vmap(lambda row: jnp.sum((matrix @ row) ** 2)))
+    return program.lower(rows).compile()(rows)  # even where JAX_DISABLE_JIT is set
+
+
+def _keep_programs():
+    programs = cache_folder() / "programs"
+    if not can_keep(programs):  # JAX would warn of every program
+        return
+    # JAX notes an entry's time of use after the entry: what has none was cut off by a kill, and would stop JAX for good.
+    for entry in programs.glob("*-cache"):
+        used = entry.with_name(entry.name.removesuffix("-cache") + "-atime")
+        with contextlib.suppress(OSError):
+            if not used.exists() and time.time() - entry.stat().st_mtime > WRITING_SECONDS:
+                entry.unlink()
+    jax.config.update("jax_compilation_cache_dir", str(programs))
+    jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @functools.cache
