@@ -37,7 +37,7 @@ from ml_collections import config_flags
 
 from plain56.cluster import INTERRUPTED
 from plain56.errors import UserError
-from plain56.runs import flatten
+from plain56.runs import flatten, read_json, user_path, without_removed
 
 # Everything else is imported where it is needed: JAX alone takes seconds that --help and mistakes need not wait for.
 
@@ -64,7 +64,7 @@ def _train(options, source=None):
             if source:
                 from plain56 import weights
 
-                config, begin = parallel.together(lambda: weights.begin_transfer(config, source, options.model))
+                config, begin = parallel.together(lambda: weights.begin_transfer(config, source, options.model, workdir))
         if several and not parallel.is_first():  # process 0 speaks for all
             logging.getLogger("plain56").setLevel(logging.WARNING)
             status = training.train(config, workdir, begin=begin)
@@ -109,6 +109,7 @@ def evaluate(options, arguments):
             if options.workdir:
                 raise UserError("--weights and --workdir are both there; needed is --weights with --config, or --workdir alone.")
             config = _required(options, "config")
+            _refuse_unused(options, ("model.", "batch_norm.epsilon", "data.", "train.batch_size"))
             machine.set_up()
             result = weights.evaluate_weights(config, options.weights, **choices)
         else:
@@ -146,7 +147,7 @@ def predict(options, arguments):
 
 
 def sweep(options, arguments):
-    from plain56 import runs, sweeps
+    from plain56 import sweeps
 
     if options.status or options.dry_run:
         return _show_elements(options)
@@ -157,9 +158,8 @@ def sweep(options, arguments):
         raise UserError(f"--{given[0]} belongs to --executor=slurm, and is not allowed here.")
     rows = run_sweep(options)
     _print_result({"workdir": options.workdir, "runs": rows})
-    elements = sweeps.read(options.workdir)
-    ran = elements if options.index is None else [elements[options.index]]
-    if any(runs.Run(Path(options.workdir) / element.name).status().state in ("failed", "diverged") for element in ran):
+    ran = rows if options.index is None else [rows[options.index]]
+    if any(row["state"] in sweeps.NOT_TRAINED for row in ran):
         return FAILED
     # What another process still trains, or what was killed, is left.
     return 0 if options.index is not None or sweeps.is_complete(options.workdir) else INTERRUPTED
@@ -190,8 +190,6 @@ def run_sweep(options):
 
     machine.set_up()
     elements, workdir = _elements(options), _required(options, "workdir")
-    if options.index is not None and options.index >= len(elements):
-        raise UserError(f"--index is {options.index}; allowed are 0 to {len(elements) - 1}.")
     if options.index is not None and options.workers > 1:
         raise UserError("--index runs one element, and --workers several at a time; allowed is one of them.")
     with progress() as show:
@@ -230,14 +228,16 @@ def _show_elements(options):
     if options.status:
         _required(options, "workdir")
     rows = []
-    for index, (name, overrides, config) in enumerate(elements):
-        row = {"index": index, "run": name}
+    for index, (name, overrides, config, damage) in enumerate(elements):
+        row, steps = {"index": index, "run": name}, None if damage else config.train.steps
         if options.dry_run:
-            row |= {"model": config.model.name, "seed": config.seed, "steps": config.train.steps}
+            row |= {"model": overrides.get("model.name", config and config.model.name)}
+            row |= {"seed": overrides.get("seed", config and config.seed), "steps": steps}
             row |= {"other overrides": {key: overrides[key] for key in overrides.keys() - {"model.name", "seed"}}}
         if options.workdir:
-            status = runs.Run(Path(options.workdir) / name).status()
-            row |= {"state": status.state, "step": status.step, "of": config.train.steps, "seconds": status.seconds}
+            planned = runs.Run(Path(options.workdir) / name), overrides, {} if damage else config.to_dict()
+            status = runs.SweepRun(*planned, damage).status()
+            row |= {"state": status.state, "step": status.step, "of": steps, "seconds": status.seconds}
             row |= {"reason": status.reason}
         rows.append(row)
     print_table("sweep", [row | {key: row[key] or "" for key in ("reason", "other overrides") if key in row} for row in rows])
@@ -282,6 +282,7 @@ def _describe_one(options, arguments):
 
     if len(arguments) + bool(options.config) != 1:
         raise UserError("describe takes one network, by name or by config, for example: launch.py describe resnet56.")
+    _refuse_unused(options, ("model.", "batch_norm.epsilon", "data.mean"))
     config = options.config or base.get_config()
     config.model.name = name = arguments[0] if arguments else config.model.name
     model, size, rows = _measure(build_model(config, num_classes=2), options, len(config.data.mean))
@@ -498,6 +499,13 @@ def _required(options, name):
     return options[name].value
 
 
+def _refuse_unused(options, used):
+    """Raises UserError where a flag overrides a key of the config that the mode does not read."""
+    for key in config_flags.get_override_values(options["config"]) if options.config else ():
+        if not key.startswith(used) or key.startswith("data.augment."):
+            raise UserError(f"--config.{key} changes nothing here; only {', '.join(used)} and what begins so are used.")
+
+
 def refuse_config(options, source):
     if options.config:
         raise UserError(f"--config is not allowed here: this reads {source}.")
@@ -505,9 +513,10 @@ def refuse_config(options, source):
 
 def _sweep_function(options):
     """The function `sweep` beside the config's `get_config`."""
-    if isinstance(options["config"].default, dict):
-        raise UserError("--config is a single run's config.json; needed is a sweep, such as configs/sweeps/degradation.py.")
-    path = config_flags.get_config_filename(options["config"]).split(":")[0]
+    path = config_flags.get_config_filename(options["config"])
+    if not isinstance(path, str):  # it is the config itself, which `_run_config` has read
+        raise UserError("--config must be a sweep, such as configs/sweeps/degradation.py, not a single run's config.json.")
+    path = path.split(":")[0]
     spec = importlib.util.spec_from_file_location("sweep_config", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -531,9 +540,9 @@ def _define_flags(argv, config=None):
     flags.DEFINE_string("model", None, "finetune, predict: the network, where the weights do not say", options)
     flags.DEFINE_boolean("all", False, "describe: all networks as published, in one table", options)
     size = "height and width of the images; as published if left out: 224 for ImageNet, 32 for CIFAR-10"
-    flags.DEFINE_integer("image_size", None, f"describe: {size}", 1, flag_values=options)
+    flags.DEFINE_integer("image_size", None, f"describe: {size}", 1, 8192, flag_values=options)
     classes = "number of classes; as published if left out: 1000 or 10"
-    flags.DEFINE_integer("num_classes", None, f"describe: {classes}", 2, flag_values=options)
+    flags.DEFINE_integer("num_classes", None, f"describe: {classes}", 2, 10**6, flag_values=options)
     protocols = ("centre", "ten_crop", "dense")
     flags.DEFINE_enum("protocol", None, protocols, "evaluate: how pictures meet the network; as in training if left out", options)
     flags.DEFINE_multi_integer("side", None, "evaluate --protocol=dense: a size of the shorter side", 1, flag_values=options)
@@ -564,11 +573,11 @@ def _run_config(path):
     from plain56.config import check_value, from_json
 
     try:
-        stored = flatten(from_json(json.loads(Path(path).read_text())).to_dict())
-    except OSError as error:
-        raise UserError(f"--config is {path}, which cannot be read: {error.strerror}.") from error
-    except (AttributeError, ValueError) as error:
-        raise UserError(f"--config is {path}, which does not hold a run's config.") from error
+        if not user_path(path).exists():
+            raise UserError("there is no such file.")
+        stored = flatten(from_json(without_removed(read_json(user_path(path)), path)).to_dict())
+    except UserError as error:
+        raise UserError(f"--config is {path}, which does not hold a run's config: {error}") from error
     config = base.get_config()
     known = flatten(config.to_dict())
     for key in stored:
@@ -620,31 +629,34 @@ def _parse(argv):
         raise UserError(f"The command cannot be read: {reason.rstrip('.')}.") from error
 
 
-class _LeftByReader:
-    """A stream whose reader may leave before the end, as `head` or a terminal does: what comes then goes nowhere."""
+class _Stream:
+    """A stream whose reader may leave before the end, and whose disk may be full: nothing that is printed ends a run."""
 
     def __init__(self, stream):
         self.stream = stream
+        self.failure = None  # why something could not be printed, for another reason than that its reader has left
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # not every terminal has a ×
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
 
     def write(self, text):
-        with self._until_left():
+        with self._printing():
             return self.stream.write(text)
         return len(text)
 
     def flush(self):
-        with self._until_left():
+        with self._printing():
             self.stream.flush()
 
     @contextlib.contextmanager
-    def _until_left(self):
+    def _printing(self):
         try:
             yield
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.EIO):
-                raise
+                self.failure = error.strerror
             with Path(os.devnull).open("w") as nowhere:
                 os.dup2(nowhere.fileno(), self.stream.fileno())
 
@@ -657,14 +669,30 @@ class _ToStderr(logging.Handler):
 
 def run(mode, argv, usage=__doc__):
     """Runs one mode with its flags and arguments, or prints its usage, and returns the exit status."""
+    _open_closed_streams()
     with Path(os.devnull).open("w") as nowhere:
-        out, errors = (_LeftByReader(stream or nowhere) for stream in (sys.stdout, sys.stderr))
+        out, errors = (_Stream(stream or nowhere) for stream in (sys.stdout, sys.stderr))
+        if sys.stdout is None:
+            out.failure = "it is closed"
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
             try:
-                return _run(mode, argv, usage)
+                status = _run(mode, argv, usage)
             finally:
                 out.flush()
                 errors.flush()
+            if out.failure and not status:
+                print(f"error: The result could not be printed ({out.failure}); all else is done.", file=sys.stderr, flush=True)
+                return FAILED
+            return status
+
+
+def _open_closed_streams():
+    """Gives the standard streams that are closed a place of their own: else the next file to be opened would be printed into."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
 
 
 def _run(mode, argv, usage):
@@ -679,6 +707,9 @@ def _run(mode, argv, usage):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         options, arguments = _parse(argv)
+        for name in ("workdir", "weights"):
+            if options[name].value:
+                options[name].value = str(user_path(options[name].value))
         for name, owners in OWNERS.items():
             # A sweep's experiment takes workers, too.
             experiment = mode not in MODES.values() and name == "workers"

@@ -81,8 +81,6 @@ def get_config():
     config.train.batch_size = 128  # over all devices
     config.train.accumulate = 1  # in so many parts, one after another, each normalised by itself: less memory
     config.train.label_smoothing = 0.0
-    # So many networks in one program, with the seeds seed, seed + 1, …: run directories seed0, seed1, … in that of the group.
-    config.train.seeds = 1
     config.train.warm_start = ""  # a run: layers of its network that have the same name and shape here begin as they are there
     config.train.stop_after = 0  # end early without rescaling the schedule; 0: never
     config.train.steps_per_call = 100  # steps in one compiled call

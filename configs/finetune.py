@@ -12,12 +12,18 @@ picture.
 from configs import base
 
 
-def get_config():
+def get_config(approach="all"):
+    """`approach`: "all" layers are trained further, or "probe": only the last one, on pictures as they are."""
     config = base.get_config()
     config.model.name = "resnet50"
     config.data.name = ""
     config.data.augment.pad = 0
     config.data.augment.area = (0.35, 1.0)
+    if approach == "probe":
+        config.transfer.probe = True
+        config.data.augment.area, config.data.augment.flip = (), False
+    elif approach != "all":
+        raise ValueError(f"There is no approach {approach!r}; only all and probe are accepted.")
     config.train.steps = 1_000
     config.train.batch_size = 32
     config.train.evaluate_every = config.train.checkpoint_every = 250

@@ -22,10 +22,10 @@ def costs_of(workdir):
     from plain56.config import build_model, from_json
 
     rows = []
-    for (run, _), row in zip(runs.read_networks(workdir), sweeps.summarise(workdir), strict=True):
+    for planned, row in zip(runs.read_sweep(workdir), sweeps.summarise(workdir), strict=True):
         if row["state"] == "finished":
-            data = run.environment()["data"]
-            model = build_model(from_json(run.config()), len(data["class_names"]))
+            data = planned.run.environment()["data"]
+            model = build_model(from_json(planned.run.config()), len(data["class_names"]))
             total = complexity.total(complexity.stages(model, tuple(data["image_shape"])))
             kept = {key: row[key] for key in ("run", "model", "seed", "train_error", "test_error", "seconds")}
             rows.append(kept | {"multiply_adds": total.multiply_adds, "parameters": total.parameters})

@@ -45,7 +45,8 @@ def check_claim(rows):
 def results(workdir):
     """A row for each run of the finished sweep: approach, examples per class, seed, errors (fractions), steps, seconds."""
     rows = []
-    for row, (_, overrides) in zip(runs.read_summary(workdir), runs.read_networks(workdir), strict=True):
+    for row, planned in zip(runs.read_summary(workdir), runs.read_sweep(workdir), strict=True):
+        overrides = planned.overrides
         probe, weights = overrides.get("transfer.probe"), overrides.get("transfer.weights")
         approach = "probe" if probe else "finetune" if weights else "scratch"
         kept = {key: row[key] for key in ("seed", "train_error", "test_error", "steps", "seconds")}

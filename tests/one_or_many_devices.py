@@ -10,10 +10,9 @@ from plain56 import parallel
 from plain56.training import prepare
 
 
-def trained(dtype, steps, seed=0, seeds=1, way="jit", sync=True):
+def trained(dtype, steps, way="jit", sync=True):
     """The state, its totals and those of the test split after some steps."""
     config = digits.get_config("resnet8")
-    config.seed, config.train.seeds = seed, seeds
     config.model.dtype = dtype
     config.parallelism, config.batch_norm.sync = way, sync
     config.train.batch_size = 32

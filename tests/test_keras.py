@@ -16,6 +16,7 @@ from plain56.errors import UserError
 from plain56.models import create_model
 from plain56.weights import files, keras
 from tests.fixtures import formula
+from tests.test_weights_input import refusal
 
 h5py = pytest.importorskip("h5py")
 REFERENCES = np.load(pathlib.Path(__file__).parent / "fixtures" / "keras_applications.npz")
@@ -70,6 +71,10 @@ def test_every_tensor_has_a_place(name):
         keras.from_keras(name, zeros | {"zzz/kernel": np.zeros(3)}, shapes)
     with pytest.raises(UserError, match=rf"'{first}' for {name} has shape \(3,\); needed is"):
         keras.from_keras(name, zeros | {first: np.zeros(3)}, shapes)
+    if options:
+        large = np.full(64, 3e38, np.float32)  # each is finite, and their difference is not
+        with pytest.raises(UserError, match="mean and bias of 'conv1_bn' .* too large"):
+            keras.from_keras(name, zeros | {"conv1_bn/moving_mean": large, "conv1_conv/bias": -large}, shapes)
 
 
 def test_what_is_wrong_with_a_file_costs_one_sentence(tmp_path):
@@ -81,3 +86,79 @@ def test_what_is_wrong_with_a_file_costs_one_sentence(tmp_path):
         weights.load_pretrained(tmp_path / "small.h5", "resnet18")
     with pytest.raises(UserError, match="is missing in the tensors for resnet50 by Keras' names"):
         weights.load_pretrained(tmp_path / "small.h5", "resnet50")
+
+
+def hdf5_file(path, build):
+    with h5py.File(path, "w") as file:
+        build(file)
+    return path
+
+
+def external(file):
+    file.create_dataset("conv1_conv/kernel:0", (4,), "f4", external=[(str(secret_of(file)), 0, 16)])
+
+
+def virtual(file):
+    layout = h5py.VirtualLayout((4,), "f4")
+    layout[:] = h5py.VirtualSource(str(other_of(file)), "conv1_conv/kernel:0", (4,))
+    file.create_virtual_dataset("conv1_conv/kernel:0", layout)
+
+
+def secret_of(file):
+    return file.filename.replace("weights.h5", "secret.bin")
+
+
+def other_of(file):
+    return file.filename.replace("weights.h5", "other.h5")
+
+
+def linked(name, link):
+    return lambda file: file.create_group("group") and file.__setitem__(name, link(file))
+
+
+OUTSIDE = {
+    "external storage": external,
+    "virtual": virtual,
+    "external link": linked("group/kernel:0", lambda file: h5py.ExternalLink(other_of(file), "/conv1_conv/kernel:0")),
+    "external group": linked("conv1_conv", lambda file: h5py.ExternalLink(other_of(file), "/conv1_conv")),
+    "soft link": linked("group/kernel:0", lambda file: h5py.SoftLink("/elsewhere/conv1_conv/kernel:0")),
+}
+
+
+@pytest.mark.parametrize("kind", OUTSIDE)
+def test_a_keras_file_reads_no_other_file(tmp_path, kind):
+    (tmp_path / "secret.bin").write_bytes(np.ones(4, np.float32).tobytes())
+    hdf5_file(tmp_path / "other.h5", lambda file: file.create_dataset("conv1_conv/kernel:0", data=np.ones(4, np.float32)))
+    assert "is refused" in refusal(hdf5_file(tmp_path / "weights.h5", OUTSIDE[kind]), files.read)
+
+
+CHUNKED = {"dtype": "f4", "chunks": (1024,)}
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda file: file.create_dataset("a/kernel:0", (2**50,), **CHUNKED),
+        lambda file: file.create_dataset("a/kernel:0", (2**32, 2**32), "f4", chunks=(1, 1)),
+        lambda file: [file.create_dataset(f"layer{i}/kernel:0", (2**40,), **CHUNKED) for i in range(4)],
+    ],
+)
+def test_large_tensors_of_keras_take_no_memory(tmp_path, build):
+    assert "a quarter of what is free" in refusal(hdf5_file(tmp_path / "weights.h5", build), files.read)
+
+
+def test_values_of_a_keras_file(tmp_path):
+    path = tmp_path / "weights.h5"
+
+    def read(value, name="conv/kernel:0"):
+        return hdf5_file(path, lambda file: file.create_dataset(name, data=value))
+
+    for value in (np.ones(3, np.float16), np.ones(3, ">f4"), np.ones(3, np.int8), 1.5, np.zeros((0, 3), np.float32)):
+        np.testing.assert_array_equal(files.read(read(value))[0]["conv/kernel"], value)
+    pair = np.zeros(3, [("a", "f4")])
+    for value in ("text", b"bytes", np.ones(3, bool), np.ones(3, complex), pair, h5py.Empty("f4"), np.full(3, 1e300), [np.nan]):
+        refusal(read(value), files.read)
+    refusal(hdf5_file(path, lambda file: file.create_dataset("conv/kernel:0", (2,), h5py.vlen_dtype("f4"))), files.read)
+    refusal(read(-np.ones(3), "conv/moving_variance:0"), files.read)
+    refusal(read(np.ones(3), "kernel:0"), files.read)  # of no layer
+    refusal(hdf5_file(path, lambda file: file.update({"conv/a/kernel:0": [1.0], "conv/b/kernel:0": [2.0]})), files.read)

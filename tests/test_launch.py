@@ -1,6 +1,7 @@
 """The command line as a user meets it."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -42,10 +43,6 @@ MISTAKES = [
     (["train", DIGITS, "--config.train.batch_size=33", "--workdir=W"], "does not divide among the 2 devices"),
     (["train", DIGITS, "--config.train.accumulate=3", "--workdir=W"], "2 devices in train.accumulate = 3 parts; allowed are"),
     (["train", DIGITS, "--config.parallelism=tmap", "--workdir=W"], "parallelism is 'tmap'; allowed are jit, pmap"),
-    (
-        ["train", DIGITS, "--config.parallelism=pmap", "--config.train.seeds=2", "--workdir=W"],
-        "for several seeds is 'jit'",
-    ),
     (["train", DIGITS, "--process_id=0", "--workdir=W"], "--coordinator and --num_processes missing"),
     (["train", DIGITS, *ONE_OF_TWO, "--distributed", "--workdir=W"], "--distributed is too much"),
     (["train", DIGITS, *ONE_OF_TWO[:2], "--process_id=2", "--workdir=W"], "--process_id is 2; allowed are 0 to 1"),
@@ -80,14 +77,14 @@ MISTAKES = [
     (["sweep", SWEEP, "--config.sweep.depths=()", "--workdir=W"], "The sweep is empty"),
     (["sweep", SWEEP, "--config.sweep.seeds=(1,1)", "--workdir=W"], "names a run twice: plain20-seed1"),
     (["sweep", f"{SWEEP}:cifar10", "--config.data.dir=W", "--workdir=W"], "'cifar10' does not lie prepared"),
-    (["sweep", SWEEP, "--workdir=W", "--index=4"], "--index is 4; allowed are 0 to 3"),
+    (["sweep", SWEEP, "--workdir=W", "--index=4"], "--index is 4; it must be from 0 to 3"),
     (["sweep", SWEEP, "--workdir=W", "--index=-1"], "index=-1"),
     (["sweep", SWEEP, "--workdir=W", "--index=1", "--workers=2"], "allowed is one of them"),
     (["sweep", SWEEP, "--workdir=W", "--workers=0"], "workers=0"),
     (["sweep", "--workdir=W"], "is not a sweep directory"),
     (["sweep", "--status", "--workdir=W"], "is not a sweep directory"),
     (["train", DIGITS, "--workdir=W", "--workers=2"], "--workers belongs to launch.py sweep"),
-    (["train", "--config=W.json", "--workdir=W"], "which cannot be read: No such file or directory"),
+    (["train", "--config=W.json", "--workdir=W"], "which does not hold a run's config: there is no such file"),
     (
         ["train", DIGITS, "--config.data.augment.enlarge=(1.0,2.0)", "--workdir=W"],
         "pad is 1 and data.augment.enlarge is (1.0, 2.0)",
@@ -314,8 +311,30 @@ def test_diverged_run_exits_with_1(tmp_path):
 @pytest.mark.parametrize("closed", [">&-", "2>&-"])
 def test_streams_may_be_closed(closed):
     shown = subprocess.run(["sh", "-c", f"{sys.executable} launch.py describe resnet20 {closed}"], cwd=ROOT, capture_output=True)
-    assert (shown.returncode, shown.stderr) == (0, b"")
-    assert (b"total" in shown.stdout) == (closed == "2>&-")
+    if closed == "2>&-":
+        assert shown.returncode == 0 and b"total" in shown.stdout
+    else:
+        told = b"error: The result could not be printed (it is closed); all else is done.\n"
+        assert (shown.returncode, shown.stderr) == (1, told)
+
+
+@pytest.mark.parametrize("full", [">/dev/full", "2>/dev/full"])
+def test_streams_may_be_full(full, tmp_path, tiny_config):
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config.to_dict()))
+    train = f"{sys.executable} launch.py train --config={tmp_path / 'config.json'} --workdir={tmp_path / 'run'}"
+    shown = subprocess.run(["sh", "-c", f"{train} {full}"], cwd=ROOT, capture_output=True, text=True)
+    assert runs.Run(tmp_path / "run").status().state == "finished"
+    if full == "2>/dev/full":
+        assert shown.returncode == 0 and json.loads(shown.stdout)["state"] == "finished"
+    else:
+        last = "error: The result could not be printed (No space left on device); all else is done."
+        assert shown.returncode == 1 and shown.stderr.splitlines()[-1] == last
+
+
+def test_ascii_locale():
+    environment = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    shown = subprocess.run([sys.executable, "launch.py", "describe", "resnet8"], cwd=ROOT, env=environment, capture_output=True)
+    assert shown.returncode == 0 and b"32?32?3 images" in shown.stdout, shown.stderr
 
 
 @pytest.mark.parametrize(("stream", "status"), [("stdout", 0), ("stderr", 2)])

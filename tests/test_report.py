@@ -25,7 +25,7 @@ def record(step, split, error, **more):
 def write_run(folder, name, state, records=(), reason=""):
     run = runs.Run(folder / name)
     run.path.mkdir()
-    run.write_config({"model": {"name": name.partition("-")[0]}, "seed": 0, "train": {"seeds": 1}})
+    run.write_config({"model": {"name": name.partition("-")[0]}, "seed": 0, "train": {"steps": 20}})
     run.write_status(runs.Status(state, 20, reason, 1000, 2.0))
     (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in records))
 
@@ -45,7 +45,7 @@ def sweep(tmp_path):
         tmp_path,
         names[2],
         "diverged",
-        [record(5, "train", 0.9, loss=float("nan"))],
+        [record(5, "train", 0.9, loss=None)],
         "the loss at step 6 is not finite <!--<script>",
     )
     (tmp_path / names[3]).mkdir()  # nothing but its folder
@@ -77,7 +77,7 @@ def test_page(sweep, capsys):
         "plain56-seed0": "diverged",
         "resnet56-seed0": "queued",
         "plain44-seed0": "preempted",
-        "resnet44-seed0": "failed",
+        "resnet44-seed0": "damaged",
     }
     shown = {run["name"]: run for run in data["runs"]}
     assert [r["top1_error"] for r in shown["plain20-seed0"]["records"] if r["split"] == "test"] == pytest.approx([0.4, 0.3, 0.25])

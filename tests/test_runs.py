@@ -135,7 +135,7 @@ def test_start_that_was_killed_at_once_is_no_stranger(tmp_path):
     (tmp_path / "lock").touch()
     (tmp_path / ".config.json.123.part").write_text("{")
     make_run(tmp_path, {"seed": 0})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "holder", "lock"]
 
 
 def test_mistakes_leave_nothing_behind(tmp_path):
@@ -162,13 +162,158 @@ def test_damaged_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"metrics.jsonl is damaged: line 2 is no record"):
         run.metrics()
     (run.path / "config.json").write_text("[]")
-    with pytest.raises(UserError, match=r"config.json is damaged: a list is in the place of a dict"):
+    with pytest.raises(UserError, match=r"config.json is damaged: it must hold a JSON object, not a list"):
         run.config()
 
 
 def test_summary_in_both_forms(tmp_path):
-    rows = [{"model": "plain20", "seed": 0, "test_error": 0.25}, {"model": "resnet20", "seed": 0, "test_error": None}]
-    runs.write_summary(tmp_path, rows)
-    assert runs.read_summary(tmp_path) == rows
-    assert (tmp_path / "summary.csv").read_text() == "model,seed,test_error\nplain20,0,0.25\nresnet20,0,\n"
+    shared = {"state": "finished", "residual": False, "seconds": 1.5}
+    rows = [
+        {"run": "a", "model": "plain20", "test_error": 0.25} | shared,
+        {"run": "b", "model": "plain8", "test_error": None} | shared,
+    ]
+    assert runs.write_summary(tmp_path, lambda: rows) == rows == runs.read_summary(tmp_path)
+    table = ["run,model,test_error,state,residual,seconds", "a,plain20,0.25,finished,False,1.5", "b,plain8,,finished,False,1.5"]
+    assert (tmp_path / "summary.csv").read_text().splitlines() == table
     assert json.loads((tmp_path / "summary.json").read_text()) == rows
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"seed": 0, "train": {"seeds": 1}}, None),  # written before several seeds became a sweep
+        ({"seed": 0, "train": {"seeds": 2}}, r"train\.seeds, which was removed: several seeds are a sweep"),
+    ],
+)
+def test_removed_key(tmp_path, config, message):
+    run = make_run(tmp_path / "run", {"seed": 0, "train": {"steps": 1}})
+    (run.path / "config.json").write_text(json.dumps(config))
+    if message:
+        with pytest.raises(UserError, match=message):
+            run.config()
+    else:
+        assert run.config() == {"seed": 0, "train": {}}
+
+
+VALUES = (None, True, -1, 1.5, "x", [1], {"a": 1})
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("key", ["step", "split", "seconds", "loss", "outputs"])
+def test_record_of_another_type_is_damage(tmp_path, key, value):
+    run = make_run(tmp_path / "run", {"seed": 0})
+    record = {"step": 1, "split": "train", "seconds": 1.0, "loss": 0.5}
+    numbers = (None, -1, 1.5, {"a": 1})
+    sound = {"step": (), "split": ("x",), "seconds": (-1, 1.5), "loss": numbers, "outputs": numbers}
+    (run.path / "metrics.jsonl").write_text(json.dumps(record | {key: value}) + "\n")
+    if any(type(value) is type(other) and value == other for other in sound[key]):
+        assert len(run.metrics()) == 1
+    else:
+        with pytest.raises(UserError, match="line 1 is no record"):
+            run.metrics()
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("key", runs.Status._fields)
+def test_status_of_another_type_counts_as_queued(tmp_path, key, value):
+    run = make_run(tmp_path / "run", {"seed": 0})
+    stored = runs.Status("finished", 5, "", 100, 1.0)._asdict()
+    (run.path / "status.json").write_text(json.dumps(stored | {key: value}))
+    sound = (key == "reason" and value == "x") or (key == "seconds" and value in (-1, 1.5) and value is not True)
+    assert run.status().state == ("finished" if sound else "queued")
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("key", ["data", "data.streamed", "data.image_shape", "data.class_names", "data.train"])
+def test_environment_of_another_type_is_damage(tmp_path, key, value):
+    run = make_run(tmp_path / "run", {"seed": 0})
+    data = {"train": 5, "streamed": False, "image_shape": [8, 8, 1], "class_names": ["0", "1"]}
+    environment = {"data": data | {key.partition(".")[2]: value}} if "." in key else {"data": value}
+    (run.path / "environment.json").write_text(json.dumps(environment))
+    if (key == "data.streamed" and value is True) or (key == "data" and value == {"a": 1}):
+        assert run.environment() == environment
+    else:
+        with pytest.raises(UserError, match=r"environment\.json is damaged"):
+            run.environment()
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "environment.json", "status.json"])
+@pytest.mark.parametrize("kind", ["folder", "loop", "pipe", "bytes", "deep", "NaN"])
+def test_something_else_in_place_of_a_file(tmp_path, name, kind):
+    run = make_run(tmp_path / "run", {"seed": 0})
+    file = run.path / name
+    file.unlink(missing_ok=True)
+    if kind == "folder":
+        file.mkdir()
+    elif kind == "loop":
+        file.symlink_to(name)
+    elif kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.write_bytes({"bytes": b"\xff\n", "deep": b'{"a": ' * 3000 + b"\n", "NaN": b'{"data": NaN}\n'}[kind])
+    read = {"config.json": run.config, "metrics.jsonl": run.metrics, "environment.json": run.environment}
+    if name == "status.json":
+        assert run.status() == runs.Status()
+    else:
+        with pytest.raises(UserError, match=rf"{name} (is damaged|cannot be read)"):
+            read[name]()
+    assert runs.view(run, {"seed": 0}).status.state == ("damaged" if name in ("config.json", "metrics.jsonl") else "queued")
+
+
+NO_FLOCK = """if True:
+    import errno, fcntl, os, sys, time
+    def refuse(descriptor, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    fcntl.flock = refuse
+    from plain56 import runs
+    with runs.hold(sys.argv[1]) as run:
+        run.write_config({"seed": 0})
+        print(run.holder(), flush=True)
+        time.sleep(float(sys.argv[2]))"""
+
+
+def test_where_there_is_no_flock_a_killed_process_holds_nothing(tmp_path):
+    command = [sys.executable, "-W", "error", "-c", NO_FLOCK, str(tmp_path / "run")]
+    with subprocess.Popen([*command, "60"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline().startswith(f"process {process.pid} on ")
+        second = subprocess.run([*command, "0"], capture_output=True, text=True)
+        assert f"is held by process {process.pid} on" in second.stderr
+        process.kill()
+    third = subprocess.run([*command, "0"], capture_output=True, text=True)
+    assert third.returncode == 0, third.stderr
+
+
+@pytest.mark.parametrize("text", ["~nosuchuser/x", "a" * 300, "a\0b"])
+def test_what_can_be_no_path(text):
+    with pytest.raises(UserError, match="cannot be a path"):
+        runs.user_path(text)
+
+
+def test_a_sweep_keeps_the_numbers_of_its_runs(tmp_path):
+    def elements(*names, steps=1):
+        overrides = {"model.name": "resnet8", "seed": 0}
+        return {name: {"overrides": overrides, "config": {"train": {"steps": steps, "log_every": steps}}} for name in names}
+
+    assert runs.write_sweep(tmp_path, elements("a", "b")) == ["a", "b"]
+    assert runs.write_sweep(tmp_path, elements("c", "a")) == ["a", "b", "c"]
+    with pytest.raises(UserError, match=r"has a different run b: train\.steps \(1 there, 2 now\)"):
+        runs.write_sweep(tmp_path, elements("d", "b", steps=2))
+    assert [run.run.path.name for run in runs.read_sweep(tmp_path)] == ["a", "b", "c"]
+
+
+def test_the_last_writer_of_a_summary_has_seen_what_the_others_have(tmp_path):
+    """Writers who read the runs before they wait for each other would put back an older state."""
+    code = """if True:
+        import json, sys, time
+        from pathlib import Path
+        from plain56 import runs
+        folder, mine = Path(sys.argv[1]), sys.argv[2]
+        (folder / mine).touch()
+        def rows():
+            seen = sorted(path.name for path in folder.glob("run*"))
+            time.sleep(0.5 if mine == "run0" else 0)
+            return [{"run": " ".join(seen), "model": "", "state": "", "residual": False, "seconds": 0.0}]
+        runs.write_summary(folder, rows)"""
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), f"run{i}"]) for i in range(3)]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    assert runs.read_summary(tmp_path)[0]["run"] == "run0 run1 run2"

@@ -1,8 +1,12 @@
 """Streams against the resident data set, against each other, and against what is known of the pictures."""
 
+import errno
 import itertools
+import multiprocessing
+import resource
 import subprocess
 import sys
+import threading
 
 import cv2
 import jax
@@ -298,7 +302,73 @@ def test_what_fits_is_resident(monkeypatch):
     datasets._choose_mode.cache_clear()
 
 
-def test_several_seeds_are_not_streamed(tmp_path, tiny_config):
-    tiny_config.train.seeds = 2
-    with pytest.raises(UserError, match="the data set is streamed .data.mode 'stream'.; allowed is 1"):
-        training.train(streamed(tiny_config), tmp_path / "run")
+def workers_of(process):
+    """The processes that read for one; Python's own, which frees shared memory, leaves signals alone."""
+    return [child for child in process.children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_after_a_reading_process_was_killed(tmp_path, tiny_config, capfd):
+    config = streamed(tiny_config)
+    config.train.steps, config.train.evaluate_every, config.data.workers = 40, 40, 2
+
+    def kill(share, rate):
+        if share == 0.2:
+            workers_of(psutil.Process())[0].kill()
+
+    with pytest.raises(UserError, match="A process that reads data .data.workers. ended too early: Killed.* again to go on"):
+        training.train(config, tmp_path / "killed", kill)
+    assert runs.Run(tmp_path / "killed").status().state == "failed"
+    assert not workers_of(psutil.Process())
+    assert training.train(config, tmp_path / "killed").state == "finished"
+    config.data.workers = 0
+    training.train(config, tmp_path / "whole")
+    jax.tree.map(np.testing.assert_array_equal, *(load_run(tmp_path / name).state for name in ("whole", "killed")))
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_threads_that_cannot_begin(monkeypatch, workers):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    stream = train_stream(pictures_of(noise(9, 4, 4, 3)), section(workers=workers), 0, 0, 4, 4)
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(UserError, match="for lack of memory, open .* .can't start new thread.;"),
+    ):
+        patched.setattr(threading.Thread, "start", refuse)
+        next(stream)
+
+
+def test_processes_that_cannot_begin(monkeypatch):
+    def refuse(*arguments):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    stream = train_stream(pictures_of(noise(9, 4, 4, 3)), section(workers=2), 0, 0, 4, 4)
+    multiprocessing.resource_tracker.ensure_running()
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="for lack of .* .Resource temporarily unavailable.;"):
+        patched.setattr(multiprocessing.util, "spawnv_passfds", refuse)
+        next(stream)
+
+
+def test_workers_need_open_files(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (40, 4096))
+    pictures = pictures_of(noise(9, 4, 4, 3))
+    with pytest.raises(UserError, match=r"data.workers is 2, which needs \d+ open files, and the system allows 40; raise"):
+        train_stream(pictures, section(workers=2), 0, 0, 4, 4)
+    assert len(list(train_stream(pictures, section(), 0, 0, 4, 4))) == 4
+
+
+def test_batches_that_do_not_fit():
+    with pytest.raises(UserError, match=r"A stream of batches of 8192 images needs 4608.0 GiB of memory, and .* are free"):
+        train_stream(pictures_of(noise(9, 4, 4, 3)), section(image_size=8192), 0, 0, 4, 8192)
+
+
+def test_an_image_that_cannot_be_enlarged_is_told(monkeypatch):
+    def fail(*arguments, **options):
+        raise cv2.error("OpenCV: error: (-4:Insufficient memory) Failed to allocate 9 bytes")
+
+    monkeypatch.setattr(cv2, "resize", fail)
+    with pytest.raises(UserError, match="for lack of memory, open files or processes .*Insufficient memory"):
+        next(train_stream(pictures_of(noise(9, 4, 4, 3)), section(image_size=8), 0, 0, 4, 4))

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
+import launch
 from configs.sweeps import degradation as sweep_config
 from experiments.degradation import check_claim
 from plain56 import runs, sweeps
@@ -215,7 +216,7 @@ def test_failed_run_does_not_stop_the_others(tmp_path, tiny_sweep, monkeypatch):
     assert (tmp_path / "resnet8-seed0" / "metrics.jsonl").stat().st_mtime_ns == finished
     # And another sweep in its place is refused before anything is changed.
     tiny_sweep.optimizer.momentum = 0.5
-    with pytest.raises(UserError, match="different run: optimizer.momentum"):
+    with pytest.raises(UserError, match="different run plain8-seed0: optimizer.momentum"):
         sweeps.run_sweep(sweeps.expand(tiny_sweep, sweep_config.sweep), tmp_path)
 
 
@@ -252,12 +253,12 @@ def test_damaged_log_of_one_run_does_not_stop_the_others(tmp_path, tiny_sweep):
     (tmp_path / "resnet8-seed0" / "status.json").write_bytes(b"")
     tiny_sweep.train.stop_after = 8
     rows = sweeps.run_sweep(sweeps.expand(tiny_sweep, sweep_config.sweep), tmp_path)
-    assert [(row["state"], row["steps"]) for row in rows] == [("failed", 4), ("preempted", 8)]
+    assert [(row["state"], row["steps"]) for row in rows] == [("damaged", 0), ("preempted", 8)]
 
 
 def test_workers_that_fail_say_where(tmp_path, tiny_sweep):
     elements = sweeps.expand(tiny_sweep, sweep_config.sweep)
-    with pytest.raises(UserError, match=r"The workers fail; why, is in .*0\.log"):
+    with pytest.raises(UserError, match=r"The workers failed; see .*0\.log"):
         sweeps.run_workers(elements, tmp_path, [sys.executable, "-c", "import nothing_of_that_name"], 2)
     assert "nothing_of_that_name" in (tmp_path / "workers" / "1.log").read_text()
 
@@ -294,17 +295,6 @@ def made_up_sweep(folder, errors):
                         append({"step": step, "split": split, "seconds": 1.0, **errors})
             run.write_status(runs.Status("finished", 20, "", 100, 1.0))
     return sweeps.summarise(folder)
-
-
-def test_networks_that_are_trained_together_have_rows_of_their_own(tmp_path, tiny_sweep):
-    tiny_sweep.train.seeds = 2
-    rows = sweeps.run_sweep(sweeps.expand(tiny_sweep, sweep_config.sweep), tmp_path)
-    assert [(row["model"], row["seed"], row["state"]) for row in rows] == [
-        (model, seed, "finished") for model in ("plain8", "resnet8") for seed in (0, 1)
-    ]
-    assert rows[0]["train_loss"] != rows[1]["train_loss"]
-    assert sweeps.is_complete(tmp_path)
-    assert figure.draw(tmp_path).exists()
 
 
 def test_seeds_are_drawn_as_mean_and_range(tmp_path):
@@ -407,3 +397,106 @@ def test_degradation_figure_shows_no_other_networks(tmp_path):
     sweeps.summarise(tmp_path)
     with pytest.raises(UserError, match="has vgg11; this figure shows plain and residual networks alone"):
         figure.draw(tmp_path)
+
+
+def test_other_elements_are_added_and_keep_their_numbers(tmp_path, tiny_sweep, capsys):
+    def run(depths, **choices):
+        tiny_sweep.sweep.depths = depths
+        return sweeps.run_sweep(sweeps.expand(tiny_sweep, sweep_config.sweep), tmp_path, **choices)
+
+    tiny_sweep.train.stop_after = 4
+    run((8,))
+    names = ["plain8-seed0", "resnet8-seed0", "plain14-seed0", "resnet14-seed0"]
+    rows = run((14,), index=3)  # counted over all that the directory then has
+    assert [row["run"] for row in rows] == names
+    assert [row["state"] for row in rows] == ["preempted", "preempted", "queued", "preempted"]
+    with pytest.raises(UserError, match=r"--index is 6; it must be from 0 to 5"):
+        run((20,), index=6)
+    assert [element.name for element in sweeps.read(tmp_path)] == names
+    assert [(tmp_path / name / "metrics.jsonl").exists() for name in names] == [True, True, False, True]
+
+
+def foreign_config(sweep, run):
+    (run / "config.json").write_text('{"train": "data/train.csv"}')
+
+
+def other_seed(sweep, run):
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"seed": 7}))
+
+
+def file_for_run(sweep, run):
+    shutil.rmtree(run)
+    run.touch()
+
+
+def edited_sweep(sweep, run):
+    elements = json.loads((sweep / "sweep.json").read_text())
+    elements[run.name]["config"]["train"] = "x"
+    (sweep / "sweep.json").write_text(json.dumps(elements))
+
+
+def foreign_element(sweep, run):
+    elements = json.loads((sweep / "sweep.json").read_text())
+    (sweep / "sweep.json").write_text(json.dumps({run.name: 5} | {k: v for k, v in elements.items() if k != run.name}))
+
+
+def list_for_split(sweep, run):
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "split": ["train"], "seconds": 1.0}\n')
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory):
+    from configs import digits
+
+    folder = tmp_path_factory.mktemp("two") / "sweep"
+    config = digits.get_config("resnet8")
+    config.model.widths, config.train.batch_size, config.train.steps, config.train.steps_per_call = (4, 4, 8), 32, 4, 4
+    config.optimizer.schedule.warmup_steps = 1
+    sweeps.run_sweep([sweeps.Element(f"seed{seed}", {"seed": seed}, with_seed(config, seed)) for seed in (0, 1)], folder)
+    figure.draw(folder)
+    return folder
+
+
+def with_seed(config, seed):
+    changed = config.copy_and_resolve_references()
+    changed.seed = seed
+    return changed.lock()
+
+
+@pytest.mark.parametrize(
+    "damage", [foreign_config, other_seed, file_for_run, edited_sweep, foreign_element, list_for_split], ids=lambda f: f.__name__
+)
+def test_a_damaged_run_is_named_and_the_others_go_on(two_runs, tmp_path, capsys, monkeypatch, damage):
+    monkeypatch.chdir(ROOT)
+    folder = tmp_path / "sweep"
+    shutil.copytree(two_runs, folder)
+    for name in ("link.png", "folder.png"):
+        (folder / name).mkdir() if name == "folder.png" else (folder / name).symlink_to("nowhere")
+    (tmp_path / "config.json").write_text('{"train": "data/train.csv"}')  # nobody's business
+    damage(folder, folder / "seed0")
+    for mode, status in ((["sweep", "--status"], 0), (["report"], 0), (["sweep"], 1)):
+        assert launch.main([*mode, f"--workdir={folder}"]) == status, mode
+        captured = capsys.readouterr()
+        shown = {row["run"]: row["state"] for row in json.loads(captured.out.splitlines()[-1])["runs"]}
+        unnoticed = damage is list_for_split and "--status" in mode  # a log is not read to tell how a run stands
+        assert shown == {"seed0": "finished" if unnoticed else "damaged", "seed1": "finished"}
+        assert "Traceback" not in captured.err
+    assert "seed0" in captured.err
+
+
+def test_long_names_are_cut_and_stay_apart(tiny_config):
+    def sweep(config):
+        for name in ("a", "b"):
+            yield {"data.dir": "/" + "ü" * 300 + name, "data.name": "folder:x"}
+
+    names = [element.name for element in sweeps.expand(tiny_config, sweep)]
+    assert len(set(names)) == 2 and all(len(name.encode()) <= 200 for name in names)
+
+
+def test_no_more_workers_than_runs(tmp_path, tiny_sweep):
+    elements = sweeps.expand(tiny_sweep, sweep_config.sweep)
+    with pytest.raises(UserError, match="The workers failed"):
+        sweeps.run_workers(elements, tmp_path, [sys.executable, "-c", "raise SystemExit(1)"], 9)
+    assert sorted(log.name for log in (tmp_path / "workers").iterdir()) == ["0.log", "1.log"]

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -169,7 +170,8 @@ def test_a_new_last_layer_learns_on_a_trained_network(pretrained, tmp_path, monk
 @pytest.mark.parametrize("mode", ["resident", "stream"])
 def test_a_probe_is_the_logistic_regression_on_the_features(pretrained, tmp_path, monkeypatch, capsys, mode):
     monkeypatch.chdir(ROOT)
-    flags = ["--config.transfer.probe=True", "--config.optimizer.weight_decay=1e-2", f"--config.data.mode={mode}"]
+    flags = ["--config.transfer.probe=True", "--config.data.augment.pad=0", "--config.train.evaluate_train_every=1"]
+    flags += ["--config.optimizer.weight_decay=1e-2", f"--config.data.mode={mode}"]
     status, captured = finetuned(pretrained, tmp_path / "run", capsys, *flags, "--config.train.steps=500")
     result = json.loads(captured.out.splitlines()[-1])
     assert status == 0 and result["state"] == "finished" and result["step"] < 500
@@ -188,10 +190,10 @@ def test_a_probe_is_the_logistic_regression_on_the_features(pretrained, tmp_path
     reference = LogisticRegression(C=1 / (1e-2 * len(features)), tol=1e-8, max_iter=10_000).fit(features, few.labels)
     np.testing.assert_allclose(after.params["head"]["kernel"], reference.coef_.T, atol=2e-3)
     records = runs.Run(tmp_path / "run").metrics()
-    assert [record["split"] for record in records] == ["train", "test"]
-    assert records[0]["top1_error"] == pytest.approx(1 - reference.score(features, few.labels))
+    assert [record["split"] for record in records] == ["train", "train_clean", "test"]
+    assert records[0]["top1_error"] == records[1]["top1_error"] == pytest.approx(1 - reference.score(features, few.labels))
     tested = training.evaluate_run(tmp_path / "run")
-    assert tested["top1_error"] == records[1]["top1_error"] < 0.2 and tested["step"] == result["step"]
+    assert tested["top1_error"] == records[2]["top1_error"] < 0.2 and tested["step"] == result["step"]
     # Launched again, it has ended.
     assert finetuned(pretrained, tmp_path / "run", capsys, *flags, "--config.train.steps=500")[0] == 0
     assert runs.Run(tmp_path / "run").metrics() == records
@@ -232,6 +234,23 @@ def test_mistakes(pretrained, tmp_path, monkeypatch, capsys):
     weights_flag = "--config.transfer.weights=digits.safetensors"
     assert launch.main(["train", "--config=configs/digits.py", weights_flag, f"--workdir={tmp_path / 'run'}"]) == 2
     assert "(transfer.weights); needed is `launch.py finetune`" in capsys.readouterr().err
-    status, captured = finetuned(pretrained, tmp_path / "run", capsys, "--config.transfer.probe=True", "--config.train.seeds=2")
-    assert status == 2 and "train.seeds is 2; allowed is 1 for a probe" in captured.err
+    status, captured = finetuned(pretrained, tmp_path / "run", capsys, "--config.transfer.probe=True")
+    assert status == 2 and "data.augment.pad is 1, which changes nothing with a probe" in captured.err
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_moved_do_not_end_a_run(pretrained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "home").mkdir()
+    old, new = tmp_path / "home" / "digits.safetensors", tmp_path / "moved.safetensors"
+    shutil.copy(pretrained / "digits.safetensors", old)
+    command = ["finetune", "--config=configs/digits.py", "--config.train.steps=30", "--config.optimizer.schedule.warmup_steps=1"]
+    command += ["--config.train.checkpoint_every=10", f"--workdir={tmp_path / 'run'}"]
+    for stop, file in ((10, old), (20, old), (0, new)):
+        if stop == 20:
+            old.rename(new)
+        assert launch.main([*command, f"--config.train.stop_after={stop}", f"--weights={file}"]) == 0
+        assert runs.Run(tmp_path / "run").status().step == (stop or 30)
+    assert f"The run began with {old}, which is gone; it goes on without {new}." in capsys.readouterr().err
+    # A run that has not begun needs its weights.
+    assert launch.main([*command[:-1], f"--workdir={tmp_path / 'other'}", f"--weights={old}"]) == 2

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import types
@@ -21,7 +22,7 @@ from plain56.data import read_picture
 from plain56.errors import UserError
 from plain56.machine import cache_folder
 from plain56.models import create_model
-from plain56.weights import files
+from plain56.weights import files, pretrained
 from plain56.weights.pytorch import from_pytorch, to_pytorch
 
 ROOT = Path(__file__).parent.parent
@@ -40,6 +41,10 @@ KINDS = [
     ("googlenet", {"auxiliary": False}),
     ("googlenet_bn", {"form": "small"}),
 ]
+
+# Every type of JSON, and numbers that only look right.
+VALUES = [None, True, 0, 1, -1, 3, 8.0, 1e39, 10**400, "", "x", [], [1], [0.5], [True], ["x"], [None], [[1]], [{}], {}, {"a": 1}]
+SHAPES = [[8, 8, 3], [8, 8], [8, 8, 1, 1], [8, 8, 0], [0, 8, 1], [8, -8, 1], [8.0, 8, 1], [8, True, 1], [8, 8, 2], [10**9] * 3]
 
 
 def random_variables(name, shape, options):
@@ -124,7 +129,7 @@ def test_every_family_is_exported_without_native_code(tmp_path, monkeypatch, nam
     model, variables = random_variables(name, shape, {})
     assert "plain56.Convolution" in jax.jit(model.apply).lower(variables, jnp.zeros((1, *shape))).as_text()
     about = files.About(name, {}, shape, (0.5,) * 3, (0.5,) * 3)
-    files.write(tmp_path / "weights.safetensors", to_pytorch(name, variables), about)
+    files.write(tmp_path / "weights.safetensors", to_pytorch(name, jax.tree.map(np.abs, variables)), about)
     weights.save_pretrained(tmp_path / "program.stablehlo", tmp_path / "weights.safetensors")
     program = jax.export.deserialize((tmp_path / "program.stablehlo").read_bytes())
     assert "plain56.Convolution" not in program.mlir_module()
@@ -134,10 +139,10 @@ def test_every_family_is_exported_without_native_code(tmp_path, monkeypatch, nam
 def test_pictures_that_are_not_square():
     about = files.About("resnet8", {}, (28, 20, 1), (0.0,), (1 / 255,))
     picture = np.arange(28 * 20, dtype=np.uint8).reshape(28, 20, 1)
-    np.testing.assert_allclose(files.preprocess(picture, about)[0], picture, atol=1e-4)
+    np.testing.assert_allclose(pretrained.preprocess(picture, about)[0], picture, atol=1e-4)
     # The middle is cut out along the longer side.
-    np.testing.assert_allclose(files.preprocess(np.pad(picture, ((0, 0), (6, 6), (0, 0))), about)[0], picture, atol=1e-4)
-    assert files.preprocess(np.zeros((90, 50, 1), np.uint8), about).shape == (1, 28, 20, 1)
+    np.testing.assert_allclose(pretrained.preprocess(np.pad(picture, ((0, 0), (6, 6), (0, 0))), about)[0], picture, atol=1e-4)
+    assert pretrained.preprocess(np.zeros((90, 50, 1), np.uint8), about).shape == (1, 28, 20, 1)
 
 
 def test_a_new_last_layer_for_other_classes(trained):
@@ -226,10 +231,27 @@ def test_weights_for_other_classes_or_another_network_are_not_evaluated(trained,
     assert "allowed are names that end in .safetensors and .stablehlo" in capsys.readouterr().err
 
 
+def test_a_run_whose_data_section_is_damaged(trained, tmp_path):
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    good = json.loads((run / "environment.json").read_text())
+    data = good["data"]
+    damaged = [{"data": value} for value in VALUES]
+    damaged += [{"data": data | {key: value}} for key in ("image_shape", "class_names") for value in VALUES]
+    damaged += [{"data": data | {"image_shape": shape}} for shape in SHAPES]
+    damaged += [{"data": {name: data[name] for name in data if name != key}} for key in ("image_shape", "class_names")]
+    for change in damaged:
+        (run / "environment.json").write_text(json.dumps(good | change))
+        with pytest.raises(UserError) as refused:
+            weights.load_pretrained(run)
+        assert "\n" not in str(refused.value)
+    (run / "environment.json").write_text(json.dumps(good))
+    weights.load_pretrained(run)
+
+
 def test_without_pytorch_its_files_are_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "weights.pth").write_bytes(b"")
-    with pytest.raises(UserError, match="needs PyTorch to be read: install the extra 'torch'"):
+    with pytest.raises(UserError, match=r"needs PyTorch 2.6 or newer .*; install it by: pip install 'plain56\[torch\]'"):
         weights.load_pretrained(tmp_path / "weights.pth", "resnet18")
 
 
@@ -282,7 +304,9 @@ def test_a_pytorch_cifar_network_and_ours_load_each_other(torch, tmp_path, optio
     module, variables, _ = weights.load_pretrained(tmp_path / "foreign.th", "resnet20", shortcut=option)
     logits = jax.jit(module.apply)(variables, images.numpy().transpose(0, 2, 3, 1)).logits
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
-    files.write(tmp_path / "ours.safetensors", to_pytorch("resnet20", variables), files.foreign("resnet20", {"shortcut": option}))
+    files.write(
+        tmp_path / "ours.safetensors", to_pytorch("resnet20", variables), pretrained.foreign("resnet20", {"shortcut": option})
+    )
     other = ResNet(20, option)
     counts = {name: tensor for name, tensor in network.state_dict().items() if name.endswith("num_batches_tracked")}
     other.load_state_dict(load_file(tmp_path / "ours.safetensors") | counts, strict=True)
@@ -338,7 +362,7 @@ def test_pictures_of_every_kind_are_read_by_what_they_are(tmp_path):
 
 
 def test_a_thousand_classes_are_imagenets():
-    names = files._class_names(None, 1000)
+    names = pretrained._class_names(None, 1000)
     assert len(names) == 1000
     # Well-known places in the usual order.
     assert [names[i] for i in (0, 207, 281, 817, 999)] == ["tench", "golden retriever", "tabby", "sports car", "toilet tissue"]

@@ -58,7 +58,8 @@ def sweep(config):
     """Yields the flat overrides of each run."""
     approaches = {
         "scratch": {"optimizer.learning_rate": config.sweep.scratch_learning_rate},
-        "probe": {"transfer.weights": config.sweep.weights, "transfer.probe": True, "optimizer.weight_decay": PROBE_DECAY},
+        "probe": {"transfer.weights": config.sweep.weights, "transfer.probe": True, "optimizer.weight_decay": PROBE_DECAY}
+        | {"data.augment.pad": 0, "data.augment.flip": False},  # it looks at each picture once
         "finetune": {"transfer.weights": config.sweep.weights},
     }
     for examples in config.sweep.examples_per_class:

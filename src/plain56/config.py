@@ -5,8 +5,8 @@ from itertools import pairwise
 
 from ml_collections import ConfigDict
 
-from plain56.errors import UserError
-from plain56.models import create_model
+from plain56.errors import UserError, first_line
+from plain56.models import create_model, parse_name
 
 
 def _number(holds, allowed):
@@ -102,7 +102,6 @@ RULES = {
     "train.steps": _count(1),
     "train.batch_size": _count(1, 2**20),
     "train.label_smoothing": FRACTION,
-    "train.seeds": _count(1, 1024),
     "train.warm_start": TEXT,
     "train.accumulate": _count(1),
     "train.stop_after": _count(0),
@@ -131,13 +130,85 @@ RULES = {
 }
 
 
+def _has_batch_norm(config):
+    family = parse_name(config.model.name)[0]
+    return config.model.normalise is not False if family in ("plain", "resnet") else config.model.name.endswith("_bn")
+
+
+def _splits_by_seed(data):
+    """Whether `data.split_seed` chooses something; in a folder it does, unless the folder has its splits already."""
+    return data.validation_examples or data.examples_per_class or data.name.startswith("folder:")
+
+
+# Where a key changes nothing, it must have the value here, which are the defaults of `configs/base.py`: [(where, when, values)].
+# Not here, since one sweep sets them for all of its networks: model.shortcut in plain networks, and model.bottleneck_stride where
+# there are no bottlenecks. Nor what the cosine schedule does not read: boundaries and factor, which recipes leave as they are.
+UNUSED = (
+    (
+        "a probe, which fits the last layer to features that are computed once",
+        lambda config: config.transfer.probe,
+        {
+            "train.stop_after": 0,
+            "train.gradients_every": 0,
+            "train.accumulate": 1,
+            "transfer.freeze": (),
+            "transfer.rate_factor": 1.0,
+            "data.augment.pad": 0,
+            "data.augment.enlarge": (),
+            "data.augment.area": (),
+            "data.augment.flip": False,
+            "data.augment.colour": 0.0,
+            "model.dropout": None,
+            "optimizer.schedule.warmup_learning_rate": 0.0,
+            "batch_norm.sync": True,
+        },
+    ),
+    ("the embedded digits", lambda config: config.data.name == "digits", {"data.dir": ""}),
+    ("data that is no folder", lambda config: not config.data.name.startswith("folder:"), {"data.test_share": 0.2}),
+    ("a split that is not drawn", lambda config: not _splits_by_seed(config.data), {"data.split_seed": 0}),
+    ("resident data", lambda config: config.data.mode == "resident", {"data.workers": 0}),
+    (
+        "a network without batch norm",
+        lambda config: not _has_batch_norm(config),
+        {"batch_norm.epsilon": None, "batch_norm.sync": True},
+    ),
+    (
+        "a schedule without warm-up",
+        lambda config: not config.optimizer.schedule.warmup_steps,
+        {"optimizer.schedule.warmup_learning_rate": 0.0},
+    ),
+)
+
+
+def check_used(config):
+    """Raises UserError where a sound config, of a run that is to be trained, has a key that would change nothing."""
+    flat = config.to_dict()
+    for where, holds, values in UNUSED:
+        if not holds(config):
+            continue
+        for key, unused in values.items():
+            section, *rest = key.split(".")
+            value = flat[section]
+            for part in rest:
+                value = value[part]
+            if value != unused:
+                raise UserError(f"{key} is {value!r}, which changes nothing with {where}; only {unused!r} is accepted there.")
+
+
 def from_json(nested):
-    """The locked `ConfigDict` that nested dicts read from JSON were written from: lists are the tuples that they were."""
+    """The locked `ConfigDict` that nested dicts read from JSON were written from: lists are the tuples that they were.
+
+    Raises:
+        UserError: they were written from none.
+    """
 
     def restored(value):
         return {key: restored(v) for key, v in value.items()} if isinstance(value, dict) else _tuples(value)
 
-    return ConfigDict(restored(nested)).lock()
+    try:
+        return ConfigDict(restored(nested)).lock()
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # names that can be no keys
+        raise UserError(f"The stored config cannot be read: {first_line(error)}.") from error
 
 
 def _tuples(value):
@@ -196,15 +267,6 @@ def check(config):
         raise UserError(
             f"data.std has {len(config.data.std)} numbers; needed are as many as data.mean has, {len(config.data.mean)}."
         )
-    last_seed = config.seed + config.train.seeds - 1
-    if not SEED[0](last_seed):
-        raise UserError(f"seed and train.seeds make {last_seed} the last seed; allowed are {SEED[1]}.")
-    if config.transfer.probe and config.train.seeds > 1:
-        raise UserError(f"train.seeds is {config.train.seeds}; allowed is 1 for a probe, whose result no seed changes.")
-    if config.train.gradients_every and config.train.seeds > 1:
-        raise UserError(f"train.gradients_every is {config.train.gradients_every}; allowed is 0 with several seeds at once.")
-    if config.parallelism == "pmap" and config.train.seeds > 1:
-        raise UserError(f"parallelism is 'pmap' and train.seeds is {config.train.seeds}; allowed for several seeds is 'jit'.")
     options = config.data.augment
     crops = {f"data.augment.{key}": options[key] for key in ("pad", "enlarge", "area") if options[key]}
     if len(crops) > 1:

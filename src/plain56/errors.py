@@ -7,6 +7,9 @@ class UserError(ValueError):
     `launch.py` prints the sentence without a traceback and exits with status 2.
     """
 
+    def __init__(self, sentence):
+        super().__init__(" ".join(str(sentence).splitlines()))  # a name in it may have a line break
+
 
 def first_line(error):
     """The first line of what an exception says, without its full stop and not too long; its type where it says nothing."""

@@ -179,12 +179,6 @@ def split_batch(batch, mesh):
     return jax.lax.with_sharding_constraint(batch, spread(mesh))
 
 
-def share_out(function, mesh):
-    """`function(own, shared)`, computed by each device for its share of `own`'s and the result's first axis."""
-    one_each, everywhere = PartitionSpec(DATA_AXIS), PartitionSpec()
-    return jax.shard_map(function, mesh=mesh, in_specs=(one_each, everywhere), out_specs=one_each, check_vma=False)
-
-
 def place(batch, mesh):
     """A batch of which every process has its part in NumPy arrays, shared out among the devices."""
     return jax.tree.map(lambda part: jax.make_array_from_process_local_data(spread(mesh), part), batch)

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import hashlib
 import logging
 import os
 import re
@@ -13,25 +14,30 @@ from typing import NamedTuple
 
 from plain56 import cluster, runs
 from plain56.analysis.complexity import count_multiply_adds
-from plain56.config import build_model, check, from_json, last_step
+from plain56.config import build_model, check, check_used, from_json, last_step
 from plain56.data import image_shape, load_dataset
 from plain56.errors import UserError
 from plain56.models import parse_name
 from plain56.training import load, train
 from plain56.weights import begin_transfer
 
-NAME = r"[\w.,=()+-]"  # what names of runs, which are folders, are made of
-NOT_RUNS = ("workers", "slurm")  # folders of a sweep that are no runs
+MOST_NAME_BYTES = 200  # of a run's folder; file systems take 255, and names of files that are being written are longer
+
+NOT_TRAINED = ("failed", "diverged", "damaged")  # how a run's work has ended without its result
 
 logger = logging.getLogger(__name__)
 
 
 class Element(NamedTuple):
-    """One run of a sweep: its name, what it overrides, and its resolved config."""
+    """One run of a sweep: its name, what it overrides, and its resolved config.
+
+    `damage` says why the run cannot be run: then its config is None.
+    """
 
     name: str
     overrides: dict
     config: object
+    damage: str = ""
 
 
 def expand(config, sweep):
@@ -47,12 +53,11 @@ def expand(config, sweep):
     """
     elements = []
     try:
-        all_overrides = list(sweep(config))
+        all_overrides = [dict(overrides) for overrides in sweep(config)]
     except Exception as error:  # a program of the user's, which may raise anything
         reason = str(error) or type(error).__name__
         raise UserError(f"The sweep fails, or its section of the config holds a value of the wrong type: {reason}.") from error
-    for given in all_overrides:
-        overrides = dict(given)
+    for overrides in all_overrides:
         given_name = overrides.pop("name", None)
         resolved = copy.deepcopy(config).unlock()
         if "sweep" in resolved:
@@ -65,13 +70,12 @@ def expand(config, sweep):
         if resolved.transfer.weights:
             resolved, _ = begin_transfer(resolved, resolved.transfer.weights, overrides.get("model.name"))
         check(resolved)
-        elements.append(Element(given_name or _name(resolved, overrides), overrides, resolved))
+        check_used(resolved)
+        name = given_name or _name(resolved, overrides)
+        if not runs.is_name(name):
+            raise UserError(f"The sweep names a run {name!r}; a name must be {runs.NAMES_ARE}.")
+        elements.append(Element(_cut(name), overrides, resolved))
     names = [element.name for element in elements]
-    for name in names:
-        if not (isinstance(name, str) and re.fullmatch(f"{NAME}+", name)) or name in NOT_RUNS or name.startswith("."):
-            raise UserError(
-                f"The sweep names a run {name!r}; allowed are letters, digits and .,=()+-, and not {', '.join(NOT_RUNS)}."
-            )
     if not names:
         raise UserError("The sweep is empty: it needs at least one depth and one seed.")
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -83,8 +87,15 @@ def expand(config, sweep):
 def _name(config, overrides):
     """ "resnet56-seed0": the network, then every other key that is overridden, with its value."""
     rest = [f"{key.rpartition('.')[-1]}{value}" for key, value in overrides.items() if key != "model.name"]
-    # A name is a folder's: no slashes of paths, and not longer than file systems take.
-    return re.sub(f"(?!{NAME}).", "_", "-".join([config.model.name, *rest]))[:200]
+    return re.sub(f"(?!{runs.NAME}).", "_", "-".join([config.model.name, *rest]))  # a name is a folder's: no slashes of paths
+
+
+def _cut(name):
+    """A name as file systems take it: a long one ends in a checksum of what it would have been."""
+    if len(name.encode()) <= MOST_NAME_BYTES:
+        return name
+    checksum = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name.encode()[: MOST_NAME_BYTES - 9].decode(errors='ignore')}-{checksum}"
 
 
 def read(workdir):
@@ -93,23 +104,36 @@ def read(workdir):
     Raises:
         UserError: it is not a sweep directory.
     """
-    return [Element(run.path.name, overrides, from_json(config)) for run, overrides, config in runs.read_sweep(workdir)]
+    return [_read_element(run) for run in runs.read_sweep(workdir)]
+
+
+def _read_element(planned):
+    name, damage = planned.run.path.name, planned.damage
+    if not damage:
+        try:
+            config = from_json(planned.config)
+            check(config)
+            return Element(name, planned.overrides, config)
+        except UserError as error:
+            damage = f"{planned.run.path.parent / 'sweep.json'} has a run {name!r} whose config is damaged: {error}"
+    return Element(name, planned.overrides, None, damage)
 
 
 def write(elements, workdir):
-    """Writes the elements to the sweep's directory: from then on any process can run them from there.
+    """Adds the elements to the sweep's directory: from then on any process can run them from there.
+
+    Those that are there stay, and keep their numbers.
 
     Raises:
         UserError: the directory holds something else, or a run of the same name and another identity.
     """
-    for element in elements:
-        runs.check_identity(runs.Run(Path(workdir) / element.name), element.config.to_dict())
     described = {
         element.name: {
             "overrides": {"model.name": element.config.model.name, "seed": element.config.seed, **element.overrides},
             "config": element.config.to_dict(),
         }
         for element in elements
+        if not element.damage
     }
     runs.write_sweep(workdir, described)
 
@@ -123,7 +147,7 @@ def run_sweep(elements, workdir, on_progress=lambda name, share, images_per_seco
         elements: of `expand` or `read`.
         workdir: the sweep directory; launched again on it, a sweep goes on where it was cut.
         on_progress: called with the run's name, the share done, in [0, 1], of the work that this call began with, and a rate.
-        index: run this element alone.
+        index: run only this element of all that the directory has.
 
     Returns:
         The rows of the summary, which is rewritten after every run.
@@ -131,31 +155,53 @@ def run_sweep(elements, workdir, on_progress=lambda name, share, images_per_seco
     Raises:
         UserError: a mistake that concerns the sweep as a whole, before anything is run; or the one run of `index` is held.
     """
-    chosen = elements if index is None else [elements[index]]
-    todo = [_work_left(element, runs.Run(Path(workdir) / element.name)) for element in chosen]
+    workdir = Path(workdir)
+    if index is not None:
+        _check_index(index, elements, workdir)
+        write(elements, workdir)
+        elements = [read(workdir)[index]]
+    todo = {element.name: _work_left(element, workdir) for element in elements}
     write(elements, workdir)
-    summary = summarise(workdir)
-    for number, element in enumerate(chosen):
-        run = runs.Run(Path(workdir) / element.name)
+    summary, total, done = summarise(workdir), max(1, sum(todo.values())), 0
+    for element in elements:
+        share_before, work = done / total, todo[element.name] / total
 
-        def show(share, images_per_second, name=element.name, number=number):
-            on_progress(name, (sum(todo[:number]) + share * todo[number]) / max(1, sum(todo)), images_per_second)
+        def show(share, images_per_second, name=element.name, before=share_before, work=work):
+            on_progress(name, before + share * work, images_per_second)
 
         try:
-            train(element.config, run.path, show, _begin(element, run))
-        except runs.Held as error:
-            if index is not None:
-                raise
-            logger.warning("Passed over: %s", error)
-        except Exception as error:  # the other runs are independent of it
-            logger.error("%s failed: %s", element.name, error)
-            failed = run.status()._replace(state="failed", reason=f"{type(error).__name__}: {error}"[:500])
-            with contextlib.suppress(UserError, OSError), runs.hold(run.path):  # it may be the disk that fails
-                run.write_config(element.config.to_dict())
-                run.write_status(failed)
-        finally:
+            _run_element(element, workdir, show, alone=index is not None)
+        finally:  # also where it is interrupted
             summary = summarise(workdir)
+        done += todo[element.name]
     return summary
+
+
+def _check_index(index, elements, workdir):
+    there = [element.name for element in read(workdir)] if runs.is_sweep(workdir) else []
+    count = len({*there, *(element.name for element in elements)})
+    if index >= count:
+        raise UserError(f"--index is {index}; it must be from 0 to {count - 1}.")
+
+
+def _run_element(element, workdir, show, alone):
+    """Trains one run, whose failure is kept in its directory and does not concern the others."""
+    run = runs.Run(workdir / element.name)
+    if element.damage:
+        logger.error("Passed over: %s", element.damage)
+        return
+    try:
+        train(element.config, run.path, show, _begin(element))
+    except runs.Held as error:
+        if alone:
+            raise
+        logger.warning("Passed over: %s", error)
+    except Exception as error:  # the other runs are independent of it
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        logger.error("%s failed: %s", element.name, reason)
+        with contextlib.suppress(UserError, OSError), runs.hold(run.path):  # it may be the disk that fails
+            run.write_config(element.config.to_dict())
+            run.write_status(run.status()._replace(state="failed", reason=reason[:500]))
 
 
 def run_workers(elements, workdir, command, count, on_progress=lambda ended, total, share: None):
@@ -176,15 +222,18 @@ def run_workers(elements, workdir, command, count, on_progress=lambda ended, tot
         UserError: a mistake, before anything is run; or one that a process has found.
     """
     for element in elements:
-        load_dataset(element.config.data)  # a mistake leaves nothing behind, and what has to be prepared is so once
+        if not element.damage:
+            load_dataset(element.config.data)  # a mistake leaves nothing behind, and what has to be prepared is so once
     write(elements, workdir)
+    count = max(1, min(count, sum(_steps_left(element, workdir) > 0 for element in elements)))
     logs = [Path(workdir) / "workers" / f"{number}.log" for number in range(count)]
     logs[0].parent.mkdir(exist_ok=True)
     workers = [_start_worker(command, number, count, log) for number, log in enumerate(logs)]
     try:
         while any(worker.poll() is None for worker in workers):
             left = [_steps_left(element, workdir) for element in elements]
-            on_progress(left.count(0), len(left), 1 - sum(left) / sum(last_step(element.config) for element in elements))
+            whole = sum(last_step(element.config) for element in elements if not element.damage)
+            on_progress(left.count(0), len(left), 1 - sum(left) / max(1, whole))
             time.sleep(0.5)
     except KeyboardInterrupt:
         for worker in workers:
@@ -197,10 +246,10 @@ def run_workers(elements, workdir, command, count, on_progress=lambda ended, tot
         if worker.returncode < 0:
             logger.warning("A worker was killed by %s; launch again to go on.", signal.Signals(-worker.returncode).name)
         elif worker.returncode == 2:
-            raise UserError(log.read_text().strip().rpartition("error: ")[-1])
+            raise UserError(log.read_text(encoding="utf-8", errors="replace").strip().rpartition("error: ")[-1])
     rows = summarise(workdir)
-    if any(worker.returncode == 1 for worker in workers) and not any(row["state"] in ("failed", "diverged") for row in rows):
-        raise UserError(f"The workers fail; why, is in {logs[0]}.")
+    if any(worker.returncode == 1 for worker in workers) and not any(row["state"] in NOT_TRAINED for row in rows):
+        raise UserError(f"The workers failed; see {logs[0]}.")
     return rows
 
 
@@ -219,9 +268,15 @@ def submit(elements, workdir, command, **parameters):
     """
     cluster.check()
     for element in elements:
-        load_dataset(element.config.data)
+        if not element.damage:
+            load_dataset(element.config.data)
     write(elements, workdir)
-    waiting = {element.name: index for index, element in enumerate(elements) if _steps_left(element, workdir)}
+    names = {element.name for element in elements}
+    waiting = {
+        element.name: index
+        for index, element in enumerate(read(workdir))
+        if element.name in names and _steps_left(element, workdir)
+    }
     if not waiting:
         return {}
     commands = [[*command, f"--index={index}"] for index in waiting.values()]
@@ -246,25 +301,28 @@ def _start_worker(command, number, count, log):
     return process
 
 
-def _work_left(element, run):
+def _work_left(element, workdir):
     """Checks an element against its data, and returns the multiply-adds that it has left, up to a factor."""
-    if run.status().state in runs.ENDED:
+    steps = _steps_left(element, workdir)
+    if not steps:
         return 0
     dataset = load(element.config)
     model = build_model(element.config, len(dataset.class_names))
-    per_step = count_multiply_adds(model, image_shape(dataset.train, element.config.data))
-    return _steps_left(element, run.path.parent) * per_step * element.config.train.seeds
+    return steps * count_multiply_adds(model, image_shape(dataset.train, element.config.data))
 
 
-def _begin(element, run):
-    """What begins a run with the weights that it trains further; None where there are none, or it has ended."""
+def _begin(element):
+    """What begins a run with the weights that it trains further, which are read where it is new; None where there are none."""
     source = element.config.transfer.weights
-    return begin_transfer(element.config, source)[1] if source and run.status().state not in runs.ENDED else None
+    return (lambda *initial: begin_transfer(element.config, source)[1](*initial)) if source else None
 
 
 def _steps_left(element, workdir):
-    status = runs.Run(Path(workdir) / element.name).status()
-    return 0 if status.state in runs.ENDED else max(0, last_step(element.config) - status.step)
+    """The steps that an element has left to do; none where it cannot be run."""
+    if element.damage:
+        return 0
+    status = runs.planned_status(runs.Run(Path(workdir) / element.name), element.config.to_dict())
+    return 0 if status.state in (*runs.ENDED, "damaged") else max(0, last_step(element.config) - status.step)
 
 
 def is_complete(workdir):
@@ -273,15 +331,14 @@ def is_complete(workdir):
 
 
 def summarise(workdir):
-    """Writes and returns a row for every network of the sweep, read off the run directories alone.
+    """Writes and returns a row for every run of the sweep, read off the run directories alone.
 
     Errors are fractions: `train_error` and `train_loss` are means over the last logging interval, in training mode with
     augmentation; `train_clean_error`, `validation_error` and `test_error` are without, each the newest that was measured, which
     is of an earlier step where a run was cut. None where a run has not come that far, or does not measure it.
     """
-    rows = [_row(run.path.relative_to(workdir), run, overrides) for run, overrides in runs.read_networks(workdir)]
-    runs.write_summary(workdir, rows)
-    return rows
+    runs.read_sweep(workdir)  # it must be one before anything is written there
+    return runs.write_summary(workdir, lambda: [_row(planned) for planned in runs.read_sweep(workdir)])
 
 
 def finished_runs(workdir):
@@ -298,21 +355,23 @@ def finished_runs(workdir):
     return [(runs.Run(Path(workdir) / row["run"]), row) for _, row in sorted(first.items())]
 
 
-def _row(name, run, overrides):
-    status = run.status()
-    try:
-        last = {record["split"]: record for record in run.metrics()}
-    except UserError as error:  # which the other runs have no part in
-        logger.error("%s", error)
-        status, last = status._replace(state="failed"), {}
+def _row(planned):
+    status, _, records = planned.view()
+    if status.state == "damaged":  # which the other runs have no part in
+        logger.error("%s is damaged: %s", planned.run.path.name, status.reason)
+    last = {record["split"]: record for record in records}
     errors = {f"{split}_error": last.get(split, {}).get("top1_error") for split in ("train", "train_clean", "validation", "test")}
-    family, depth = parse_name(overrides["model.name"])
+    model = planned.overrides.get("model.name", "")
+    try:
+        family, depth = parse_name(model)
+    except UserError:
+        family, depth = None, None
     return {
-        "run": str(name),
-        "model": overrides["model.name"],
+        "run": planned.run.path.name,
+        "model": model,
         "depth": depth,
         "residual": family == "resnet",
-        "seed": overrides["seed"],
+        "seed": planned.overrides.get("seed"),
         "steps": status.step,
         "state": status.state,
         **errors,

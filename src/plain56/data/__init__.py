@@ -4,17 +4,14 @@ from plain56.data.augment import normalise
 from plain56.data.datasets import (
     UNREADABLE_SHARE,
     Dataset,
-    Pictures,
     Split,
-    centre,
     choose_mode,
     image_shape,
     leave_out,
     load_dataset,
     open_test_split,
-    read_picture,
-    resize,
 )
+from plain56.data.pictures import Fingerprint, Pictures, centre, read_picture, resize
 from plain56.data.resident import DROPOUT_STREAM, Batch, augmented, evaluation_batch, stream_key, train_batch, visiting_order
 from plain56.data.streaming import evaluation_stream, train_stream
 
@@ -23,6 +20,7 @@ __all__ = [
     "UNREADABLE_SHARE",
     "Batch",
     "Dataset",
+    "Fingerprint",
     "Pictures",
     "Split",
     "augmented",

@@ -1,25 +1,34 @@
 """Batches of a data set that does not fit on the devices: read, cropped and put together on the host, some ahead of the step."""
 
+import contextlib
 import functools
 import gc
 import logging
 import math
 import multiprocessing
+import multiprocessing.resource_tracker
 import os
+import re
+import resource
 import signal
+import sys
 import threading
 
 import cv2
 import grain
 import jax
 import numpy as np
+import psutil
 from absl import flags
 
-from plain56.data.datasets import centre, image_shape, resize
+from plain56.data.datasets import check_memory, image_shape
+from plain56.data.pictures import centre, resize, told_lack
 from plain56.data.resident import AUGMENTATION_STREAM, Batch, epoch_order
 from plain56.errors import UserError
 
 READ_AHEAD = 2  # batches
+# Open files: two for each of fifty arrays that Grain has not freed yet, with some for the run, and those of a worker process.
+OPEN_FILES, OPEN_FILES_PER_WORKER = 128, 16
 # Of threads that read.
 _lock = threading.Lock()
 _unreadable = set()
@@ -66,28 +75,86 @@ def evaluation_stream(pictures, data, batch_size, part=0, parts=1):
 
 
 def _batches(pictures, data, example, count, own):
+    shape = image_shape(pictures, data)
+    ahead = 1 + (2 * data.workers or READ_AHEAD)
+    check_memory(f"A stream of batches of {own} images", ahead * own * math.prod(shape), "smaller images or batches need less")
     cv2.setNumThreads(1)  # the examples of a batch go to different threads already
-    load = functools.partial(_load, pictures, data, image_shape(pictures, data), example)
+    load = functools.partial(_load, pictures, data, shape, example)
     examples = grain.MapDataset.range(count).map(load)
     if data.workers:
+        _check_open_files(data.workers)
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's own, which keep their defaults
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
         batches = examples.batch(own).to_iter_dataset(options)
-        return _closed(iter(batches.mp_prefetch(grain.MultiprocessingOptions(data.workers), _set_up_worker)))
-    # More than there are cores, since some wait for files.
-    options = grain.ReadOptions(num_threads=2 * _cores(), prefetch_buffer_size=READ_AHEAD * own)
-    return iter(examples.to_iter_dataset(options).batch(own))
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(data.workers), _set_up_worker)
+    else:
+        # More than there are cores, since some wait for files.
+        options = grain.ReadOptions(num_threads=2 * _cores(), prefetch_buffer_size=READ_AHEAD * own)
+        batches = examples.to_iter_dataset(options).batch(own)
+    return _until_failure(batches, data.workers)
 
 
-def _closed(batches):
-    """The same batches; at their end the worker processes are gone, and so is what they shared."""
+def _check_open_files(workers):
+    needed = psutil.Process().num_fds() + OPEN_FILES + workers * OPEN_FILES_PER_WORKER
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if needed > allowed != resource.RLIM_INFINITY:
+        raise UserError(
+            f"data.workers is {workers}, which needs {needed} open files, and the system allows {allowed}; raise the limit with "
+            "`ulimit -n`, or choose fewer workers (0 reads in threads)."
+        )
+
+
+def _until_failure(batches, workers):
+    """The batches; at their end the worker processes are gone, and so is what they shared.
+
+    Raises:
+        UserError: a worker process was killed, or the system lacks what reading takes.
+    """
+    failure, iterator = None, None
     try:
-        yield from batches
+        if workers:
+            _start_quiet_tracker()
+        iterator = iter(batches)
+        yield from iterator
+    except (OSError, RuntimeError, MemoryError, cv2.error) as error:
+        failure = told_lack(error) or _told_end_of_worker(error)
+        if not failure:
+            raise
     finally:
-        batches.close()
-        del batches
-        gc.collect()  # Grain's iterators are cycles, and hold shared memory
+        # Where a process could not begin, Grain fails to end it, in destructors as well.
+        hook, sys.unraisablehook = sys.unraisablehook, lambda error: None
+        with contextlib.suppress(OSError, AssertionError):
+            if workers and iterator:
+                iterator.close()
+        del iterator
+        if workers:
+            gc.collect()  # Grain's iterators are cycles, and hold shared memory
+        sys.unraisablehook = hook
+    if failure:
+        raise failure
+
+
+def _start_quiet_tracker():
+    """Starts Python's process that frees shared memory at the end, without its warning of what a killed worker left."""
+    given = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (given, "ignore:resource_tracker")))
+    try:
+        multiprocessing.resource_tracker.ensure_running()
+    finally:
+        os.environ["PYTHONWARNINGS"] = given or ""
+
+
+def _told_end_of_worker(error):
+    """The UserError for Grain's exception that says that a worker process has ended; None for another one."""
+    ended = re.search(r"terminated unexpectedly with exit code (-?)(\d+)", str(error))
+    if not ended:
+        return None
+    how = signal.strsignal(int(ended[2])) if ended[1] else f"exit status {ended[2]}"
+    return UserError(
+        f"A process that reads data (data.workers) ended too early: {how}. It may lack memory, or shared memory in /dev/shm; "
+        "launch again to go on, perhaps with fewer workers."
+    )
 
 
 def _cores():

@@ -35,7 +35,7 @@ def read(folder):
         UserError: it is neither.
     """
     if runs.is_sweep(folder):
-        logged = [(row, _records(run)) for row, (run, _) in _rows_and_runs(folder)]
+        logged = [(row, _records(run)) for row, run in _rows_and_runs(folder) if row["state"] != "damaged"]
     else:
         kept = {}
         for record in runs.read_table(folder, "curves"):
@@ -52,7 +52,7 @@ def read(folder):
 def write_curves(workdir):
     """Writes curves.csv in a sweep directory: at most `MOST_POINTS` records of each split of each network, evenly spaced."""
     rows = []
-    for row, (run, _) in _rows_and_runs(workdir):
+    for row, run in _rows_and_runs(workdir):
         records = _records(run)
         for split in sorted({record["split"] for record in records}):
             of_split = [record for record in records if record["split"] == split]
@@ -64,15 +64,13 @@ def write_curves(workdir):
 
 
 def _rows_and_runs(workdir):
-    return zip(runs.read_summary(workdir), runs.read_networks(workdir), strict=True)
+    rows = {row["run"]: row for row in runs.read_summary(workdir)}
+    return [(rows[run.run.path.name], run) for run in runs.read_sweep(workdir) if run.run.path.name in rows]
 
 
 def _records(run):
-    """The records that have an error, which those of gradients and damaged ones have not."""
-    try:
-        return [record for record in run.metrics() if isinstance(record.get("top1_error"), int | float)]
-    except UserError:  # it is damaged, as its row in the summary says
-        return []
+    """The records that have an error, which those of gradients have not, and a damaged run has none."""
+    return [record for record in run.view().records if record.get("top1_error") is not None]
 
 
 def _value(text):

@@ -3,12 +3,14 @@
 import base64
 import html
 import json
+import logging
 import string
 from pathlib import Path
 
 from plain56 import runs
-from plain56.errors import UserError
 from plain56.figures.degradation import COLOURS
+
+logger = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).with_name("report.html")
 DASHES = ("solid", "dash", "dot")  # where there are more runs than colours
@@ -24,11 +26,8 @@ def write(workdir, rows):
         rows: of the sweep's summary, in its order.
     """
     workdir = Path(workdir)
-    networks = [run for run, _ in runs.read_networks(workdir)]
-    planned = {run.path: config for run, _, config in runs.read_sweep(workdir)}  # of a run that has not begun
     described = [
-        _describe(run, row, number, planned.get(run.path, {}))
-        for number, (run, row) in enumerate(zip(networks, rows, strict=True))
+        _describe(run, row, number) for number, (run, row) in enumerate(zip(runs.read_sweep(workdir), rows, strict=True))
     ]
     keys = sorted(set().union(*(run["config"] for run in described)))
     begun = [run["config"] for run in described if run["config"]]
@@ -36,7 +35,7 @@ def write(workdir, rows):
     states = [row["state"] for row in rows]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     data = {"runs": described, "differences": differences, "facts": f"{len(rows)} runs: {counts}."}
-    page = string.Template(TEMPLATE.read_text()).substitute(
+    page = string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=html.escape(workdir.resolve().name),
         figures="".join(_figure(path) for path in sorted(workdir.glob("*.png"))),
         # Within a script, "<" may begin its end, or a comment that hides it.
@@ -53,21 +52,17 @@ def _library():
     return get_plotlyjs()
 
 
-def _describe(run, row, number, planned):
+def _describe(planned, row, number):
     """What the page shows of a run."""
-    row = row | {"step": row["steps"], "reason": ""}
-    records, gradients, config = [], [], runs.flatten(planned)
-    try:
-        row["reason"] = run.status().reason
-        config = runs.flatten(run.config()) or config
-        for record in run.metrics():
-            if record["split"] == "gradients":
-                outputs = record["outputs"]
-                gradients.append({"step": record["step"], "blocks": list(outputs), "outputs": list(outputs.values())})
-            else:
-                records.append({key: record.get(key) for key in CURVES})
-    except (AttributeError, KeyError, TypeError, UserError) as error:
-        row["reason"] = str(error) if isinstance(error, UserError) else f"{run.path} is damaged."
+    status, config, found = planned.view()
+    records, gradients = [], []
+    for record in found:
+        if record["split"] == "gradients":
+            outputs = record["outputs"]
+            gradients.append({"step": record["step"], "blocks": list(outputs), "outputs": list(outputs.values())})
+        else:
+            records.append({key: record.get(key) for key in CURVES})
+    row = row | {"step": row["steps"], "reason": status.reason}
     style = {"colour": COLOURS[number % len(COLOURS)], "dash": DASHES[number // len(COLOURS) % len(DASHES)]}
     return {"name": row["run"], "row": row, "records": records, "gradients": gradients, "config": config, **style}
 
@@ -77,7 +72,11 @@ def _figure(path):
     forms = [path.with_suffix(suffix) for suffix in (".png", ".svg", ".pdf", ".csv")]
     forms += [path.with_name("summary.csv")] if path.stem == "degradation" else []
     links = ", ".join(f'<a href="{html.escape(form.name)}">{form.suffix[1:].upper()}</a>' for form in forms if form.exists())
-    image = base64.b64encode(path.read_bytes()).decode()
+    try:
+        image = base64.b64encode(path.read_bytes()).decode()
+    except OSError as error:  # a link to nothing, or a folder
+        logger.warning("The figure %s cannot be read, and is left out: %s.", path, error.strerror)
+        return ""
     title = html.escape(path.stem.replace("_", " "))
     return (
         f'<figure><h2>{title.capitalize()}</h2><img alt="{title}" src="data:image/png;base64,{image}">'

@@ -1,6 +1,7 @@
 """Checkpoints by Orbax: written whole or not at all, with a checksum; the newest two are kept."""
 
 import functools
+import itertools
 import logging
 import shutil
 import sys
@@ -21,7 +22,11 @@ logger = logging.getLogger(__name__)
 
 
 def open_checkpoints(folder, read_only=False):
-    """The Orbax manager of a run's checkpoint folder. Saving is synchronous, so a failed save fails the run at once."""
+    """The Orbax manager of a run's checkpoint folder. Saving is synchronous, so a failed save fails the run at once.
+
+    Raises:
+        UserError: the folder is none, or cannot be read or written.
+    """
     _ignore_abandoned_reads()
     options = ocp.CheckpointManagerOptions(
         max_to_keep=None if read_only else 2,
@@ -30,7 +35,10 @@ def open_checkpoints(folder, read_only=False):
         read_only=read_only,
         cleanup_tmp_directories=not read_only,  # what a kill left of a save
     )
-    return ocp.CheckpointManager(folder.absolute(), options=options)
+    try:
+        return ocp.CheckpointManager(folder.absolute(), options=options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"The checkpoint folder {folder} cannot be opened: {first_line(error)}.") from error
 
 
 @functools.cache
@@ -65,10 +73,13 @@ def save(manager, step, tree):
         raise UserError(f"The checkpoint of step {step} cannot be saved in {manager.directory}: {first_line(error)}.") from error
 
 
-def restore(manager, tree):
+def restore(manager, tree, set_aside=False):
     """The newest checkpoint that is intact, with the shapes, dtypes and placement of `tree`'s arrays.
 
-    Newer ones that are damaged are named in a warning and, unless the manager only reads, removed: the run writes them anew.
+    Newer ones that are damaged are named in a warning.
+
+    Args:
+        set_aside: rename the damaged ones, so that the run can write them anew.
 
     Returns:
         The restored tree; `tree` itself where there is no checkpoint.
@@ -87,12 +98,27 @@ def restore(manager, tree):
             continue
         for newer, why in damaged.items():
             logger.warning("The checkpoint of step %d is damaged (%s); going on from step %d.", newer, why, step)
-            manager.delete(newer)  # by a manager that only reads, this is passed over
+        if damaged and set_aside:
+            parallel.on_first(lambda: _set_aside(manager.directory, list(damaged)))
+            manager.reload()
         return restored
     if damaged:
         listed = "; ".join(f"step {step}: {why}" for step, why in damaged.items())
         raise UserError(f"No checkpoint in {manager.directory} can be read ({listed}); remove that folder to start anew.")
     return tree
+
+
+def _set_aside(folder, steps):
+    """Renames checkpoints that cannot be read now, since what keeps them from being read may pass."""
+    for step in steps:
+        for number in itertools.count(1):
+            aside = Path(folder) / f"damaged-{step}-{number}"
+            if not aside.exists():
+                break
+        try:
+            (Path(folder) / str(step)).rename(aside)
+        except OSError as error:
+            raise UserError(f"The damaged checkpoint {folder}/{step} cannot be set aside: {error.strerror}.") from error
 
 
 def _restore(manager, step, tree):

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import operator
 import zlib
 from typing import Any, NamedTuple
 
@@ -35,7 +34,7 @@ from plain56.training.transfer import describe, is_trained
 class Experiment(NamedTuple):
     """A config brought to life: the data set and the initial state on the devices, and the compiled functions."""
 
-    data: dict  # the size of each split, the names of the classes and a checksum of it all
+    data: dict  # the size of each split, the names of the classes and checksums of it all
     train: Split | Pictures
     validation: Split | Pictures | None
     test: Split | Pictures
@@ -56,31 +55,12 @@ def load(config):
         UserError: whatever in the config does not fit the data, the devices or itself.
     """
     check(config)
-    mesh = parallel.data_mesh()
-    if not _seeds_are_spread(config, mesh):
-        parallel.check_batch_size(config.train.batch_size, config.train.accumulate, mesh)
-    dataset = load_dataset(config.data)
-    if config.train.seeds > 1 and isinstance(dataset.train, Pictures):
-        raise UserError(
-            f"train.seeds is {config.train.seeds}, and the data set is streamed (data.mode {config.data.mode!r}); allowed is 1."
-        )
-    return dataset
-
-
-def _seeds_are_spread(config, mesh):
-    """Whether each device trains some of the networks, and not a part of each one's batches.
-
-    Not where each is to normalise by the devices' shares, nor over several processes, where none would hold all networks to log
-    and save them.
-    """
-    fits = config.train.seeds > 1 and config.train.seeds % mesh.size == 0
-    return fits and config.batch_norm.sync and jax.process_count() == 1
+    parallel.check_batch_size(config.train.batch_size, config.train.accumulate, parallel.data_mesh())
+    return load_dataset(config.data)
 
 
 def prepare(config):
     """Loads the data, builds the network and wraps its functions for the mesh of all devices.
-
-    With `train.seeds` of more than one, all arrays of state and totals have a first axis for the networks.
 
     Raises:
         UserError: as `load`, or images too small for the network.
@@ -89,20 +69,17 @@ def prepare(config):
     mesh = parallel.data_mesh()
     shape = image_shape(dataset.train, config.data)
     data = _describe(dataset, shape)
-    parallel.check_same(data)
+    parallel.check_same({key: value for key, value in data.items() if key != "times_crc32"})  # machines may have copies
     model = build_model(config, len(dataset.class_names))
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule, config.transfer.rate_factor)
-    everywhere, spread = parallel.replicated(mesh), _seeds_are_spread(config, mesh)
-    placed = parallel.spread(mesh) if spread else everywhere
-    compile_ = functools.partial(jax.jit, out_shardings=placed, compiler_options=machine.compiler_options())
+    everywhere = parallel.replicated(mesh)
+    compile_ = functools.partial(jax.jit, out_shardings=everywhere, compiler_options=machine.compiler_options())
     functions = _streamed if isinstance(dataset.train, Pictures) else _resident
     if functions is _resident:
         dataset = dataset._replace(**parallel.hold_everywhere(_splits(dataset), mesh))
     train_steps, evaluate, measure_moments = functions(config, dataset, model, optimizer, mesh, compile_)
     initial = compile_(lambda: initial_state(model, optimizer, config, shape))()
-    stacked = config.train.seeds > 1
-    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[stacked:], leaf.dtype), initial[0].params)
     return Experiment(
         data=data,
         train=dataset.train,
@@ -110,7 +87,7 @@ def prepare(config):
         test=dataset.test,
         initial=initial,
         schedule=schedule,
-        stages=describe(params, config.transfer),
+        stages=describe(initial[0].params, config.transfer),
         train_steps=train_steps,
         evaluate=evaluate,
         measure_moments=measure_moments,
@@ -121,43 +98,34 @@ def prepare(config):
 
 def _resident(config, dataset, model, optimizer, mesh, compile_):
     """The functions of an `Experiment` whose data set lies on the devices."""
-    batch_size, spread = config.train.batch_size, _seeds_are_spread(config, mesh)
+    batch_size = config.train.batch_size
     shared = {"batch_size": batch_size, "data": config.data}
-    place_batch = (lambda batch: batch) if spread else functools.partial(parallel.split_batch, mesh=mesh)
-    each_network = _for_each_network(config, mesh)
-    axis_name, step_options = _step_options(config, model, optimizer, mesh)
-    loop_options = {
-        "most_steps": most_steps(config),
-        "place_batch": (lambda batch: batch) if axis_name else place_batch,
-        "axis_name": axis_name,
-    }
-
-    def many_steps(state, totals, split, *position):
-        def of_one(own, common):
-            seed, state, totals = own
-            step_fn = functools.partial(train_step, seed=seed, **step_options)
-            return train_steps(state, totals, *common, step_fn=step_fn, seed=seed, **loop_options, **shared)
-
-        return each_network(of_one)((_seeds(config), state, totals), (split, *position))
-
+    place_batch = functools.partial(parallel.split_batch, mesh=mesh)
+    axis_name, step_options = _step_options(config, model, optimizer)
+    many_steps = functools.partial(
+        train_steps,
+        most_steps=most_steps(config),
+        step_fn=functools.partial(train_step, seed=config.seed, **step_options),
+        seed=config.seed,
+        place_batch=(lambda batch: batch) if axis_name else place_batch,
+        axis_name=axis_name,
+        **shared,
+    )
     compiled = _compile(many_steps, config, mesh, compile_, axis_name, batch_is_shared=False)
 
     def run_steps(state, totals, step, steps):
         first_epoch, first_position = divmod(step * batch_size, dataset.train.labels.shape[0])
         return compiled(state, totals, dataset.train, step, first_epoch, first_position, steps)
 
-    def passes(function):
-        """Over a split with the parameters and statistics of each network."""
-        one = functools.partial(function, model=model, place_batch=place_batch, **shared)
-        of_each = each_network(lambda own, split: one(*own, split))
-        return compile_(lambda params, batch_stats, split: of_each((params, batch_stats), split))
+    def over_split(function):
+        return compile_(functools.partial(function, model=model, place_batch=place_batch, **shared))
 
-    return run_steps, passes(evaluate), passes(measure_moments)
+    return run_steps, over_split(evaluate), over_split(measure_moments)
 
 
 def _streamed(config, dataset, model, optimizer, mesh, compile_):
     """The functions of an `Experiment` whose data set is read batch by batch."""
-    axis_name, step_options = _step_options(config, model, optimizer, mesh)
+    axis_name, step_options = _step_options(config, model, optimizer)
     part = {"part": jax.process_index(), "parts": jax.process_count()}
     by_pmap = axis_name and config.parallelism == "pmap"
     place = (lambda batch: batch) if by_pmap else functools.partial(parallel.place, mesh=mesh)
@@ -256,13 +224,12 @@ def _gradients(config, model, split, shape, mesh, compile_):
     return lambda params, batch_stats: gradients.flow(model, of_batch(params, batch_stats, batch), shape)
 
 
-def _step_options(config, model, optimizer, mesh):
+def _step_options(config, model, optimizer):
     """The axis of devices that compute each for itself, None where the compiler shares out the work, and `train_step`'s options.
 
     The compiler's way sees the whole batch; where a device is to see its own share alone, it computes for itself.
     """
-    apart = not _seeds_are_spread(config, mesh) and (config.parallelism == "pmap" or not config.batch_norm.sync)
-    axis_name = parallel.DATA_AXIS if apart else None
+    axis_name = parallel.DATA_AXIS if config.parallelism == "pmap" or not config.batch_norm.sync else None
     statistics = {
         "axis_name": axis_name if config.batch_norm.sync else None,
         "fixed_statistics": config.transfer.freeze_statistics,
@@ -285,48 +252,10 @@ def _compile(function, config, mesh, compile_, axis_name, batch_is_shared):
     return compile_(function, donate_argnums=0)
 
 
-def _seeds(config):
-    """The seed, or those of all networks that are trained together."""
-    if config.train.seeds == 1:
-        return config.seed
-    return np.arange(config.seed, config.seed + config.train.seeds, dtype=np.uint32)
-
-
-def for_each_seed(config):
-    """What makes a function of one seed or network one of all that are trained together."""
-    return jax.vmap if config.train.seeds > 1 else lambda function: function
-
-
-def _for_each_network(config, mesh):
-    """What makes of `function(own, shared)` one that takes and returns the `own` of all networks that are trained together."""
-    if config.train.seeds == 1:
-        return lambda function: function
-
-    def for_each(function):
-        def together(own, shared):
-            # cuDNN takes three times as long for the grouped convolutions of many networks as for one network after another.
-            if jax.default_backend() == "gpu":
-                return jax.lax.map(lambda one: function(one, shared), own)
-            return jax.vmap(function, (0, None))(own, shared)
-
-        return parallel.share_out(together, mesh) if _seeds_are_spread(config, mesh) else together
-
-    return for_each
-
-
 def initial_state(model, optimizer, config, image_shape):
-    """State and totals before the first step, of all networks that are trained together."""
-    shared = {"image_shape": image_shape, "is_trained": is_trained(config.transfer)}
-    of_seed = for_each_seed(config)(lambda seed: (create_train_state(model, optimizer, seed, **shared), Totals.zero()))
-    return of_seed(_seeds(config))
-
-
-def of_each_network(config, tree):
-    """A tree of arrays as one tree for each network, on the host."""
-    tree = jax.device_get(tree)
-    if config.train.seeds == 1:
-        return [tree]
-    return [jax.tree.map(operator.itemgetter(i), tree) for i in range(config.train.seeds)]
+    """State and totals before the first step."""
+    options = {"image_shape": image_shape, "is_trained": is_trained(config.transfer)}
+    return create_train_state(model, optimizer, config.seed, **options), Totals.zero()
 
 
 def _describe(dataset, shape):
@@ -334,12 +263,15 @@ def _describe(dataset, shape):
     streamed = isinstance(dataset.train, Pictures)
     # A streamed set is too large to read it all at each start.
     arrays = [array for split in splits for array in ([split.labels] if streamed else split) if array is not None]
+    fingerprint = dataset.train.fingerprint if streamed else None
+    of_files = {f"{key}_crc32": value for key, value in fingerprint._asdict().items()} if fingerprint else {}
     return {
         **{name: _count(split) for name, split in _splits(dataset).items()},
         "streamed": streamed,
         "image_shape": list(shape),
         "class_names": list(dataset.class_names),
         "crc32": functools.reduce(lambda checksum, array: zlib.crc32(np.ascontiguousarray(array), checksum), arrays, 0),
+        **of_files,
     }
 
 

@@ -7,12 +7,12 @@ import functools
 import importlib.metadata
 import logging
 import math
-import operator
 import os
 import platform
 import subprocess
 import sys
 import time
+import traceback
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,13 +21,14 @@ import jax
 import numpy as np
 
 from plain56 import machine, parallel, runs
-from plain56.config import build_model, check, from_json, last_step
+from plain56.config import build_model, check, check_used, from_json, last_step
 from plain56.data import UNREADABLE_SHARE, choose_mode, open_test_split
 from plain56.errors import UserError
 from plain56.models import parse_name
+from plain56.ops import native
 from plain56.training import checkpoints, protocols
 from plain56.training.evaluate import exact_batch_stats
-from plain56.training.experiment import for_each_seed, initial_state, load, of_each_network, prepare
+from plain56.training.experiment import initial_state, load, prepare
 from plain56.training.probe import fit
 from plain56.training.schedules import make_schedule
 from plain56.training.signals import postponed_interrupts
@@ -79,19 +80,19 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None, be
             has changed since the run began; nothing is left behind. Or memory or a disk that is full; the run can go on.
         KeyboardInterrupt: SIGINT or SIGTERM came; the state has been saved, and the same call goes on from there.
     """
-    if runs.Run(Path(workdir)).group:
-        raise UserError(f"{workdir} is one of the networks that {Path(workdir).parent} trains together; give that directory.")
     parallel.check_same({"--workdir": str(Path(workdir).absolute()), **runs.flatten(config.to_dict())})
     with _hold(workdir) as run:
         parallel.on_first(lambda: runs.check_identity(run, config.to_dict()))
         status = parallel.on_first(run.status)
         if status[0] in runs.ENDED:
             return runs.Status(*status)
+        check(config)
+        check_used(config)
         decided = _decide_mode(config, run)
         parallel.together(lambda: load(decided))
         experiment = prepare(decided)
-        parallel.on_first(lambda: _check_data(run, experiment.data))
-        new = not parallel.on_first(lambda: _has_checkpoint(run))
+        parallel.on_first(lambda: _check_data(run, _comparable(experiment.data, run, config)))
+        new = not parallel.on_first(run.has_checkpoint)
         if begin and config.train.warm_start:
             raise UserError("train.warm_start and weights both begin a run; allowed is one of them.")
         if new and config.transfer.weights and not begin:
@@ -102,7 +103,7 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None, be
         if warm:
             begin = begin or _warm_start(config)
             state, totals = experiment.initial
-            begun = for_each_seed(config)(begin)(state.params, state.batch_stats)
+            begun = begin(state.params, state.batch_stats)
             places = jax.tree.map(lambda leaf: leaf.sharding, (state.params, state.batch_stats))
             params, batch_stats = jax.device_put(begun, places)
             experiment = experiment._replace(initial=(state.replace(params=params, batch_stats=batch_stats), totals))
@@ -120,6 +121,8 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None, be
             raise
         except BaseException as error:
             _write_end(run, "failed", f"{type(error).__name__}: {error}".strip(": ")[:500])
+            with contextlib.suppress(UserError):
+                run.write_error(traceback.format_exc())
             raise
 
 
@@ -138,12 +141,8 @@ def _hold(workdir):
     """The run in a directory, which process 0 holds for all, and all can see."""
     run = runs.Run(Path(workdir))
     with ExitStack() as stack:
-        holder = parallel.on_first(lambda: stack.enter_context(runs.hold(workdir)).lock.read_text())
-        try:
-            seen = run.lock.read_text()
-        except OSError:
-            seen = ""
-        blind = [process for process, same in enumerate(parallel.gather(seen == holder)) if not same]
+        holder = parallel.on_first(lambda: stack.enter_context(runs.hold(workdir)).holder())
+        blind = [process for process, same in enumerate(parallel.gather(run.holder() == holder)) if not same]
         if blind:
             raise UserError(
                 f"--workdir is {workdir}, where process {blind[0]} does not see what process 0 writes; needed is a directory "
@@ -153,21 +152,17 @@ def _hold(workdir):
 
 
 def _write_beginning(run, config, data):
+    before, now = run.environment().get("convolution"), native.describe()
+    if before not in (None, now):
+        logger.warning("The run goes on with the convolution %s, and began with %s: not with the same bits.", now, before)
     run.write_config(config.to_dict())
-    run.write_environment(_environment() | {"data": data})
-    for seed, member in enumerate(run.members(), config.seed):
-        own = copy.deepcopy(config)
-        own.seed, own.train.seeds = seed, 1
-        member.write_config(own.to_dict())
-        member.write_environment(run.environment())
+    run.write_environment(_environment() | {"convolution": now, "data": data})
 
 
 def _write_end(run, state, reason):
-    if parallel.is_first():
-        for part in (run, *run.members()):
-            if part.status().state not in runs.ENDED:
-                with contextlib.suppress(UserError):  # it may be the disk that fails
-                    part.write_status(part.status()._replace(state=state, reason=reason))
+    if parallel.is_first() and run.status().state not in runs.ENDED:
+        with contextlib.suppress(UserError):  # it may be the disk that fails
+            run.write_status(run.status()._replace(state=state, reason=reason))
 
 
 def _decide_mode(config, run):
@@ -184,20 +179,23 @@ def _decide_mode(config, run):
     return config
 
 
+def _comparable(data, run, config):
+    """What was found of the data, without the times of files where these lie elsewhere now, and may be copies."""
+    there = run.config().get("data", {})
+    moved = isinstance(there, dict) and there.get("dir") != config.data.dir
+    return {key: value for key, value in data.items() if not (moved and key == "times_crc32")}
+
+
 def _check_data(run, found):
     """Raises UserError where what was found of the data set differs from what the run began with."""
     before = run.environment().get("data", found)
     if before.get("streamed", False) != found.get("streamed", before.get("streamed", False)):
         modes = {True: "stream", False: "resident"}
         raise UserError(f"{run.path} began with data.mode={modes[before['streamed']]}, which may not change.")
-    changes = ", ".join(f"{key} ({before.get(key)} then, {new} now)" for key, new in found.items() if before.get(key) != new)
+    # A run that is older than a key does not have it.
+    changes = ", ".join(f"{key} ({before[key]} then, {new} now)" for key, new in found.items() if before.get(key, new) != new)
     if changes:
         raise UserError(f"The data set has changed since {run.path} began: {changes}; needed is the same data.")
-
-
-def _has_checkpoint(run):
-    # Not by Orbax, which all processes would have to ask together.
-    return any(folder.name.isdigit() for folder in run.checkpoints.glob("*"))
 
 
 def load_run(path):
@@ -207,12 +205,9 @@ def load_run(path):
         UserError: no run there, or no checkpoint.
     """
     run = runs.read_run(path)
-    if run.members():
-        raise UserError(f"{run.path} holds {len(run.members())} networks; give one of them, such as {run.members()[0].path}.")
-    if not _has_checkpoint(run):
+    if not run.has_checkpoint():
         raise UserError(f"The run {run.path} has no checkpoint yet.")
     config, data = from_json(run.config()), run.environment().get("data", {})
-    saved = from_json(run.group.config()) if run.group else config  # what the checkpoint is of
     check(config)
     if not {"image_shape", "class_names"} <= data.keys():
         raise UserError(
@@ -221,13 +216,11 @@ def load_run(path):
     image_shape = tuple(data["image_shape"])
     model = build_model(config, len(data["class_names"]))
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.steps), config.transfer.rate_factor)
-    shapes = jax.eval_shape(lambda: initial_state(model, optimizer, saved, image_shape))
+    shapes = jax.eval_shape(lambda: initial_state(model, optimizer, config, image_shape))
     everywhere = parallel.replicated(parallel.data_mesh())
     shapes = jax.tree.map(lambda shape: shape.update(sharding=everywhere), shapes)
     with closing(checkpoints.open_checkpoints(run.checkpoints, read_only=True)) as manager:
         state, _ = checkpoints.restore(manager, shapes)
-    if run.group:
-        state = jax.tree.map(operator.itemgetter(config.seed - saved.seed), state)
     return Trained(config, model, state, image_shape)
 
 
@@ -269,24 +262,18 @@ def _train(config, experiment, run, manager, on_progress):
     options = config.train
     last = last_step(config)
     # The running totals are part of what is saved, so the intervals of log and checkpoint need not fit each other.
-    state, totals = checkpoints.restore(manager, experiment.initial)
-    networks = run.members() or [run]
-
-    def reached():
-        """The step of each network: one that has diverged is behind the others."""
-        return np.atleast_1d(jax.device_get(state.step)).tolist()
-
-    step = max(reached())
-    asked, unread = int(np.max(jax.device_get(totals.examples))), 0  # examples since the totals were zero, and since this start
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params)) // options.seeds
+    state, totals = checkpoints.restore(manager, experiment.initial, set_aside=True)
+    step = int(state.step)
+    asked, unread = int(totals.examples), 0  # examples since the totals were zero, and since this start
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     seconds = parallel.on_first(lambda: run.status().seconds)
-    statuses = [_status(done, step, parameters, seconds) for done in reached()]
+    status = runs.Status("running", step, "", parameters, seconds)
     start = time.perf_counter() - seconds
 
-    def write_statuses():
-        parallel.on_first(lambda: _write_statuses(run, networks, statuses))
+    def write_status():
+        parallel.on_first(lambda: run.write_status(status))
 
-    write_statuses()
+    write_status()
     first_step, rate_step, rate_time, steps_per_call = step, step, time.perf_counter(), 1
     splits = {"train_clean": experiment.train, "validation": experiment.validation, "test": experiment.test}
     intervals = {split: options.evaluate_every for split in splits} | {"train_clean": options.evaluate_train_every}
@@ -297,32 +284,29 @@ def _train(config, experiment, run, manager, on_progress):
     on_progress(0.0, 0.0)
 
     with ExitStack() as stack:
-        append = _open_logs(stack, networks, step, time.time() - seconds)
+        append = _open_log(stack, run, step, time.time() - seconds)
         interrupts = stack.enter_context(postponed_interrupts())
 
-        records = [[] for _ in networks]  # that are not written yet
+        records = []  # that are not written yet
 
-        def record(i, split, values):
-            status = statuses[i]
+        def record(split, values):
             epoch = round(status.step * options.batch_size / experiment.data["train"], 4)
-            records[i].append({"step": status.step, "epoch": epoch, "split": split, **values, "seconds": status.seconds})
+            records.append({"step": status.step, "epoch": epoch, "split": split, **values, "seconds": status.seconds})
 
         if experiment.gradients and step == 0 and parallel.on_first(lambda: not run.metrics("gradients")):
-            record(0, "gradients", experiment.gradients(state.params, state.batch_stats)._asdict())
+            record("gradients", experiment.gradients(state.params, state.batch_stats)._asdict())
             append(records)
         while step < last:
-            running = [i for i, status in enumerate(statuses) if status.state == "running"]
             # What each process finds out for itself, they have to agree on.
             agreed = parallel.gather([steps_per_call, *interrupts])
             interrupted = [names[0] for _, *names in agreed if names]
             steps_per_call = agreed[0][0]
             if interrupted:
-                saved = max(reached())
+                saved = int(state.step)
                 append(records, sync=True)  # none is left to be written, but to be synced
                 checkpoints.save(manager, saved, (state, totals))
-                for i in running:
-                    statuses[i] = statuses[i]._replace(step=reached()[i], seconds=round(time.perf_counter() - start, 3))
-                write_statuses()
+                status = status._replace(step=saved, seconds=round(time.perf_counter() - start, 3))
+                write_status()
                 raise KeyboardInterrupt(f"stopped by {interrupted[0]}, after saving at step {saved}")
             every = (options.log_every, options.checkpoint_every, *evaluated.values(), options.gradients_every or last)
             steps = min(steps_per_call, options.steps_per_call, last - step, *(interval - step % interval for interval in every))
@@ -334,7 +318,7 @@ def _train(config, experiment, run, manager, on_progress):
             step += steps
             asked += steps * options.batch_size
             rate = 0.0 if step - steps == first_step else steps_per_second * options.batch_size  # the first call compiles
-            on_progress((step - first_step) / (last - first_step), rate * options.seeds)
+            on_progress((step - first_step) / (last - first_step), rate)
 
             def due(interval, step=step):
                 return step == last or step % interval == 0
@@ -345,57 +329,50 @@ def _train(config, experiment, run, manager, on_progress):
                 continue
 
             # The order matters: a checkpoint comes after all records of its step, so a resume drops exactly the later ones.
-            seconds, sums, steps_done = round(time.perf_counter() - start, 3), of_each_network(config, totals), reached()
-            for i in running:
-                done = steps_done[i]
-                statuses[i] = _status(done, step, parameters, seconds)
-                if (due(options.log_every) or statuses[i].state == "diverged") and sums[i].examples > 0:
-                    rate = (done - rate_step) * options.batch_size / (time.perf_counter() - rate_time)
-                    if statuses[i].state == "running":
-                        unread += asked - int(sums[i].examples)
-                        _check_readable("train", unread, max(done * options.batch_size, experiment.data["train"]))
-                    means = sums[i].means()
-                    rates = {"learning_rate": float(experiment.schedule(done - 1)), "images_per_second": rate}
-                    record(i, "train", means | rates)
-                    if watching and done >= watch_step and parallel.is_first():
-                        _warn_if_stuck(means["loss"], experiment.train.labels, len(experiment.data["class_names"]), done)
+            done, sums = int(state.step), jax.device_get(totals)
+            status = _status(done, step, parameters, round(time.perf_counter() - start, 3))
+            if (due(options.log_every) or status.state == "diverged") and sums.examples > 0:
+                rate = (done - rate_step) * options.batch_size / (time.perf_counter() - rate_time)
+                if status.state == "running":
+                    unread += asked - int(sums.examples)
+                    _check_readable("train", unread, max(done * options.batch_size, experiment.data["train"]))
+                means = sums.means()
+                record("train", means | {"learning_rate": float(experiment.schedule(done - 1)), "images_per_second": rate})
+                if watching and done >= watch_step and parallel.is_first():
+                    _warn_if_stuck(means["loss"], experiment.train.labels, len(experiment.data["class_names"]), done)
             watching = watching and step < watch_step
             if due(options.log_every):
                 totals, asked = jax.tree.map(lambda total: total * 0, totals), 0
-            running = [i for i in running if statuses[i].state == "running"]
-            if not running:
+            if status.state == "diverged":
                 append(records, sync=True)
-                checkpoints.save(manager, max(reached()), (state, totals))
+                checkpoints.save(manager, done, (state, totals))
                 break
             for split in evaluating:
-                tested = of_each_network(config, experiment.evaluate(state.params, state.batch_stats, splits[split]))
-                for i in running:
-                    count = experiment.data[split.removesuffix("_clean")]
-                    _check_readable(split, count - int(tested[i].examples), count)
-                    record(i, split, tested[i].means())
+                tested = jax.device_get(experiment.evaluate(state.params, state.batch_stats, splits[split]))
+                count = experiment.data[split.removesuffix("_clean")]
+                _check_readable(split, count - int(tested.examples), count)
+                record(split, tested.means())
             if measuring:
-                record(0, "gradients", experiment.gradients(state.params, state.batch_stats)._asdict())
+                record("gradients", experiment.gradients(state.params, state.batch_stats)._asdict())
             append(records, sync=due(options.checkpoint_every))
             if due(options.checkpoint_every):
                 checkpoints.save(manager, step, (state, totals))
-            write_statuses()
+            write_status()
             # Evaluating and saving are not part of the training rate.
             rate_step, rate_time = step, time.perf_counter()
 
-        for i, status in enumerate(statuses):
-            if status.state == "running":
-                status = status._replace(state="finished", seconds=round(time.perf_counter() - start, 3))
-                if step < options.steps:
-                    status = status._replace(state="preempted", reason=f"stopped by train.stop_after = {options.stop_after}")
-                statuses[i] = status
-        write_statuses()
+        if status.state == "running":
+            status = status._replace(state="finished", seconds=round(time.perf_counter() - start, 3))
+            if step < options.steps:
+                status = status._replace(state="preempted", reason=f"stopped by train.stop_after = {options.stop_after}")
+        write_status()
         status = parallel.on_first(run.status)  # where one of several processes may not be interrupted alone
     return runs.Status(*status)
 
 
 def _probe(config, experiment, run, manager, on_progress):
     """Fits the last layer by itself; returns the status as `_train` does."""
-    state, totals = checkpoints.restore(manager, experiment.initial)
+    state, totals = checkpoints.restore(manager, experiment.initial, set_aside=True)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     seconds = parallel.on_first(lambda: run.status().seconds)
     start, batch_size, count = time.perf_counter() - seconds, config.train.batch_size, experiment.data["train"]
@@ -418,19 +395,25 @@ def _probe(config, experiment, run, manager, on_progress):
     moved = jax.device_put((np.int32(step), state.params | {"head": layer}), places)
     state = state.replace(step=moved[0], params=moved[1])
     with ExitStack() as stack:
-        append, records = _open_logs(stack, [run], 0, time.time() - seconds), []
+        append, records = _open_log(stack, run, 0, time.time() - seconds), []
 
         def log(split, sums):
             seconds = round(time.perf_counter() - start, 3)
             records.append({"step": step, "epoch": float(step), "split": split, **sums.means(), "seconds": seconds})
 
         log("train", fitted)
-        for split in ("validation", "test"):
-            if getattr(experiment, split):
-                tested = experiment.evaluate(state.params, state.batch_stats, getattr(experiment, split))
-                _check_readable(split, experiment.data[split] - int(tested.examples), experiment.data[split])
+        splits = {"validation": experiment.validation, "test": experiment.test}
+        if config.train.evaluate_train_every:
+            splits = {"train_clean": experiment.train} | splits
+        for split, examples in splits.items():
+            if examples:
+                tested, count = (
+                    experiment.evaluate(state.params, state.batch_stats, examples),
+                    experiment.data[split.removesuffix("_clean")],
+                )
+                _check_readable(split, count - int(tested.examples), count)
                 log(split, tested)
-        append([records], sync=True)
+        append(records, sync=True)
         checkpoints.save(manager, step, (state, totals))
     status = runs.Status("finished", step, "", parameters, round(time.perf_counter() - start, 3))
     parallel.on_first(lambda: run.write_status(status))
@@ -446,32 +429,19 @@ def _check_readable(split, unread, count):
         )
 
 
-def _open_logs(stack, networks, step, start):
-    """What writes a list of records for each network to its log, in process 0, and empties the lists.
+def _open_log(stack, run, step, start):
+    """What writes a list of records to the log, in process 0, and empties the list.
 
     It comes before a checkpoint, so that a resume drops exactly the later records.
     """
     logs = []
-    parallel.on_first(lambda: logs.extend(stack.enter_context(network.open_log(step, start)) for network in networks))
+    parallel.on_first(lambda: logs.append(stack.enter_context(run.open_log(step, start))))
 
     def append(records, sync=False):
-        def write():
-            for log, new in zip(logs, records, strict=True):
-                log(*new, sync=sync)
-
-        parallel.on_first(write)  # what it cannot write stops all processes
-        for new in records:
-            new.clear()
+        parallel.on_first(lambda: logs[0](*records, sync=sync))  # what it cannot write stops all processes
+        records.clear()
 
     return append
-
-
-def _write_statuses(run, networks, statuses):
-    for network, status in zip(networks, statuses, strict=True):
-        network.write_status(status)
-    if run.members():
-        going_on = [status for status in statuses if status.state != "diverged"]
-        run.write_status((going_on or statuses)[0])
 
 
 def _status(done, step, parameters, seconds):

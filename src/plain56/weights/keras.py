@@ -57,7 +57,10 @@ def from_keras(name, tensors, shapes):
             is_norm = layer.endswith("_bn")
             piece = take(f"{layer}/{VARIABLES[variable] if is_norm else variable}", shape)
             if variable == "mean":
-                piece = piece - take(f"{layer.removesuffix('_bn')}_conv/bias", shape)
+                with np.errstate(over="ignore"):
+                    piece = piece - take(f"{layer.removesuffix('_bn')}_conv/bias", shape)
+                if not np.isfinite(piece).all():
+                    raise UserError(f"The mean and bias of {layer!r} for {name} are too large for float32.")
             pieces.append(piece)
         variables[path] = np.stack(pieces) if stacked else pieces[0]
         if variable == "kernel" and modules[0] in ("stem_conv", "block1_conv1"):

@@ -111,7 +111,10 @@ def places(name, variables):
         shape = leaf.shape[1:] if stacked else leaf.shape
         layout = {1: "vector", 2: "dense", 4: "convolution"}[len(shape)]
         if layout == "dense" and modules[-1] in FLATTENED_CHANNELS:
-            layout = math.isqrt(shape[0] // FLATTENED_CHANNELS[modules[-1]])
+            channels = FLATTENED_CHANNELS[modules[-1]]
+            side = math.isqrt(shape[0] // channels)
+            # PyTorch's networks are for square images; for others ours are written as they are.
+            layout = side if side**2 * channels == shape[0] else "dense"
         # (H, W, in, out) → (out, in, H, W), and (in, out) → (out, in).
         theirs = shape[:-3:-1] + shape[:-2]
         for block in range(leaf.shape[0]) if stacked else (None,):
@@ -170,7 +173,11 @@ def from_pytorch(name, tensors, image_shape=(224, 224, 3), **options):
     Raises:
         UserError: a tensor is missing, left over, or of another shape.
     """
-    tensors = {key.removeprefix("module."): np.asarray(tensor) for key, tensor in tensors.items() if not key.endswith(IGNORED)}
+    given = [key for key in tensors if not key.endswith(IGNORED)]
+    tensors = {key.removeprefix("module."): np.asarray(tensors[key]) for key in given}
+    if len(tensors) < len(given):
+        twice = next(key for key in given if f"module.{key}" in given)
+        raise UserError(f"{twice!r} is there twice in the tensors for {name}, with the prefix 'module.' and without.")
     table = list(places(name, _variable_shapes(name, tensors, image_shape, options)))
     _check(name, table, tensors)
     leaves = {}

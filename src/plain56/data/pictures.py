@@ -1,0 +1,175 @@
+"""Single pictures, read, decoded and resized, and splits that are read picture by picture."""
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from plain56.errors import UserError, first_line
+from plain56.runs import user_path
+
+MOST_BYTES = 2**30  # of a file: as many as the most pixels that are decoded take without compression, at 64 bits each
+MOST_STRETCHED = 16  # longer to shorter side of what is resized
+LACKS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC)
+
+
+class Fingerprint(NamedTuple):
+    """Checksums over the files of a data set, all splits': of their names and sizes, and of the times they were changed at.
+
+    A copy of the files has the same names and sizes, but may have other times.
+    """
+
+    files: int
+    times: int
+
+
+class Pictures(NamedTuple):
+    """A split that is read picture by picture.
+
+    `read(i)` gives picture i, as the bytes of a file or as uint8 [H, W, C], and its label; `name(i)` names it. `labels` [N] is
+    None where they cannot be known without reading it all, and `fingerprint` where there are no files.
+    """
+
+    count: int
+    read: Callable[[int], tuple[bytes | np.ndarray, int]]
+    name: Callable[[int], str]
+    labels: np.ndarray | None = None
+    fingerprint: Fingerprint | None = None
+
+    def take(self, indices):
+        """The pictures at these places, in this order."""
+        labels = None if self.labels is None else self.labels[indices]
+        read, name = (lambda i: self.read(indices[i])), (lambda i: self.name(indices[i]))
+        return Pictures(len(indices), read, name, labels, self.fingerprint)
+
+    def label(self, i):
+        """The label of picture i; −1 for a record that cannot be read."""
+        record = _none_if_unreadable(self.read, i)
+        return -1 if record is None else record[1]
+
+    def decode(self, i, channels):
+        """Picture i as uint8 [H, W, channels], at its own size, and its label; None where it cannot be read.
+
+        Raises:
+            UserError: the system lacks what reading takes, which is no fault of the picture.
+        """
+        return _none_if_unreadable(self._decoded, i, channels)
+
+    def _decoded(self, i, channels):
+        source, label = self.read(i)
+        return _decode(source, channels), label
+
+
+def _none_if_unreadable(function, *arguments):
+    try:
+        return function(*arguments)
+    except (OSError, RuntimeError, ValueError, MemoryError, cv2.error) as error:  # of files, and of damaged records
+        if lack := told_lack(error):
+            raise lack from error
+        return None
+
+
+def told_lack(error):
+    """The UserError for an exception that says that the system lacks memory, open files or threads; None for another one."""
+    if isinstance(error, OSError):
+        lacking = error.errno in LACKS
+    else:  # OpenCV's and Python's words, whose exceptions say no more
+        words = ("Insufficient memory", "can't start new thread")
+        lacking = isinstance(error, MemoryError) or any(word in str(error) for word in words)
+    if not lacking:
+        return None
+    return UserError(f"The data cannot be read for lack of memory, open files or processes ({_reason(error)}); see `ulimit -a`.")
+
+
+def _reason(error):
+    return getattr(error, "strerror", None) or first_line(error)
+
+
+def read_file(path):
+    """The bytes of a file.
+
+    Raises:
+        OSError: it cannot be read, or is something that might be waited for or read forever, such as a pipe.
+    """
+    # Opened so, a pipe does not wait for its writer.
+    with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "It is not a regular file")
+        if status.st_size > MOST_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        return file.read()
+
+
+def _decode(source, channels):
+    """uint8 [H, W, channels] from the bytes of a file or from an image.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    if isinstance(source, np.ndarray):
+        if source.shape[-1] == channels:
+            return source
+        return cv2.cvtColor(source, cv2.COLOR_RGB2GRAY)[..., None] if channels == 1 else np.repeat(source, 3, axis=-1)
+    if not source:
+        raise ValueError("is empty")
+    try:
+        image = cv2.imdecode(np.frombuffer(source, np.uint8), cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:
+        if "CV_IO_MAX_IMAGE" not in str(error):
+            raise
+        most = os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"]
+        raise ValueError(f"is too large: at most {most} pixels are read (OPENCV_IO_MAX_IMAGE_PIXELS)") from error
+    if image is None:
+        raise ValueError("is no picture that can be read; it must be a JPEG, PNG or WebP file")
+    return image if channels == 3 else image[..., None]
+
+
+def read_picture(picture, channels):
+    """A picture, a path or uint8 [H, W, C], as uint8 [H, W, channels].
+
+    Raises:
+        UserError: the file is not there, or is no picture.
+    """
+    try:
+        return _decode(picture if isinstance(picture, np.ndarray) else read_file(user_path(picture)), channels)
+    except UserError:
+        raise
+    except (OSError, ValueError, MemoryError, cv2.error) as error:
+        if lack := told_lack(error):
+            raise lack from error
+        if isinstance(error, ValueError):
+            raise UserError(f"{picture} {error}.") from error
+        raise UserError(f"The picture {picture} cannot be read: {_reason(error)}.") from error
+
+
+def resize(image, side):
+    """Resizes an image [H, W, C] so that its shorter side is `side`."""
+    shorter = min(image.shape[:2])
+    if shorter == side:
+        return image
+    # Of a stripe, its middle: a line of a million pixels, enlarged whole, would take hundreds of gigabytes.
+    longest = MOST_STRETCHED * shorter
+    top, left = (max(0, length - longest) // 2 for length in image.shape[:2])
+    image = image[top : top + longest, left : left + longest]
+    height, width, channels = image.shape
+    scale = side / shorter
+    to = max(side, round(width * scale)), max(side, round(height * scale))
+    try:
+        # Shrinking averages over areas, which does not alias.
+        resized = cv2.resize(image, to, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    except cv2.error as error:
+        if lack := told_lack(error):
+            raise lack from error
+        raise
+    return resized.reshape(*resized.shape[:2], channels)
+
+
+def centre(image, side):
+    """The side×side middle of an image [H, W, C]."""
+    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+    return image[top : top + side, left : left + side]

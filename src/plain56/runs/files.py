@@ -1,0 +1,208 @@
+"""Files that are read without trusting them, and replaced whole or not at all."""
+
+import contextlib
+import csv
+import io
+import json
+import math
+import os
+import stat
+import uuid
+import warnings
+from pathlib import Path
+
+import filelock
+
+from plain56.errors import UserError, first_line
+
+PART = ".{}.{}.part"  # a file being written
+MOST_LEVELS = 20  # of JSON: four times what our own files have
+
+
+def user_path(text):
+    """The path that a user gave, with ~ expanded.
+
+    Raises:
+        UserError: it can be no path: an unknown user's home, a name that is too long, or a NUL.
+    """
+    try:
+        path = Path(text).expanduser()
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return path
+    except (OSError, RuntimeError, ValueError) as error:
+        shown = repr(str(text)) if len(str(text)) <= 80 else repr(str(text)[:80]) + "…"
+        raise UserError(f"{shown} cannot be a path: {getattr(error, 'strerror', None) or first_line(error)}.") from error
+    return path
+
+
+def read_text(path):
+    """The text of a regular file; None where there is none.
+
+    Raises:
+        UserError: it cannot be read, or is something else than a text file.
+    """
+    try:
+        # Opening a pipe would wait for its writer.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"{path} is damaged: it must be a file.")
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}.") from error
+
+
+def parse_json(text):
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is none, or has numbers that JSON does not have.
+    """
+
+    def refuse(constant):
+        raise ValueError(f"{constant} is no JSON value")
+
+    try:
+        value = json.loads(text, parse_constant=refuse)
+    except RecursionError:
+        value, deep = None, True
+    else:
+        deep = _is_deeper(value, MOST_LEVELS)
+    if deep:
+        raise ValueError(f"it is nested more than {MOST_LEVELS} levels deep")
+    return value
+
+
+def _is_deeper(value, levels):
+    if not isinstance(value, dict | list):
+        return False
+    return not levels or any(_is_deeper(part, levels - 1) for part in (value.values() if isinstance(value, dict) else value))
+
+
+def read_json(path):
+    """The JSON object in a file, as a dict; empty where there is no file.
+
+    Raises:
+        UserError: the file cannot be read or holds something else.
+    """
+    text = read_text(path)
+    if text is None:
+        return {}
+    try:
+        value = parse_json(text)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: it must hold a JSON object, not a {type(value).__name__}.")
+    return value
+
+
+def is_number(value):
+    """Whether a JSON value is a number that a float holds."""
+    return type(value) in (int, float) and abs(value) < 1e300
+
+
+def is_count(value):
+    """Whether a JSON value is a number of things or steps."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+def write_text(path, text):
+    """Replaces a file at once, so that a reader, a crash or a power cut never meets half of it.
+
+    Raises:
+        UserError: it cannot be written; it is then as it was.
+    """
+    # Several processes, on several machines, may write a sweep's files at a time.
+    part = path.with_name(PART.format(path.name, uuid.uuid4().hex))
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def refusing_os_errors(kind, folder):
+    """Turns a file system's refusal into a UserError that names the directory."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"The {kind} directory {folder} cannot be written: {error.strerror or error}.") from error
+
+
+@contextlib.contextmanager
+def lock_file(path, timeout):
+    """Holds a lock that ends with the process, however it ends.
+
+    Where the file system has no such locks, filelock writes the process into the file, which therefore is its own to write.
+
+    Raises:
+        filelock.Timeout: another process holds it for longer than `timeout` seconds.
+        OSError: the file cannot be locked.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that the file system has no locks of its own
+        lock = filelock.FileLock(path)
+        lock.acquire(timeout=timeout)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_table(folder, name, rows):
+    """Writes a list of equal dicts as NAME.csv in a folder, which may be new."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with refusing_os_errors("result", folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    write_text(Path(folder) / f"{name}.csv", text.getvalue())
+
+
+def read_table(folder, name):
+    """The rows that `write_table` wrote, all values as text.
+
+    Raises:
+        UserError: the table is not there or damaged.
+    """
+    path = Path(folder) / f"{name}.csv"
+    text = read_text(path)
+    if text is None:
+        raise UserError(f"{path} cannot be read: there is no such file.")
+    try:
+        rows = list(csv.DictReader(io.StringIO(text), strict=True))
+    except csv.Error as error:
+        raise UserError(f"{path} is damaged: {error}.") from error
+    if any(None in row or None in row.values() for row in rows):
+        raise UserError(f"{path} is damaged: its rows are of different lengths.")
+    return rows
+
+
+def flatten(nested, prefix=""):
+    """`{"a": {"b": 1}}` to `{"a.b": 1}`."""
+    flat = {}
+    for key, value in nested.items():
+        deeper = isinstance(value, dict) and value  # an empty one would be lost
+        flat.update(flatten(value, f"{prefix}{key}.") if deeper else {prefix + key: value})
+    return flat
+
+
+def finite(value):
+    """A tree of JSON values, without the numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

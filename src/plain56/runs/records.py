@@ -1,0 +1,124 @@
+"""A run's log: records in metrics.jsonl, and the same ones as TensorBoard's event files."""
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+
+from plain56.errors import UserError
+from plain56.runs.files import finite, flatten, is_count, is_number, parse_json, read_text, refusing_os_errors, write_text
+
+MOST_STEPS = 2**31  # steps are int32 on the devices
+
+
+def read(folder, split=None):
+    """See `Run.metrics`."""
+    path = folder / "metrics.jsonl"
+    found = []
+    for number, line in enumerate(
+        (read_text(path) or "").split("\n")[:-1], start=1
+    ):  # a last one was cut off while being written
+        try:
+            record = parse_json(line)
+        except ValueError:
+            record = None
+        if not is_record(record):
+            raise UserError(f"{path} is damaged: line {number} is no record.")
+        if split in (None, record["split"]):
+            found.append(record)
+    return found
+
+
+def is_record(value):
+    """Whether a JSON value is a record: numbers or null by name, or dicts of them, beside step, split and seconds."""
+    if not isinstance(value, dict) or not is_count(value.get("step")) or value["step"] >= MOST_STEPS:
+        return False
+    if type(value.get("split")) is not str or not is_number(value.get("seconds")):
+        return False
+    if value["split"] == "gradients" and not isinstance(value.get("outputs"), dict):
+        return False
+    return all(part is None or is_number(part) or _holds_numbers(part) for key, part in value.items() if key != "split")
+
+
+def _holds_numbers(value):
+    return isinstance(value, dict) and all(part is None or is_number(part) for part in value.values())
+
+
+@contextlib.contextmanager
+def open_log(folder, step, start):
+    """Gives the function that appends records to metrics.jsonl and tensorboard/; a number that is not finite becomes null.
+
+    With `sync`, these and all before are on the disk when it returns. What was logged after `step`, the restored one, is
+    forgotten first, so that no record comes twice. The event files are written anew then: they hold what metrics.jsonl
+    holds.
+
+    Args:
+        start: when the run would have started, had it not been cut, as a time of the computer's clock.
+
+    Raises:
+        UserError: metrics.jsonl is damaged; or, from the function too, a file cannot be written.
+    """
+    EventsWriter, Event, scalar = _event_files()
+    kept = [record for record in read(folder) if record["step"] <= step]
+    # The last finite step of a network that diverges may be that of the checkpoint before.
+    there = {(record["step"], record["split"]) for record in kept}
+    write_text(folder / "metrics.jsonl", "".join(_line(record) for record in kept))
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+
+    def show(record):
+        for key, value in flatten(record).items():
+            if key not in ("step", "split", "seconds") and isinstance(value, int | float):
+                summary = scalar(f"{record['split']}/{key}", value)
+                board.write_event(Event(summary=summary, step=record["step"], wall_time=start + record["seconds"]))
+
+    def append(*records, sync=False):
+        records = [record for record in records if (record["step"], record["split"]) not in there]
+        with refusing_os_errors("run", folder):
+            file.write("".join(map(_line, records)))
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+            for record in records:
+                show(finite(record))
+            board.flush()
+
+    with contextlib.ExitStack() as stack:
+        with refusing_os_errors("run", folder):
+            (folder / "tensorboard").mkdir(exist_ok=True)
+            file = stack.enter_context(_closing((folder / "metrics.jsonl").open("a", encoding="utf-8")))
+            board = stack.enter_context(_closing(EventsWriter(str(folder / "tensorboard" / "events"))))
+            for record in kept:
+                show(record)
+            board.flush()
+        yield append
+
+
+def _event_files():
+    """What writes event files: tensorboardX's parts of a SummaryWriter, which itself would wait for ever for its thread where
+    that has died of a full disk. Imported by those who write alone, and without PyTorch, which tensorboardX tries to import.
+    """
+    hidden = sys.modules.setdefault("torch", None) is None
+    try:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return EventsWriter, Event, scalar
+
+
+def _line(record):
+    """A record as a line of JSON, which has no numbers that are not finite."""
+    return json.dumps(finite(record), allow_nan=False) + "\n"
+
+
+@contextlib.contextmanager
+def _closing(file):
+    """Closes a file at the end; what a full disk did not take of it has been an error before."""
+    try:
+        yield file
+    finally:
+        with contextlib.suppress(OSError):
+            file.close()

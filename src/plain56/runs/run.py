@@ -1,0 +1,323 @@
+"""The run directory.
+
+config.json       the resolved config
+metrics.jsonl     one JSON object per record, in order of steps; errors are fractions in [0, 1]
+tensorboard/      the same records as event files
+status.json       state, step, reason, parameters, seconds
+environment.json  command, versions, devices, commit and data of the newest start
+checkpoints/      written by `plain56.training.checkpoints`
+error.txt         the traceback of a run that failed, and not by a user's mistake
+lock              held by the process that trains the run, and free once that process is gone, however it went
+holder            which process that is, for people
+"""
+
+import contextlib
+import datetime
+import json
+import logging
+import os
+import platform
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+
+from plain56.errors import UserError
+from plain56.runs import records
+from plain56.runs.files import (
+    PART,
+    flatten,
+    is_count,
+    is_number,
+    lock_file,
+    read_json,
+    read_text,
+    refusing_os_errors,
+    write_text,
+)
+
+logger = logging.getLogger(__name__)
+
+ENDED = ("finished", "diverged")
+STATES = ("queued", "running", "preempted", "failed", *ENDED)
+PROBE_SECONDS = 0.2  # to take a lock: who looks whether a run is held, holds it for a moment
+
+MOST_PIXELS = 8192  # of an image's side, as in the rule of data.image_size
+
+# What may differ when a run is continued: it changes neither the parameters nor the order of examples.
+NOT_IDENTITY = (
+    "train.stop_after",
+    "train.log_every",
+    "train.evaluate_every",
+    "train.evaluate_train_every",
+    "train.gradients_every",
+    "train.checkpoint_every",
+    "train.steps_per_call",
+    "data.dir",
+    "data.mode",
+    "data.workers",
+    "parallelism",
+)
+# Keys that configs had once, with the one value that means what their absence means.
+REMOVED = {("train", "seeds"): 1}
+# What `environment.json` says of the data; a run that is older than a key does not have it.
+DATA_TYPES = {
+    **dict.fromkeys(("train", "validation", "test", "crc32", "files_crc32", "times_crc32"), is_count),
+    "streamed": lambda value: type(value) is bool,
+    "image_shape": lambda value: _is_list(value, lambda size: is_count(size) and 1 <= size <= MOST_PIXELS) and len(value) == 3,
+    "class_names": lambda value: _is_list(value, lambda name: type(name) is str) and len(value) >= 2,
+}
+
+
+def _is_list(value, holds):
+    return isinstance(value, list) and all(map(holds, value))
+
+
+class Status(NamedTuple):
+    """How a run stands.
+
+    `state` is queued, running, preempted, finished, diverged or failed, `reason` says why; `step` counts the updates done,
+    `parameters` the trained values, `seconds` the wall-clock time over all starts.
+    """
+
+    state: str = "queued"
+    step: int = 0
+    reason: str = ""
+    parameters: int = 0
+    seconds: float = 0.0
+
+
+class Run(NamedTuple):
+    """A run directory. Reading a file that is not there gives what an untouched run would have.
+
+    Every function that reads raises UserError where the file is there and does not hold what it should.
+    """
+
+    path: Path
+
+    @property
+    def checkpoints(self):
+        return self.path / "checkpoints"
+
+    @property
+    def lock(self):
+        return self.path / "lock"
+
+    def config(self):
+        """The resolved config as nested dicts, without keys that were removed since; empty where there is none."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} must be a run directory, and is a file.")
+        path = self.path / "config.json"
+        return without_removed(read_json(path), path)
+
+    def status(self):
+        try:
+            stored = read_json(self.path / "status.json")
+            status = Status(**stored)
+            sound = (status.state in STATES, is_count(status.step), type(status.reason) is str, is_count(status.parameters))
+            if not (all(sound) and is_number(status.seconds)):
+                raise UserError(f"{self.path / 'status.json'} is damaged: it holds no status.")
+        except (TypeError, UserError) as error:
+            # All that counts is in the checkpoint.
+            logger.warning("The run counts as queued: %s", error)
+            return Status()
+        if status.state == "running" and not self.is_held():
+            return status._replace(state="preempted", reason="its process ended before it could save")
+        return status
+
+    def is_held(self):
+        """Whether a process trains this run now; so, too, where that cannot be told."""
+        try:
+            if self.lock.exists():
+                with lock_file(self.lock, PROBE_SECONDS):
+                    pass
+        except OSError:  # it is held, or may only be read
+            return True
+        return False
+
+    def holder(self):
+        """Who holds or held this run."""
+        with contextlib.suppress(UserError):
+            return read_text(self.path / "holder") or "another process"
+        return "another process"
+
+    def environment(self):
+        """What `write_environment` wrote at the newest start; empty where there was none."""
+        path = self.path / "environment.json"
+        environment = read_json(path)
+        data = environment.get("data", {})
+        sound = isinstance(data, dict) and all(holds(data[key]) for key, holds in DATA_TYPES.items() if key in data)
+        if not sound:
+            raise UserError(f"{path} is damaged: its section data describes no data set.")
+        return environment
+
+    def has_checkpoint(self):
+        """Whether something was saved; not by Orbax, which all processes would have to ask together."""
+        return any(folder.name.isdigit() for folder in self.checkpoints.glob("*"))
+
+    def write_status(self, status):
+        write_text(self.path / "status.json", json.dumps(status._asdict()))
+
+    def write_config(self, config):
+        """Writes the resolved config, as nested dicts of JSON values, of a run that is new or the same as before.
+
+        Raises:
+            UserError: the directory holds a run of another identity.
+        """
+        check_identity(self, config)
+        with refusing_os_errors("run", self.path):
+            self.path.mkdir(exist_ok=True)
+        write_text(self.path / "config.json", json.dumps(config, indent=2))
+
+    def write_environment(self, environment):
+        write_text(self.path / "environment.json", json.dumps(environment, indent=2))
+
+    def write_error(self, text):
+        """Keeps the traceback of a run that failed."""
+        write_text(self.path / "error.txt", text)
+
+    def metrics(self, split=None):
+        """Records in order of steps, of one split or of all.
+
+        Raises:
+            UserError: the file is damaged, by more than a last line that was cut off.
+        """
+        return records.read(self.path, split)
+
+    def open_log(self, step, start):
+        """See `records.open_log`."""
+        return records.open_log(self.path, step, start)
+
+
+def without_removed(config, source):
+    """A stored config without the keys that were removed since.
+
+    Raises:
+        UserError: one has a value that means more than its absence; `source` names the file.
+    """
+    config = {key: dict(part) if isinstance(part, dict) else part for key, part in config.items()}
+    for (section, key), value in REMOVED.items():
+        part = config.get(section)
+        if isinstance(part, dict) and part.pop(key, value) != value:
+            raise UserError(
+                f"{source} has {section}.{key}, which was removed: several seeds are a sweep; only {value} is accepted."
+            )
+    return config
+
+
+class View(NamedTuple):
+    """A run as tables and pages show it: its status, its config as flat keys, and its records.
+
+    One that is damaged or foreign has the state "damaged", the reason, and no records.
+    """
+
+    status: Status
+    config: dict
+    records: list[dict[str, Any]]
+
+
+def planned_status(run, planned):
+    """The status of a run of a sweep, "damaged" where its directory holds something else; no error.
+
+    Args:
+        planned: the config that the sweep has for it, as nested dicts; empty where none is known.
+    """
+    try:
+        check_identity(run, planned)
+        return run.status()
+    except UserError as error:
+        return Status("damaged", reason=str(error))
+
+
+def view(run, planned):
+    """The `View` of a run of a sweep; arguments as of `planned_status`."""
+    status, flat = planned_status(run, planned), flatten(planned)
+    if status.state == "damaged":
+        return View(status, flat, [])
+    try:
+        return View(status, flatten(run.config()) or flat, run.metrics())
+    except UserError as error:
+        return View(Status("damaged", reason=str(error)), flat, [])
+
+
+class Held(UserError):
+    """Another process trains the run."""
+
+
+@contextlib.contextmanager
+def hold(path):
+    """Gives the run in a directory, which is created where it is new, and keeps all other processes from training it.
+
+    A directory in which nothing has been written at the end is removed again.
+
+    Raises:
+        Held: another process holds it; the message says which.
+        UserError: the directory holds something else, or cannot be written.
+    """
+    run = Run(Path(path))
+    if not run.config():
+        refuse_strangers(run.path, "run")
+    new = [folder for folder in (run.path, *run.path.parents) if not folder.exists()]
+    with contextlib.ExitStack() as stack:
+        with refusing_os_errors("run", run.path):
+            run.path.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(lock_file(run.lock, PROBE_SECONDS))
+            except filelock.Timeout:
+                raise Held(f"{run.path} is held by {run.holder()}; wait for its end, or stop it.") from None
+        try:
+            now = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+            with refusing_os_errors("run", run.path):
+                for part in run.path.glob(PART.format("*", "*")):
+                    part.unlink()
+            write_text(run.path / "holder", f"process {os.getpid()} on {platform.node()} since {now}")
+            yield run
+        finally:
+            _clear_unused(run, new, stack)
+
+
+def _clear_unused(run, new, stack):
+    """Releases a run's lock, and removes its directory, and those around it that are `new`, where it holds nothing else."""
+    with contextlib.suppress(OSError):  # another process may have begun something there, or removed it
+        if {entry.name for entry in run.path.iterdir()} <= {"lock", "holder"}:
+            for name in ("holder", "lock"):
+                (run.path / name).unlink(missing_ok=True)
+            stack.close()
+            for folder in new:
+                folder.rmdir()
+
+
+def refuse_strangers(folder, kind):
+    """Raises UserError where a folder holds something else than a run or sweep (`kind`) that is about to begin."""
+    # A start that was killed at once leaves no more than these.
+    ours = {"lock", "holder", *(path.name for path in folder.glob(PART.format("*", "*")))}
+    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - ours):
+        raise UserError(f"{folder} is there already and is not a {kind} directory; give a new folder or a {kind} to continue.")
+
+
+def differences(there, new):
+    """The keys, with both values, in which two configs, as nested dicts, are of different runs; "" where one is empty."""
+    there, new = flatten(there), flatten(json.loads(json.dumps(new)))
+    keys = sorted(key for key in there.keys() | new.keys() if key not in NOT_IDENTITY and there.get(key) != new.get(key))
+    if not (there and new and keys):
+        return ""
+    more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+    return ", ".join(f"{key} ({there.get(key)} there, {new.get(key)} now)" for key in keys[:5]) + more
+
+
+def check_identity(run, config):
+    """Raises UserError, with the keys that differ, where the directory holds a run of another identity."""
+    if changed := differences(run.config(), config):
+        raise UserError(f"{run.path} holds a different run: {changed}; choose another --workdir or the same config.")
+
+
+def read_run(path):
+    """Opens a run directory to read.
+
+    Raises:
+        UserError: there is none.
+    """
+    run = Run(Path(path))
+    if not run.config():
+        raise UserError(f"{run.path} is not a run directory: it has no config.json.")
+    return run

@@ -1,0 +1,151 @@
+"""The sweep directory: run directories, sweep.json (what the runs are), and the summary."""
+
+import contextlib
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from plain56.errors import UserError
+from plain56.runs.files import is_number, lock_file, parse_json, read_json, read_text, refusing_os_errors, write_table, write_text
+from plain56.runs.run import Run, Status, View, differences, planned_status, refuse_strangers, view, without_removed
+
+NAME = r"[\w.,=()+-]"  # what names of runs, which are folders, are made of
+NOT_RUNS = ("workers", "slurm", "lock")  # what a sweep's directory holds that is no run
+NAMES_ARE = f"made of letters, digits and .,=()+-, not begin with a dot, and not be one of {', '.join(NOT_RUNS)}"
+LOCK_SECONDS = 60  # that another process may take to write the sweep's files
+
+
+@contextlib.contextmanager
+def _locked(folder):
+    """Keeps other processes from writing the files of a sweep meanwhile."""
+    with contextlib.ExitStack() as stack:
+        with refusing_os_errors("sweep", folder):
+            stack.enter_context(lock_file(Path(folder) / "lock", LOCK_SECONDS))
+        yield
+
+
+class SweepRun(NamedTuple):
+    """A run of a sweep, begun or not: its directory, what it overrides, and its config as nested dicts.
+
+    `damage` says what is wrong with its element in sweep.json, where something is; the other two are empty then.
+    """
+
+    run: Run
+    overrides: dict
+    config: dict
+    damage: str = ""
+
+    def status(self):
+        """How the run stands; whatever its files hold, no error."""
+        return Status("damaged", reason=self.damage) if self.damage else planned_status(self.run, self.config)
+
+    def view(self):
+        """The run as tables and pages show it; whatever its files hold, no error."""
+        return View(self.status(), {}, []) if self.damage else view(self.run, self.config)
+
+
+def is_name(name):
+    """Whether a run of a sweep may have this name."""
+    return isinstance(name, str) and bool(re.fullmatch(f"{NAME}+", name)) and name not in NOT_RUNS and not name.startswith(".")
+
+
+def read_sweep(folder):
+    """The runs of a sweep directory in order, as `SweepRun`s.
+
+    Raises:
+        UserError: it is not a sweep directory.
+    """
+    folder = Path(folder)
+    elements = read_json(folder / "sweep.json")
+    if not elements:
+        raise UserError(f"{folder} is not a sweep directory: it has no sweep.json.")
+    return [_sweep_run(folder, name, element) for name, element in elements.items()]
+
+
+def _sweep_run(folder, name, element):
+    damaged = f"{folder / 'sweep.json'} is damaged: its element {name!r} is no run."
+    if not is_name(name) or len(name.encode()) > 255:
+        return SweepRun(Run(folder / (re.sub(f"(?!{NAME}).", "_", name)[:50] or "_")), {}, {}, damaged)
+    run = Run(folder / name)
+    parts = element if isinstance(element, dict) else {}
+    overrides, config = parts.get("overrides"), parts.get("config")
+    if not (parts.keys() == {"overrides", "config"} and isinstance(overrides, dict) and isinstance(config, dict)):
+        return SweepRun(run, {}, {}, damaged)
+    if not (type(overrides.get("model.name")) is str and type(overrides.get("seed")) is int):
+        return SweepRun(run, {}, {}, damaged)
+    try:
+        return SweepRun(run, overrides, without_removed(config, folder / "sweep.json"))
+    except UserError as error:
+        return SweepRun(run, {}, {}, str(error))
+
+
+def is_sweep(folder):
+    """Whether the folder is a sweep directory."""
+    return (Path(folder) / "sweep.json").exists()
+
+
+def write_sweep(folder, elements):
+    """Records the elements of a sweep, `{name: {"overrides": …, "config": …}}`, in its directory.
+
+    Those that are there already keep their places, so that a number stands for the same run for good; new ones come after them.
+
+    Returns:
+        The names of all elements, in order.
+
+    Raises:
+        UserError: the directory holds something else, has a run of the same name and another identity, or cannot be written.
+    """
+    folder = Path(folder)
+    if not is_sweep(folder):
+        refuse_strangers(folder, "sweep")
+    with refusing_os_errors("sweep", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        there = {run.path.name: config for run, _, config, _ in read_sweep(folder)} if is_sweep(folder) else {}
+        for name, element in elements.items():
+            if changed := differences(there.get(name, {}), element["config"]):
+                raise UserError(f"{folder} has a different run {name}: {changed}; choose another --workdir or the same config.")
+        there = read_json(folder / "sweep.json")
+        merged = there | json.loads(json.dumps(elements))
+        if merged != there:
+            write_text(folder / "sweep.json", json.dumps(merged, indent=2))
+    return list(merged)
+
+
+def write_summary(folder, make_rows):
+    """Writes a sweep's summary, the list of equal dicts that `make_rows()` gives, as summary.csv and summary.json.
+
+    It reads the runs while no other process writes the summary: whoever is last has seen what all others have.
+    """
+    with _locked(folder):
+        rows = make_rows()
+        write_table(folder, "summary", rows)
+        write_text(Path(folder) / "summary.json", json.dumps(rows, indent=2))
+    return rows
+
+
+def read_summary(folder):
+    """The rows that `write_summary` wrote, in the order of the sweep's runs.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = Path(folder) / "summary.json"
+    text = read_text(path)
+    try:
+        rows = [] if text is None else parse_json(text)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}.") from error
+    if not (isinstance(rows, list) and all(map(_is_row, rows))):
+        raise UserError(f"{path} is damaged: it must hold the summary's rows, which `launch.py report` writes anew.")
+    return rows
+
+
+def _is_row(value):
+    if not isinstance(value, dict):
+        return False
+    texts = all(type(value.get(key)) is str for key in ("run", "model", "state"))
+    whole = all(value.get(key) is None or type(value[key]) is int for key in ("depth", "seed", "steps", "parameters"))
+    numbers = all(value[key] is None or is_number(value[key]) for key in value if key.endswith(("_error", "_loss")))
+    return texts and whole and numbers and type(value.get("residual")) is bool and is_number(value.get("seconds"))

@@ -1,0 +1,259 @@
+"""Pictures that are none, that are too large, or that the system does not let us read; and files that have changed."""
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from plain56.data import Pictures, centre, datasets, load_dataset, read_picture, resize
+from plain56.errors import UserError
+from tests.test_data import RGB, noise, png, section, write_folder, write_tfds
+
+
+@contextlib.contextmanager
+def not_waiting():
+    def stop(number, frame):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(20)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def opened(path, **options):
+    """A folder or set of TFDS, not read yet."""
+    for cached in (datasets._open, datasets._load):
+        cached.cache_clear()
+    return load_dataset(section(dir=str(path), mode="stream", **RGB, **options))
+
+
+NO_PICTURES = {
+    "folder.png": lambda path: path.mkdir(),
+    "link.jpg": lambda path: path.symlink_to("nowhere"),
+    "loop.png": lambda path: path.symlink_to(path.name),
+    "pipe.png": os.mkfifo,
+    "socket.png": lambda path: socket.socket(socket.AF_UNIX).bind(path.name),
+    "zero.png": lambda path: path.symlink_to("/dev/zero"),
+    "sparse.png": lambda path: (path.touch(), os.truncate(path, 2**40)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <socket")
+def test_what_has_a_pictures_name_and_is_none_is_counted(tmp_path, monkeypatch, caplog):
+    write_folder(tmp_path / "train", {"cat": 80, "dog": 80})
+    write_folder(tmp_path / "test", {"cat": 1, "dog": 1})
+    monkeypatch.chdir(tmp_path / "train" / "cat")  # a socket's path may not be long
+    for name, make in NO_PICTURES.items():
+        make(Path.cwd() / name)
+    (Path.cwd() / ".hidden.png").symlink_to("nowhere")
+    with not_waiting():
+        split = load_dataset(section(name=f"folder:{tmp_path}", mode="resident", **RGB)).train
+    assert len(split.images) == len(split.labels) == 160
+    assert f"7 of 167 images in the train split of 'folder:{tmp_path}' cannot be read" in caplog.text
+    assert f"{tmp_path}/train/cat/folder.png, {tmp_path}/train/cat/link.jpg, " in caplog.text
+    train = opened(tmp_path, name=f"folder:{tmp_path}").train
+    with not_waiting():
+        unread = {Path(train.name(i)).name for i in range(train.count) if train.decode(i, 3) is None}
+    assert unread == set(NO_PICTURES)
+
+
+def test_most_pictures_have_gone(tmp_path):
+    write_folder(tmp_path / "pets", {"cat": 8, "dog": 8})
+    (tmp_path / "elsewhere").mkdir()
+    for i, file in enumerate(sorted((tmp_path / "pets").rglob("*.png"))):
+        file.rename(tmp_path / "elsewhere" / f"{i}.png")
+        file.symlink_to(tmp_path / "elsewhere" / f"{i}.png")
+    assert len(load_dataset(section(name=f"folder:{tmp_path / 'pets'}", **RGB)).train.labels) == 12
+    for i in range(12):
+        (tmp_path / "elsewhere" / f"{i}.png").unlink()
+    load_dataset.__globals__["_open"].cache_clear()
+    load_dataset.__globals__["_load"].cache_clear()
+    with pytest.raises(UserError, match=r"of 12 images in the train split .* cannot be read: .*; allowed are 5 %"):
+        load_dataset(section(name=f"folder:{tmp_path / 'pets'}", **RGB))
+
+
+def test_a_class_that_leads_nowhere(tmp_path):
+    write_folder(tmp_path / "pets", {"cat": 3, "dog": 3})
+    (tmp_path / "pets" / "hog").symlink_to(tmp_path / "hog")
+    with pytest.raises(UserError, match="pets/hog is a link to nothing; it must lead to a folder of pictures"):
+        opened(tmp_path, name="folder:pets")
+    write_folder(tmp_path, {"hog": 3})
+    assert opened(tmp_path, name="folder:pets").train.labels.max() == 2
+    (tmp_path / "pets" / "hog").unlink()
+    (tmp_path / "pets" / "hog").symlink_to("hog")
+    with pytest.raises(UserError, match="pets/hog is a link to nothing"):
+        opened(tmp_path, name="folder:pets")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_class_that_may_not_be_read(tmp_path):
+    write_folder(tmp_path / "pets", {"cat": 3, "dog": 3})
+    (tmp_path / "pets" / "cat").chmod(0)
+    with pytest.raises(UserError, match="cannot be read: Permission denied: .*pets/cat"):
+        opened(tmp_path, name="folder:pets")
+
+
+def fingerprint(path, **options):
+    dataset = opened(path, **options)
+    assert dataset.train.fingerprint == dataset.test.fingerprint
+    return dataset.train.fingerprint
+
+
+def test_the_fingerprint_is_of_names_sizes_and_times(tmp_path):
+    images = {split: noise(4, 4, 4, 3) for split in ("train", "test")}
+    write_tfds(tmp_path, "insects", images, {split: [0, 1, 2, 0] for split in images})
+    write_folder(tmp_path / "pets", {"cat": 6, "dog": 6})
+    write_folder(tmp_path / "apart" / "train", {"cat": 6, "dog": 6})
+    write_folder(tmp_path / "apart" / "test", {"cat": 2, "dog": 2})
+    files = {"folder:pets": "pets/cat/003.png", "folder:apart": "apart/test/dog/001.png"}
+    for name, changing in (files | {"insects": "insects/1.0.0/dataset_info.json"}).items():
+        names, times = first = fingerprint(tmp_path, name=name)
+        assert fingerprint(tmp_path, name=name) == first
+        for part in ({"validation_examples": 2}, {"classes": ("ant", "cat") if name == "insects" else ("dog", "cat")}):
+            assert fingerprint(tmp_path, name=name, **part) == first
+        shutil.copytree(tmp_path, tmp_path / "copy", copy_function=shutil.copyfile)  # which have times of their own
+        assert fingerprint(tmp_path / "copy", name=name)[0] == names
+        shutil.rmtree(tmp_path / "copy")
+        file = tmp_path / changing
+        content = file.read_bytes()
+        os.utime(file, ns=(1, 1))
+        assert fingerprint(tmp_path, name=name)[0] == names and fingerprint(tmp_path, name=name)[1] != times
+        file.write_bytes(content + b"  ")
+        assert fingerprint(tmp_path, name=name)[0] != names
+        file.write_bytes(content)
+        assert fingerprint(tmp_path, name=name)[0] == names
+        file.with_name("new.png").write_bytes(content)
+        assert fingerprint(tmp_path, name=name)[0] != names
+    assert load_dataset(section(mode="stream")).train.fingerprint is None
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("~nosuchuser/x.png", "'~nosuchuser/x.png' cannot be a path: "),
+        ("a\0b.png", r"cannot be a path: embedded null"),
+        ("x" * 300, "cannot be a path: File name too long"),
+        ("pipe", "The picture pipe cannot be read: It is not a regular file"),
+        ("/dev/zero", "The picture /dev/zero cannot be read: It is not a regular file"),
+        (".", "The picture . cannot be read: Is a directory"),
+        ("empty", "empty is empty"),
+        ("sparse", "The picture sparse cannot be read: File too large"),
+    ],
+)
+def test_paths_that_are_no_picture(tmp_path, monkeypatch, path, sentence):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    Path("empty").touch()
+    Path("sparse").touch()
+    os.truncate("sparse", 2**40)
+    with not_waiting(), pytest.raises(UserError, match=sentence) as raised:
+        read_picture(path, 3)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/x", "a\0b", "x" * 300])
+def test_paths_that_are_no_data_set(path):
+    for options in ({"name": f"folder:{path}"}, {"name": "folder:x", "dir": path}, {"name": "insects", "dir": path}):
+        with pytest.raises(UserError, match="cannot be a path: "):
+            load_dataset(section(**options, **RGB))
+
+
+def claiming(kind, image, width, height):
+    """The file of an image that says of itself that it is of another size."""
+    file = bytearray(cv2.imencode(f".{kind}", image, [cv2.IMWRITE_WEBP_QUALITY, 90] if kind == "webp" else [])[1].tobytes())
+    if kind == "png":
+        file[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+        file[29:33] = zlib.crc32(file[12:29]).to_bytes(4, "big")
+    elif kind == "jpg":
+        place = file.index(b"\xff\xc0") + 5
+        file[place : place + 4] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    else:
+        place = file.index(b"\x9d\x01\x2a") + 3
+        file[place : place + 4] = width.to_bytes(2, "little") + height.to_bytes(2, "little")
+    return bytes(file)
+
+
+def test_pictures_of_too_many_pixels(tmp_path):
+    """In a process of its own, since OpenCV takes its bound when it is imported."""
+    image = noise(1, 16, 16, 3)[0]
+    for kind, side in (("png", 30_000), ("jpg", 30_000), ("webp", 16_383)):
+        (tmp_path / f"large.{kind}").write_bytes(claiming(kind, image, side, side))
+        (tmp_path / f"small.{kind}").write_bytes(claiming(kind, image, 16, 16))
+    program = """
+import resource, sys
+from plain56.data import Pictures, read_picture
+from plain56.errors import UserError
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for file in sys.argv[1:]:
+    try:
+        print(read_picture(file, 3).shape)
+    except UserError as error:
+        print(error)
+    print(Pictures(1, lambda i: (open(file, "rb").read(), 0), str).decode(0, 3) is None)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 100 * 1024)
+"""
+    files = [f"{size}.{kind}" for kind in ("png", "jpg", "webp") for size in ("large", "small")]
+    environment = {key: value for key, value in os.environ.items() if key != "OPENCV_IO_MAX_IMAGE_PIXELS"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1] / "src")
+    done = subprocess.run(
+        [sys.executable, "-c", program, *files], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    expected = []
+    for kind in ("png", "jpg", "webp"):
+        bound = "at most 134217728 pixels are read (OPENCV_IO_MAX_IMAGE_PIXELS)"
+        expected += [f"large.{kind} is too large: {bound}.", "True", "(16, 16, 3)", "False"]
+    assert done.stdout.splitlines() == [*expected, "True"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+        (MemoryError("no more"), "no more"),
+        (cv2.error("OpenCV: error: (-4:Insufficient memory) Failed to allocate 9 bytes"), "Insufficient memory"),
+        (RuntimeError("can't start new thread"), "can't start new thread"),
+    ],
+    ids=str,
+)
+def test_what_the_system_lacks_is_no_fault_of_a_picture(error, reason):
+    def read(i):
+        raise error
+
+    with pytest.raises(UserError, match=f"cannot be read for lack of memory, open files or processes .*{reason}"):
+        Pictures(1, read, str).decode(0, 3)
+
+
+def test_images_that_do_not_fit(tmp_path):
+    write_folder(tmp_path / "pets", {"cat": 3, "dog": 3})
+    with pytest.raises(UserError, match=r"The train split of .* needs 11175.9 GiB of memory, and .* are free"):
+        load_dataset(section(name=f"folder:{tmp_path / 'pets'}", image_size=10**6, mode="resident", **RGB))
+
+
+def test_a_stripe_is_enlarged_in_its_middle():
+    stripe = noise(1, 4, 400, 1)[0]
+    whole = cv2.resize(stripe, (1600, 16), interpolation=cv2.INTER_LINEAR)[..., None]
+    np.testing.assert_array_equal(centre(resize(stripe, 16), 16), whole[:, 792:808])
+    assert centre(resize(np.zeros((1, 10**6, 3), np.uint8), 224), 224).shape == (224, 224, 3)
+    page = noise(1, 40, 4, 3)[0]
+    np.testing.assert_array_equal(resize(page, 8), cv2.resize(page, (8, 80), interpolation=cv2.INTER_LINEAR))
+
+
+def test_a_picture_is_read_from_home(tmp_path, monkeypatch):
+    image = noise(1, 4, 4, 3)[0]
+    (tmp_path / "picture.png").write_bytes(png(image))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.testing.assert_array_equal(read_picture("~/picture.png", 3), image)
