@@ -94,8 +94,8 @@ def get_config():
     config.transfer.weights = ""  # where the run began, written by `launch.py finetune`
     # Names of stages and layers that stay as they are, such as ("stem", "stage[12]"); ("*",) is all but the last layer.
     config.transfer.freeze = ()
-    # The last layer alone is fitted to features that are computed once, by L-BFGS: of the optimiser's keys the weight decay
-    # counts, and train.steps is the most updates.
+    # Only the last layer is fitted, by L-BFGS, to features that are computed once, without augmentation: of the optimizer's keys
+    # the weight decay counts, and train.steps is the most updates.
     config.transfer.probe = False
     config.transfer.freeze_scales = False  # batch norm's scales and biases stay
     config.transfer.freeze_statistics = False  # batch norm normalises by its running statistics, which stay

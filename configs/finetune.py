@@ -3,10 +3,10 @@
     python launch.py finetune --config=configs/finetune.py --weights=timm/resnet50.tv_in1k --model=resnet50 \\
         --config.data.name=folder:PATH --workdir=runs/finetuned
 
-The last layer is drawn anew, with as many outputs as the data set has classes. --config.transfer.freeze="('*',)" trains it alone,
-"('stem','stage[12]')" all but the first stages, and --config.transfer.rate_factor=0.5 halves the learning rate from each stage to
-the one before it. The rest is usual practice, of no paper: a small rate, falling as a cosine, and crops that keep most of a
-picture.
+The last layer is drawn anew, with as many outputs as the data set has classes. --config.transfer.freeze="('*',)" trains only that
+layer, "('stem','stage[12]')" all but the first stages, and --config.transfer.rate_factor=0.5 halves the learning rate from each
+stage to the one before it; configs/finetune.py:probe fits the last layer to features that are computed once. The rest is usual
+practice, of no paper: a small rate, falling as a cosine, and crops that keep most of a picture.
 """
 
 from configs import base

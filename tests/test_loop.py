@@ -160,6 +160,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, tiny_config, 
     assert train(tiny_config, tmp_path / "run").step == whole.step
     assert "The checkpoint of step 8 is damaged (" in caplog.text
     assert "going on from step 4" in caplog.text
+    assert (tmp_path / "run" / "checkpoints" / "damaged-8-1").is_dir()
     parameters = [final_parameters(tiny_config, tmp_path / name) for name in ("whole", "run")]
     jax.tree.map(np.testing.assert_array_equal, *parameters)
     steps = [record["step"] for record in runs.read_run(tmp_path / "run").metrics("train")]
@@ -251,6 +252,10 @@ def test_failed_run_says_why(tmp_path, tiny_config, monkeypatch):
         train(tiny_config, tmp_path / "run")
     status = runs.read_run(tmp_path / "run").status()
     assert (status.state, status.reason) == ("failed", "OSError: No space left on device")
+    assert "in broken\n" in (tmp_path / "run" / "error.txt").read_text()
+    monkeypatch.undo()
+    assert train(tiny_config, tmp_path / "run").state == "finished"
+    assert not (tmp_path / "run" / "error.txt").exists()
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -157,8 +158,9 @@ def telling_what_is_too_large(advice="needed is a device with more of it, or one
     """Turns a lack of memory, of a device or here, into a UserError that ends in an advice."""
     try:
         yield
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+    except (ImportError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        # An import that comes late may find no room for its library.
+        if not isinstance(error, MemoryError) and not re.search("RESOURCE_EXHAUSTED|failed to map segment", str(error)):
             raise
         raise UserError(f"There is not enough memory ({first_line(error)}); {advice}.") from error
 

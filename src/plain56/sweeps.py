@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import time
+import traceback
 from pathlib import Path
 from typing import NamedTuple
 
@@ -202,6 +203,8 @@ def _run_element(element, workdir, show, alone):
         with contextlib.suppress(UserError, OSError), runs.hold(run.path):  # it may be the disk that fails
             run.write_config(element.config.to_dict())
             run.write_status(run.status()._replace(state="failed", reason=reason[:500]))
+            if not isinstance(error, UserError):
+                run.write_error("".join(traceback.format_exception(error)))
 
 
 def run_workers(elements, workdir, command, count, on_progress=lambda ended, total, share: None):

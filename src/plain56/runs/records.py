@@ -16,9 +16,8 @@ def read(folder, split=None):
     """See `Run.metrics`."""
     path = folder / "metrics.jsonl"
     found = []
-    for number, line in enumerate(
-        (read_text(path) or "").split("\n")[:-1], start=1
-    ):  # a last one was cut off while being written
+    *lines, _ = (read_text(path) or "").split("\n")  # the last one was cut off while being written, or is empty
+    for number, line in enumerate(lines, start=1):
         try:
             record = parse_json(line)
         except ValueError:
@@ -31,14 +30,16 @@ def read(folder, split=None):
 
 
 def is_record(value):
-    """Whether a JSON value is a record: numbers or null by name, or dicts of them, beside step, split and seconds."""
+    """Whether a JSON value is a record: step, split, seconds, and numbers or null by name, or, of gradients, dicts of them."""
     if not isinstance(value, dict) or not is_count(value.get("step")) or value["step"] >= MOST_STEPS:
         return False
     if type(value.get("split")) is not str or not is_number(value.get("seconds")):
         return False
-    if value["split"] == "gradients" and not isinstance(value.get("outputs"), dict):
+    of_gradients = value["split"] == "gradients"
+    if of_gradients and not isinstance(value.get("outputs"), dict):
         return False
-    return all(part is None or is_number(part) or _holds_numbers(part) for key, part in value.items() if key != "split")
+    parts = [part for key, part in value.items() if key != "split"]
+    return all(part is None or is_number(part) or (of_gradients and _holds_numbers(part)) for part in parts)
 
 
 def _holds_numbers(value):

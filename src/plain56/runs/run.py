@@ -173,8 +173,14 @@ class Run(NamedTuple):
         write_text(self.path / "environment.json", json.dumps(environment, indent=2))
 
     def write_error(self, text):
-        """Keeps the traceback of a run that failed."""
-        write_text(self.path / "error.txt", text)
+        """Keeps the traceback of a run that failed, where the disk takes it."""
+        with contextlib.suppress(UserError):
+            write_text(self.path / "error.txt", text)
+
+    def forget_error(self):
+        """Removes the traceback of an earlier start."""
+        with contextlib.suppress(OSError):
+            (self.path / "error.txt").unlink(missing_ok=True)
 
     def metrics(self, split=None):
         """Records in order of steps, of one split or of all.

@@ -91,7 +91,7 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None, be
         decided = _decide_mode(config, run)
         parallel.together(lambda: load(decided))
         experiment = prepare(decided)
-        parallel.on_first(lambda: _check_data(run, _comparable(experiment.data, run, config)))
+        parallel.on_first(lambda: _check_data(run, experiment.data))
         new = not parallel.on_first(run.has_checkpoint)
         if begin and config.train.warm_start:
             raise UserError("train.warm_start and weights both begin a run; allowed is one of them.")
@@ -121,7 +121,7 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None, be
             raise
         except BaseException as error:
             _write_end(run, "failed", f"{type(error).__name__}: {error}".strip(": ")[:500])
-            with contextlib.suppress(UserError):
+            if parallel.is_first():
                 run.write_error(traceback.format_exc())
             raise
 
@@ -156,6 +156,7 @@ def _write_beginning(run, config, data):
     if before not in (None, now):
         logger.warning("The run goes on with the convolution %s, and began with %s: not with the same bits.", now, before)
     run.write_config(config.to_dict())
+    run.forget_error()
     run.write_environment(_environment() | {"convolution": now, "data": data})
 
 
@@ -179,13 +180,6 @@ def _decide_mode(config, run):
     return config
 
 
-def _comparable(data, run, config):
-    """What was found of the data, without the times of files where these lie elsewhere now, and may be copies."""
-    there = run.config().get("data", {})
-    moved = isinstance(there, dict) and there.get("dir") != config.data.dir
-    return {key: value for key, value in data.items() if not (moved and key == "times_crc32")}
-
-
 def _check_data(run, found):
     """Raises UserError where what was found of the data set differs from what the run began with."""
     before = run.environment().get("data", found)
@@ -193,9 +187,13 @@ def _check_data(run, found):
         modes = {True: "stream", False: "resident"}
         raise UserError(f"{run.path} began with data.mode={modes[before['streamed']]}, which may not change.")
     # A run that is older than a key does not have it.
-    changes = ", ".join(f"{key} ({before[key]} then, {new} now)" for key, new in found.items() if before.get(key, new) != new)
-    if changes:
-        raise UserError(f"The data set has changed since {run.path} began: {changes}; needed is the same data.")
+    differing = {key: new for key, new in found.items() if before.get(key, new) != new}
+    times = differing.pop("times_crc32", None)
+    if differing:
+        changes = ", ".join(f"{key} ({before[key]} then, {new} now)" for key, new in differing.items())
+        raise UserError(f"The data set has changed since {run.path} began: {changes}; the same data is expected.")
+    if times:  # of which a copy has its own
+        logger.warning("The data's files were copied or changed since %s began; only names and sizes are the same.", run.path)
 
 
 def load_run(path):
