@@ -4,9 +4,13 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/complete
 # Two workers, because few tests keep two cores busy. One at a time: make test ARGS=-n0
 PYTEST := $(PYTHON) -m pytest -n 2 --dist worksteal
+PIP := -m pip --disable-pip-version-check -qq install
+# Where pip knows no build for CPUs alone, as on Linux, it takes the one for GPUs: 3 GB.
+TORCH := torch==2.13.0
+TORCH_VENV := .venv-torch
 export PYTHONUNBUFFERED := 1
 
-.PHONY: degradation test test-slow test-browser bench soak lint setup
+.PHONY: degradation test test-slow test-browser test-torch bench fuzz soak lint setup setup-torch
 
 # The main job: {plain, resnet} × {20, 56 layers} on the embedded digits. Any depth: make degradation ARGS="--config.sweep.depths='(20,56,110)' --workdir=runs/deeper"
 degradation: setup
@@ -22,11 +26,19 @@ test-slow: setup
 test-browser: setup
 	$(PYTEST) -m browser $(ARGS)
 
+# PyTorch's files, in an environment of its own, since all else must do without PyTorch.
+test-torch: setup-torch
+	$(TORCH_VENV)/bin/python -m pytest -m torch $(ARGS)
+
 # Milliseconds beside plain Flax and PyTorch, then JPEGs per second beside Pillow and tf.data: about 15 minutes.
 # Only some networks, and no JPEGs: make bench ARGS="--networks=resnet20"
 bench: setup
 	$(PYTHON) -m experiments.throughput $(ARGS)
 	$(if $(ARGS),,$(PYTHON) -m experiments.stream_throughput)
+
+# Ten minutes of damaged files, by another seed: make fuzz ARGS="600 7".
+fuzz: setup
+	$(PYTHON) -m tests.fuzz $(ARGS)
 
 # Runs killed with SIGKILL at 30 random moments must end with the same bits, another number and seed by make soak ARGS="100 7";
 # and long work must take no more memory than short work.
@@ -45,10 +57,24 @@ $(STAMP): requirements.txt pyproject.toml
 		if $$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then \
 			echo "Setting up $(VENV) with $$($$python --version)"; \
 			$$python -m venv --clear $(VENV) && \
-			$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.txt && \
-			$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --editable . && \
+			echo "Installing the $$(grep -c == requirements.txt) packages of requirements.txt, which takes a minute or more" && \
+			$(PYTHON) $(PIP) -r requirements.txt && \
+			$(PYTHON) $(PIP) --no-build-isolation --no-deps --editable . && \
 			touch $@ && exit 0; \
 			exit 1; \
 		fi; \
 	done; \
 	echo "plain56 needs Python 3.11, 3.12 or 3.13 with venv; found: $$(python3 --version 2>&1)" >&2; exit 1
+
+setup-torch: $(TORCH_VENV)/complete
+
+# On top of what the other environment has.
+$(TORCH_VENV)/complete: $(STAMP)
+	@echo "Setting up $(TORCH_VENV) with $(TORCH), which takes a minute or more"
+	@$(PYTHON) -m venv --clear $(TORCH_VENV)
+	@packages='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+		echo "import site; site.addsitedir('$$($(PYTHON) -c "$$packages")')" \
+		> "$$($(TORCH_VENV)/bin/python -c "$$packages")/plain56.pth"
+	@$(TORCH_VENV)/bin/python $(PIP) $(TORCH)
+	@$(TORCH_VENV)/bin/python -c 'import plain56, torch'
+	@touch $@

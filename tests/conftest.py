@@ -4,7 +4,9 @@ import os
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as `plain56` sets it, where it is imported before JAX
+# Most of the time goes into compiling programs that run for moments: with LLVM's optimizations it takes more than twice as long.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
 # Many tests run the same small network, in processes of their own, too: it is compiled once, for all workers.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     compiled = tempfile.TemporaryDirectory()

@@ -7,6 +7,7 @@ python -m tests.killed soak [KILLS [SEED]]
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).parent.parent
 # What happens while the process is killed: {moment: (how often it comes in a run of FLAGS, how long it lasts in seconds)}.
@@ -29,7 +31,7 @@ MOMENTS = {
 # Intervals that do not fit each other, so that every moment comes in every state of the others.
 FLAGS = [
     "--config=configs/digits.py:resnet8",
-    "--config.model.widths=(4,4,8)",
+    "--config.model.widths=(16,16,32)",  # with which one CPU device computes all convolutions by the C++ ones
     "--config.train.batch_size=32",
     "--config.train.steps=120",
     "--config.train.steps_per_call=7",
@@ -43,11 +45,24 @@ FLAGS = [
 KINDS = {
     "resident": ("train",),
     "streamed": ("train", "--config.data.mode=stream"),
-    "seeds": ("train", "--config.train.seeds=2"),
     "pmap": ("train", "--config.parallelism=pmap"),
     "finetuned": ("finetune", "--weights={folder}/weights.safetensors", "--config.transfer.freeze=('stem',)"),
 }
 TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+
+
+def one_device():
+    """The environment of a process with one device, as a user's on a CPU, and not the two that the tests simulate."""
+    return os.environ | {"XLA_FLAGS": ""}
+
+
+def assert_native(run):
+    """Fails where a run's newest start did not compute its convolutions by those in C++; skips where they cannot be compiled."""
+    if not shutil.which("c++"):
+        pytest.skip("the convolutions in C++ need c++")
+    environment = run.environment()["convolution"]
+    assert environment["convolution"] == "native"
+    assert all(width % environment["lanes"] == 0 for width in run.config()["model"]["widths"])
 
 
 def launch_and_kill(moment, occurrence, delay, arguments):
@@ -128,7 +143,7 @@ def launched(workdir, moment=None, occurrence=1, delay=0.0, kind="resident"):
     command = ["-m", "tests.killed", moment, str(occurrence), str(delay)] if moment else ["launch.py"]
     mode, *extra = (argument.format(folder=Path(workdir).parent) for argument in KINDS[kind])
     command = [sys.executable, *command, mode, *FLAGS, *extra, f"--workdir={workdir}"]
-    environment = os.environ | (TWO_DEVICES if kind == "pmap" else {})
+    environment = os.environ | TWO_DEVICES if kind == "pmap" else one_device()
     return subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
 
 
@@ -138,7 +153,7 @@ def train_whole(folder, kind):
         if not (Path(folder) / "resident").exists():
             train_whole(folder, "resident")
         export = ["launch.py", "export", f"--workdir={folder}/resident", f"--weights={folder}/weights.safetensors"]
-        subprocess.run([sys.executable, *export], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, *export], cwd=ROOT, env=one_device(), check=True, stdout=subprocess.DEVNULL)
     assert launched(f"{folder}/{kind}", kind=kind) == 0
     return result(f"{folder}/{kind}")
 
@@ -155,8 +170,7 @@ def result(workdir):
     with contextlib.closing(checkpoints.open_checkpoints(run.checkpoints, read_only=True)) as manager:
         state, _ = checkpoints.restore(manager, prepare(from_json(run.config())).initial)
     clock = {"seconds", "images_per_second"}
-    networks = [network.metrics() for network in run.members() or [run]]
-    records = [[{key: record[key] for key in record.keys() - clock} for record in network] for network in networks]
+    records = [{key: record[key] for key in record.keys() - clock} for record in run.metrics()]
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)], records
 
 
@@ -170,7 +184,7 @@ def soak(kills=30, seed=0):
     chance, failures, done = random.Random(seed), 0, 0
     with tempfile.TemporaryDirectory() as folder:
         whole = {kind: train_whole(folder, kind) for kind in KINDS}
-        print(f"seed {seed}; an uninterrupted run logs {len(whole['resident'][1][0])} records", flush=True)
+        print(f"seed {seed}; an uninterrupted run logs {len(whole['resident'][1])} records", flush=True)
         moments, kinds = [], []
         while done < kills:
             begin, survived = time.monotonic(), []

@@ -2,10 +2,10 @@
 
 import contextlib
 import json
+import random
 import shutil
 import signal
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from plain56 import runs, sweeps, training, weights
 from plain56.config import check, from_json
 from plain56.data import datasets
 from plain56.errors import UserError
-from plain56.figures import degradation, report
+from tests import fuzz
 from tests.test_data import RGB, noise, section, write_folder, write_tfds
 
 quick = settings(deadline=None, max_examples=100, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -277,27 +277,10 @@ def test_damaged_picture_in_a_folder(tmp_path_factory, damage):
 
 
 @pytest.mark.slow
-@thorough
-@given(st.data())
-def test_damaged_run_directory(trained, data):
-    sweep = trained / "damaged"
-    shutil.rmtree(sweep, ignore_errors=True)
-    shutil.copytree(trained / "sweep", sweep)
-    run = sweep / "run"
-    file = data.draw(st.sampled_from([path for path in sorted(sweep.rglob("*")) if path.is_file()]))
-    file.write_bytes(damaged(file.read_bytes(), data.draw(DAMAGE)))
-    with no_longer_than(120):
-        for look in (
-            lambda: training.evaluate_run(run),
-            lambda: weights.files.read(run),
-            lambda: report.write(sweep, sweeps.summarise(sweep)),
-            lambda: degradation.write_curves(sweep),
-            lambda: degradation.draw(sweep),
-            lambda: training.train(from_json(runs.read_run(run).config()), run),
-        ):
-            with a_sentence_or_nothing():
-                look()
-    with a_sentence_or_nothing() as refused:
-        records = runs.Run(run).metrics()
-    assert refused or [record["step"] for record in records] == sorted(record["step"] for record in records)
-    assert Path(run).is_dir()
+def test_damages_that_know_the_structure(tmp_path):
+    """The first of those that `make fuzz` tries for as long as one likes."""
+    rows = fuzz.make_home(tmp_path / "home")
+    for number in range(40):
+        damage, wrong = fuzz.attempt(tmp_path / "home", rows, random.Random(number), tmp_path / str(number))
+        shutil.rmtree(tmp_path / str(number))
+        assert not wrong, (number, damage)

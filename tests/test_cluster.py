@@ -14,6 +14,7 @@ import pytest
 
 import launch
 from plain56 import runs
+from tests.killed import assert_native, one_device, result, same
 from tests.test_parallel import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +22,7 @@ SWEEP = ["sweep", "--config=configs/sweeps/degradation.py"]
 SMALL = [
     "--config.sweep.depths=(8,14)",
     "--config.sweep.seeds=(0,)",
-    "--config.model.widths=(4,4,8)",
+    "--config.model.widths=(16,16,32)",
     "--config.train.batch_size=32",
     "--config.train.steps=1500",
     "--config.train.steps_per_call=5",
@@ -105,10 +106,9 @@ def query(*command):
 def test_four_runs_of_which_one_is_preempted_all_finish(slurm, tmp_path):
     workdir = f"--workdir={tmp_path / 'sweep'}"
     flags = ["--executor=slurm", "--partition=laptop", "--minutes=30", "--cpus=1", "--parallel=2"]
-    result = subprocess.run(
-        [sys.executable, "launch.py", *SWEEP, *SMALL, workdir, *flags], cwd=ROOT, capture_output=True, text=True, env=os.environ
-    )
-    assert result.returncode == 0, result.stderr
+    command = [sys.executable, "launch.py", *SWEEP, *SMALL]
+    submitted = subprocess.run([*command, workdir, *flags], cwd=ROOT, env=one_device(), capture_output=True, text=True)
+    assert submitted.returncode == 0, submitted.stderr
     elements = runs.read_sweep(tmp_path / "sweep")
     assert len(elements) == 4
     first = elements[0].run
@@ -130,6 +130,10 @@ def test_four_runs_of_which_one_is_preempted_all_finish(slurm, tmp_path):
     wait_until(lambda: not query("squeue", "-h"))
     summary = subprocess.run([sys.executable, "launch.py", "sweep", workdir], cwd=ROOT, capture_output=True, text=True)
     assert summary.returncode == 0 and summary.stdout.count("finished") >= 4
+    whole = [*command, f"--workdir={tmp_path / 'whole'}", "--index=0"]  # the same run, and nothing interrupts it
+    subprocess.run(whole, cwd=ROOT, env=one_device(), check=True, stdout=subprocess.DEVNULL)
+    assert same(result(first.path), result(tmp_path / "whole" / first.path.name))
+    assert_native(first)
 
 
 def test_there_is_no_slurm(tmp_path, capsys, monkeypatch):
@@ -143,6 +147,6 @@ def test_there_is_no_slurm(tmp_path, capsys, monkeypatch):
 @pytest.mark.slow
 def test_slurm_refuses(slurm, tmp_path):
     command = [sys.executable, "launch.py", *SWEEP, *SMALL, f"--workdir={tmp_path / 'sweep'}", "--executor=slurm"]
-    result = subprocess.run([*command, "--partition=nosuch"], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert "error: Slurm refuses the jobs: " in result.stderr and "invalid partition" in result.stderr
+    refused = subprocess.run([*command, "--partition=nosuch"], cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "error: Slurm refuses the jobs: " in refused.stderr and "invalid partition" in refused.stderr

@@ -11,7 +11,7 @@ import pytest
 from plain56 import runs
 from plain56.errors import UserError
 from plain56.training import train
-from tests.killed import FLAGS, launched, result, same
+from tests.killed import FLAGS, assert_native, launched, one_device, result, same
 
 ROOT = Path(__file__).parent.parent
 # In a name space of its own, where anybody may mount: a launch until the disk is full, and the same one with more room.
@@ -30,8 +30,8 @@ cp -r {disk}/run {folder}/run
 @pytest.mark.parametrize(
     ("size", "flags", "message"),
     [
-        # Room for a checkpoint or two, of 160 kB and a margin of 1 MB; and not even for the records of 120 steps.
-        ("1300k", ["--config.train.checkpoint_every=12"], r"error: The checkpoint of step \d+ cannot .* MB are free\."),
+        # Room for a checkpoint or two, of 330 kB and a margin of 1 MB; and not even for the records of 120 steps.
+        ("1600k", ["--config.train.checkpoint_every=12"], r"error: The checkpoint of step \d+ cannot .* MB are free\."),
         ("60k", ["--config.train.checkpoint_every=120", "--config.train.log_every=1"], r"error: .*: No space left on device\."),
     ],
 )
@@ -42,7 +42,9 @@ def test_full_disk_stops_a_run_that_then_goes_on_with_the_same_bits(tmp_path, si
     command = [sys.executable, "launch.py", "train", *FLAGS, *flags]
     train = " ".join(f"'{argument}'" for argument in [*command, f"--workdir={tmp_path / 'disk' / 'run'}"])
     script = SCRIPT.format(size=size, disk=tmp_path / "disk", folder=tmp_path, train=train)
-    done = subprocess.run(["unshare", "--map-root-user", "--mount", "sh", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", script], cwd=ROOT, env=one_device(), capture_output=True, text=True
+    )
     if done.returncode == 77 or done.stderr.startswith("unshare:"):
         pytest.skip(f"needs a disk of one's own: {done.stderr}")
     assert done.returncode == 0, done.stderr
@@ -52,18 +54,19 @@ def test_full_disk_stops_a_run_that_then_goes_on_with_the_same_bits(tmp_path, si
     assert runs.read_run(tmp_path / "cut").status().state in ("failed", "preempted")
     assert not list((tmp_path / "cut").rglob("*.part"))
     whole = [*command, f"--workdir={tmp_path / 'whole'}"]
-    assert subprocess.run(whole, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+    subprocess.run(whole, cwd=ROOT, env=one_device(), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     assert same(result(tmp_path / "run"), result(tmp_path / "whole"))
+    assert_native(runs.read_run(tmp_path / "run"))
 
 
 @pytest.mark.slow
 def test_failed_save_fails_the_run_and_costs_nothing(tmp_path):
-    """Files may not be larger than 14 kB, which one of a checkpoint's is."""
+    """Files may not be larger than 50 kB, which one of a checkpoint's is."""
     command = [sys.executable, "launch.py", "train", *FLAGS, f"--workdir={tmp_path / 'run'}"]
     first = [*command, "--config.train.stop_after=12"]
-    subprocess.run(first, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    limits = f"ulimit -f 28; exec {' '.join(map(repr, command))}"  # of 512 bytes
-    cut = subprocess.run(["sh", "-c", limits], cwd=ROOT, capture_output=True, text=True)
+    subprocess.run(first, cwd=ROOT, env=one_device(), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    limits = f"ulimit -f 100; exec {' '.join(map(repr, command))}"  # of 512 bytes
+    cut = subprocess.run(["sh", "-c", limits], cwd=ROOT, env=one_device(), capture_output=True, text=True)
     assert cut.returncode == 2
     assert cut.stderr.splitlines()[-1].startswith("error: The checkpoint of step 24 cannot be saved in"), cut.stderr
     run = runs.read_run(tmp_path / "run")
@@ -73,7 +76,7 @@ def test_failed_save_fails_the_run_and_costs_nothing(tmp_path):
     parameters, records = result(tmp_path / "run")
     whole, all_records = result(tmp_path / "whole")
     # Stopping at step 12 logs a test there.
-    assert [r for r in records[0] if (r["step"], r["split"]) not in ((12, "test"), (12, "train_clean"))] == all_records[0]
+    assert [r for r in records if (r["step"], r["split"]) not in ((12, "test"), (12, "train_clean"))] == all_records
     assert all(a.tobytes() == b.tobytes() for a, b in zip(parameters, whole, strict=True))
 
 

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent
 
 def run(folder, devices, *ways, processes=1):
     """What tests/one_or_many_devices.py finds by each way: lists of arrays."""
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}"}
+    flags = f"--xla_force_host_platform_device_count={devices // processes} --xla_backend_optimization_level=0"
+    environment = os.environ | {"XLA_FLAGS": flags}
     file = folder / f"{devices}-{processes}.npz"
     command = [sys.executable, "-m", "tests.one_or_many_devices", str(file), ",".join(ways)]
     several = [f"localhost:{free_port()}", str(processes)] if processes > 1 else []
