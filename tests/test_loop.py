@@ -301,3 +301,15 @@ def test_warns_when_the_loss_stays_at_that_of_guessing(tmp_path, tiny_config, mo
     tiny_config.data.examples_per_class = 20
     train(tiny_config, tmp_path / "learns")
     assert "training loss" not in caplog.text
+
+
+def test_a_run_that_goes_on_with_another_convolution_says_so(tmp_path, tiny_config, caplog):
+    tiny_config.train.stop_after = 4
+    train(tiny_config, tmp_path / "run")
+    run = runs.read_run(tmp_path / "run")
+    began = run.environment()
+    assert began["convolution"] == {"convolution": "portable", "lanes": 0}  # there are two devices here
+    run.write_environment(began | {"convolution": {"convolution": "native", "lanes": 16}})
+    tiny_config.train.stop_after = 8
+    train(tiny_config, tmp_path / "run")
+    assert "goes on with the convolution {'convolution': 'portable', 'lanes': 0}" in caplog.text
