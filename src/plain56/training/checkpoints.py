@@ -27,7 +27,7 @@ def open_checkpoints(folder, read_only=False):
     Raises:
         UserError: the folder is none, or cannot be read or written.
     """
-    _ignore_abandoned_reads()
+    _ignore_abandoned_work()
     options = ocp.CheckpointManagerOptions(
         max_to_keep=None if read_only else 2,
         enable_async_checkpointing=False,
@@ -42,8 +42,9 @@ def open_checkpoints(folder, read_only=False):
 
 
 @functools.cache
-def _ignore_abandoned_reads():
-    """Keeps pages of tracebacks from users: at an error, Orbax abandons its other reads, and the loop that they answer to."""
+def _ignore_abandoned_work():
+    """Hides pages of tracebacks: at an error, Orbax abandons its other reads and writes, and the loop that they answer to."""
+    logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
     before = sys.unraisablehook
 
     def hook(unraisable):
