@@ -111,16 +111,21 @@ def is_count(value):
 
 
 def write_text(path, text):
+    """As `write_bytes`, of a text."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path, content):
     """Replaces a file at once, so that a reader, a crash or a power cut never meets half of it.
 
     Raises:
         UserError: it cannot be written; it is then as it was.
     """
-    # Several processes, on several machines, may write a sweep's files at a time.
-    part = path.with_name(PART.format(path.name, uuid.uuid4().hex))
+    # Several processes, on several machines, may write a sweep's files at a time. A long name leaves no room for more.
+    part = path.with_name(PART.format(path.name[:50], uuid.uuid4().hex))
     try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with part.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)

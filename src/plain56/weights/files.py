@@ -1,13 +1,10 @@
 """Weights in files: read without trusting them, written with what one needs to use them."""
 
-import contextlib
 import json
 import math
-import os
 import pickle
 import re
 import stat
-import uuid
 import warnings
 import zipfile
 from pathlib import Path
@@ -293,17 +290,9 @@ def write(path, tensors, about):
 
 
 def write_bytes(path, content):
-    """Writes a file whole or not at all; raises UserError where that cannot be."""
-    part = path.with_name(f".{uuid.uuid4().hex}.part")
+    """Writes a file whole or not at all, in a folder that may be new; raises UserError where that cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+    runs.write_bytes(path, content)
