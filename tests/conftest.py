@@ -1,7 +1,10 @@
 """Two simulated devices, and arrays of different rank never meet by accident."""
 
+import gc
 import os
+import shutil
 import tempfile
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as `plain56` sets it, where it is imported before JAX
@@ -13,16 +16,19 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
+# Tracing a network makes so many objects that the collector's usual thresholds cost a twentieth of the time.
+gc.set_threshold(50_000, 20, 20)
+
 import jax
 import pytest
 
 from configs import digits
+from plain56 import training
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-@pytest.fixture
-def tiny_config():
+def tiny():
     """The digits recipe, shrunk: eight layers of a few filters, twelve steps."""
     config = digits.get_config("resnet8")
     config.model.widths = (4, 4, 8)
@@ -34,3 +40,31 @@ def tiny_config():
     config.train.checkpoint_every = 4
     config.optimizer.schedule.warmup_steps = 2
     return config
+
+
+@pytest.fixture
+def tiny_config():
+    """A config of the shrunk digits recipe, to change."""
+    return tiny()
+
+
+@pytest.fixture(scope="session")
+def tiny_runs(tmp_path_factory):
+    """Two runs of the shrunk recipe: one is finished, and one was stopped at step 8."""
+    folder, config = tmp_path_factory.mktemp("tiny"), tiny()
+    training.train(config, folder / "finished")
+    config.train.stop_after = 8
+    training.train(config, folder / "stopped")
+    return folder
+
+
+@pytest.fixture
+def finished_run(tiny_runs, tmp_path):
+    """A finished run of the shrunk recipe, the test's own."""
+    return Path(shutil.copytree(tiny_runs / "finished", tmp_path / "finished"))
+
+
+@pytest.fixture
+def stopped_run(tiny_runs, tmp_path):
+    """A run of the shrunk recipe that was stopped at step 8, the test's own."""
+    return Path(shutil.copytree(tiny_runs / "stopped", tmp_path / "stopped"))

@@ -5,6 +5,7 @@ python -m tests.killed soak [KILLS [SEED]]
 """
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -62,7 +63,7 @@ def assert_native(run):
         pytest.skip("the convolutions in C++ need c++")
     environment = run.environment()["convolution"]
     assert environment["convolution"] == "native"
-    assert all(width % environment["lanes"] == 0 for width in run.config()["model"]["widths"])
+    assert all(width % environment["lanes"] == 0 for width in run.config()["model"]["widths"] or (16, 32, 64))
 
 
 def launch_and_kill(moment, occurrence, delay, arguments):
@@ -136,6 +137,13 @@ def wait_until(process, condition):
 def has_saved(run):
     """Whether a run has a checkpoint."""
     return any(folder.name.isdigit() for folder in run.checkpoints.glob("*"))
+
+
+def last_line(*arguments):
+    """The last line of launch.py, run on one device: that is faster than the simulated ones of the tests, too."""
+    command = [sys.executable, "launch.py", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=one_device(), check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def launched(workdir, moment=None, occurrence=1, delay=0.0, kind="resident"):

@@ -166,9 +166,9 @@ def test_receptive_field_stage_by_stage():
     [
         ("plain8", {}, 64, 4),
         ("resnet14", {"shortcut": "B", "pre_activation": True}, 96, 4),
-        ("resnet50", {"widths": (4, 4, 4, 4), "shortcut": "C"}, 512, 32),
+        pytest.param("resnet50", {"widths": (4, 4, 4, 4), "shortcut": "C"}, 512, 32, marks=pytest.mark.slow),
         ("vgg11_lrn", {"form": "small"}, 256, 32),
-        ("googlenet", {"form": "small", "auxiliary": False}, 128, 8),
+        pytest.param("googlenet", {"form": "small", "auxiliary": False}, 128, 8, marks=pytest.mark.slow),
     ],
 )
 def test_receptive_field_is_what_the_logits_depend_on(name, options, height, width, monkeypatch):

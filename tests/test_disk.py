@@ -80,36 +80,27 @@ def test_failed_save_fails_the_run_and_costs_nothing(tmp_path):
     assert all(a.tobytes() == b.tobytes() for a, b in zip(parameters, whole, strict=True))
 
 
-def test_what_is_foreign_in_the_checkpoint_folder_is_left_alone(tmp_path, tiny_config):
-    tiny_config.train.stop_after = 4
-    train(tiny_config, tmp_path / "run")
-    checkpoints = tmp_path / "run" / "checkpoints"
+def test_what_is_foreign_in_the_checkpoint_folder_is_left_alone(tiny_config, stopped_run):
+    checkpoints = stopped_run / "checkpoints"
     (checkpoints / "notes.txt").write_text("mine")
     (checkpoints / "backup").mkdir()
     (checkpoints / "99").mkdir()  # looks like one, and is empty
-    tiny_config.train.stop_after = 0
-    assert train(tiny_config, tmp_path / "run").state == "finished"
+    assert train(tiny_config, stopped_run).state == "finished"
     assert (checkpoints / "notes.txt").read_text() == "mine"
     assert (checkpoints / "backup").exists()
-    assert [record["step"] for record in runs.read_run(tmp_path / "run").metrics("train")] == [4, 8, 12]
+    assert [record["step"] for record in runs.read_run(stopped_run).metrics("train")] == [4, 8, 12]
 
 
-def test_file_by_the_name_of_a_checkpoint(tmp_path, tiny_config):
+def test_file_by_the_name_of_a_checkpoint(tmp_path, tiny_config, stopped_run):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    tiny_config.train.stop_after = 4
     with pytest.raises(UserError, match="not a run directory"):
         train(tiny_config, tmp_path / "run")
-    train(tiny_config, tmp_path / "other")
-    (tmp_path / "other" / "checkpoints" / "8").write_text("no folder")
-    tiny_config.train.stop_after = 0
-    assert train(tiny_config, tmp_path / "other").state == "finished"
+    (stopped_run / "checkpoints" / "12").write_text("no folder")
+    assert train(tiny_config, stopped_run).state == "finished"
 
 
 @pytest.mark.parametrize("content", ["", '{"state": 3, "more": 1}'])
-def test_damaged_status_costs_nothing(tmp_path, tiny_config, content):
-    tiny_config.train.stop_after = 8
-    train(tiny_config, tmp_path / "run")
-    (tmp_path / "run" / "status.json").write_text(content)
-    tiny_config.train.stop_after = 0
-    assert train(tiny_config, tmp_path / "run").step == 12
-    assert [record["step"] for record in runs.read_run(tmp_path / "run").metrics("train")] == [4, 8, 12]
+def test_damaged_status_costs_nothing(tiny_config, stopped_run, content):
+    (stopped_run / "status.json").write_text(content)
+    assert train(tiny_config, stopped_run).step == 12
+    assert [record["step"] for record in runs.read_run(stopped_run).metrics("train")] == [4, 8, 12]

@@ -37,10 +37,11 @@ NARROW = {"widths": (3, 4, 6)}
 
 def unit(tree, path, block):
     """A tree of zeros, but for one leaf or one block of it, which has the direction and the length 1 that it has in `tree`."""
-    flat = traverse_util.flatten_dict(tree)
-    own = flat[path] if block is None else jnp.zeros_like(flat[path]).at[block].set(flat[path][block])
-    zeros = {other: jnp.zeros_like(leaf) for other, leaf in flat.items()}
-    return traverse_util.unflatten_dict(zeros | {path: own / jnp.linalg.norm(own)})
+    step = {other: np.zeros_like(leaf) for other, leaf in traverse_util.flatten_dict(tree).items()}
+    at = ... if block is None else block
+    step[path][at] = traverse_util.flatten_dict(tree)[path][at]
+    step[path] /= np.linalg.norm(step[path])
+    return traverse_util.unflatten_dict(step)
 
 
 @pytest.mark.parametrize(
@@ -55,8 +56,8 @@ def unit(tree, path, block):
 def test_norms_are_those_of_finite_differences(name, options):
     with jax.enable_x64(True):
         model, variables, images = network(name, dtype="float64", **options)
-        found = jax.jit(functools.partial(gradients.gradients, model, loss=loss))(variables, images)
-        start = variables["params"], gradients.zero_taps(model, variables, images)
+        found = jax.device_get(jax.jit(functools.partial(gradients.gradients, model, loss=loss))(variables, images))
+        start = jax.device_get((variables["params"], gradients.zero_taps(model, variables, images)))
 
         @jax.jit
         def value(params, taps):

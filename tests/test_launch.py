@@ -248,7 +248,8 @@ def test_a_config_file_that_fails_is_a_mistake(tmp_path, capsys):
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_interrupted_run_saves_first_and_goes_on(tmp_path, number):
     workdir = f"--workdir={tmp_path / 'run'}"
-    flags = ["--config=configs/digits.py:plain8", "--config.model.widths=(4,4,4)", "--config.train.steps=100000", workdir]
+    flags = ["--config=configs/digits.py:plain8", "--config.model.widths=(4,4,4)", "--config.train.batch_size=32", workdir]
+    flags.append("--config.train.steps=100000")
     # A test run in the background of a shell inherits that Ctrl-C is ignored; this process does not.
     listen = "signal.signal(signal.SIGINT, signal.default_int_handler)"
     code = f"import launch, signal, sys; {listen}; sys.exit(launch.main(sys.argv[1:]))"
@@ -289,14 +290,13 @@ def test_train_then_evaluate(tmp_path):
     status = json.loads(trained.stdout.splitlines()[-1])
     assert (status["state"], status["step"]) == ("finished", 10)
     assert "100 %" in trained.stderr
-    evaluated = launched("evaluate", workdir, check=True)
+    # A run needs neither of the two big frameworks.
+    imported = "bool({'tensorflow', 'torch'} & set(sys.modules))"
+    code = f"import launch, sys; sys.exit(launch.main(['evaluate', {workdir!r}]) or {imported})"
+    evaluated = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     result = json.loads(evaluated.stdout.splitlines()[-1])
     assert (result["step"], result["examples"]) == (10, 449)
     assert f"{100 * result['top1_error']:.2f} %" in evaluated.stdout
-    # A run needs neither of the two big frameworks.
-    imported = "bool({'tensorflow', 'torch'} & set(sys.modules))"
-    code = f"import launch, sys; launch.main(['evaluate', {workdir!r}]); sys.exit({imported})"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
 @pytest.mark.slow
@@ -347,13 +347,11 @@ def test_reader_that_leaves_changes_no_exit_status(stream, status):
     assert (process.returncode, errors) == (status, b"")
 
 
-def test_lack_of_memory_is_told_in_a_sentence(tmp_path, tiny_config, monkeypatch, capsys):
-    training.train(tiny_config, tmp_path / "run")
-
+def test_lack_of_memory_is_told_in_a_sentence(finished_run, monkeypatch, capsys):
     def too_large(config):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nMore.")
 
     monkeypatch.setattr(training.loop, "prepare", too_large)
-    assert launch.main(["evaluate", f"--workdir={tmp_path / 'run'}"]) == 2
+    assert launch.main(["evaluate", f"--workdir={finished_run}"]) == 2
     reason = "not enough memory (RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes); needed is a device with more of it"
     assert f"error: There is {reason}" in capsys.readouterr().err

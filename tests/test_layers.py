@@ -73,7 +73,7 @@ def test_dense_form_averages_the_fully_connected_layers_over_positions():
     ("name", "size"),
     [
         ("vgg11_lrn", 8),
-        ("vgg16_bn", 28),
+        pytest.param("vgg16_bn", 28, marks=pytest.mark.slow),
         pytest.param("googlenet", 8, marks=pytest.mark.slow),
         pytest.param("googlenet_bn", 28, marks=pytest.mark.slow),
         pytest.param("googlenet", 32, marks=pytest.mark.slow),

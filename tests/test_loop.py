@@ -14,6 +14,7 @@ from plain56 import runs
 from plain56.errors import UserError
 from plain56.training import evaluate_run, experiment, prepare, train
 from plain56.training import loop as training_loop
+from tests.killed import assert_native, last_line
 
 
 def final_parameters(config, workdir):
@@ -27,20 +28,21 @@ def without_times(records):
 
 
 def test_shipped_recipe_learns(tmp_path):
-    config = digits.get_config("resnet8")
-    config.train.steps = 60
-    config.optimizer.schedule.warmup_steps = 6
-    status = train(config, tmp_path / "run")
+    flags = ("--config.train.steps=60", "--config.optimizer.schedule.warmup_steps=6")
+    workdir = f"--workdir={tmp_path / 'run'}"
+    trained = last_line("train", "--config=configs/digits.py:resnet8", *flags, workdir)
     run = runs.read_run(tmp_path / "run")
-    assert status == run.status()
+    status = run.status()
+    assert (trained["state"], trained["step"]) == ("finished", 60)
     assert (status.state, status.step, status.parameters) == ("finished", 60, 75_002)
-    trained, tested = run.metrics("train"), run.metrics("test")
-    assert [record["step"] for record in trained] == [record["step"] for record in tested] == [20, 40, 60]
-    assert trained[0]["loss"] > 1.5
-    assert trained[-1]["loss"] < 1.0
+    assert_native(run)
+    logged, tested = run.metrics("train"), run.metrics("test")
+    assert [record["step"] for record in logged] == [record["step"] for record in tested] == [20, 40, 60]
+    assert logged[0]["loss"] > 1.5
+    assert logged[-1]["loss"] < 1.0
     assert tested[-1]["top1_error"] < 0.3
-    assert trained[-1]["epoch"] == pytest.approx(60 * 128 / 1348, abs=1e-4)
-    assert evaluate_run(tmp_path / "run") == {
+    assert logged[-1]["epoch"] == pytest.approx(60 * 128 / 1348, abs=1e-4)
+    assert last_line("evaluate", workdir) == {
         "step": 60,
         "split": "test",
         "examples": 449,
@@ -48,8 +50,7 @@ def test_shipped_recipe_learns(tmp_path):
     }
 
 
-def test_continued_run_equals_an_uninterrupted_one(tmp_path, tiny_config):
-    train(tiny_config, tmp_path / "whole")
+def test_continued_run_equals_an_uninterrupted_one(tmp_path, tiny_config, finished_run):
     tiny_config.train.stop_after = 5
     status = train(tiny_config, tmp_path / "parts")
     assert (status.state, status.step) == ("preempted", 5)
@@ -63,9 +64,9 @@ def test_continued_run_equals_an_uninterrupted_one(tmp_path, tiny_config):
     jax.tree.map(
         np.testing.assert_array_equal,
         final_parameters(tiny_config, tmp_path / "parts"),
-        final_parameters(tiny_config, tmp_path / "whole"),
+        final_parameters(tiny_config, finished_run),
     )
-    whole, parts = (runs.read_run(tmp_path / name).metrics() for name in ("whole", "parts"))
+    whole, parts = (runs.read_run(path).metrics() for path in (finished_run, tmp_path / "parts"))
     # Stopping early logs one partial interval and one test; all else comes once, and is the same.
     assert [(r["step"], r["split"]) for r in parts if r["step"] != 5] == [(r["step"], r["split"]) for r in whole]
     assert without_times(parts)[-2:] == without_times(whole)[-2:]
@@ -103,11 +104,11 @@ def test_step_is_traced_once(tmp_path, tiny_config, monkeypatch):
     assert len(traces) == 1
 
 
-def test_finished_run_is_not_run_again(tmp_path, tiny_config):
-    first = train(tiny_config, tmp_path / "run")
-    records = runs.read_run(tmp_path / "run").metrics()
-    assert train(tiny_config, tmp_path / "run", lambda share, rate: pytest.fail("it trained again")) == first
-    assert runs.read_run(tmp_path / "run").metrics() == records
+def test_finished_run_is_not_run_again(tiny_config, finished_run):
+    run = runs.read_run(finished_run)
+    status, records = run.status(), run.metrics()
+    assert train(tiny_config, finished_run, lambda share, rate: pytest.fail("it trained again")) == status
+    assert run.metrics() == records
 
 
 def test_diverged_run_keeps_its_history(tmp_path, tiny_config):
@@ -127,12 +128,10 @@ def test_diverged_run_keeps_its_history(tmp_path, tiny_config):
     assert train(tiny_config, tmp_path / "run") == status
 
 
-def test_another_run_in_the_directory_is_refused(tmp_path, tiny_config):
-    tiny_config.train.stop_after = 4
-    train(tiny_config, tmp_path / "run")
+def test_another_run_in_the_directory_is_refused(tiny_config, stopped_run):
     tiny_config.optimizer.momentum = 0.5
     with pytest.raises(UserError, match=r"different run: optimizer.momentum \(0.9 there, 0.5 now\)"):
-        train(tiny_config, tmp_path / "run")
+        train(tiny_config, stopped_run)
 
 
 def damage(checkpoint, how):
@@ -147,48 +146,41 @@ def damage(checkpoint, how):
 
 
 @pytest.mark.parametrize("how", ["cut", "flipped", "gone"])
-def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, tiny_config, caplog, how):
-    whole = train(tiny_config, tmp_path / "whole")
-    tiny_config.train.stop_after = 8
-    train(tiny_config, tmp_path / "run")
-    newest = tmp_path / "run" / "checkpoints" / "8"
+def test_damaged_checkpoint_falls_back_to_the_one_before(tiny_config, finished_run, stopped_run, caplog, how):
+    newest = stopped_run / "checkpoints" / "8"
     if how == "gone":
         shutil.rmtree(newest / "arrays")
     else:
         damage(newest, how)
-    tiny_config.train.stop_after = 0
-    assert train(tiny_config, tmp_path / "run").step == whole.step
+    assert train(tiny_config, stopped_run).step == 12
     assert "The checkpoint of step 8 is damaged (" in caplog.text
     assert "going on from step 4" in caplog.text
-    assert (tmp_path / "run" / "checkpoints" / "damaged-8-1").is_dir()
-    parameters = [final_parameters(tiny_config, tmp_path / name) for name in ("whole", "run")]
+    assert (stopped_run / "checkpoints" / "damaged-8-1").is_dir()
+    parameters = [final_parameters(tiny_config, path) for path in (finished_run, stopped_run)]
     jax.tree.map(np.testing.assert_array_equal, *parameters)
-    steps = [record["step"] for record in runs.read_run(tmp_path / "run").metrics("train")]
+    steps = [record["step"] for record in runs.read_run(stopped_run).metrics("train")]
     assert steps == [4, 8, 12]
 
 
-def test_nothing_goes_on_where_every_checkpoint_is_damaged(tmp_path, tiny_config):
-    train(tiny_config, tmp_path / "run")
+def test_nothing_goes_on_where_every_checkpoint_is_damaged(tiny_config, finished_run):
     for checkpoint in ("8", "12"):
-        damage(tmp_path / "run" / "checkpoints" / checkpoint, "cut")
-    before = runs.read_run(tmp_path / "run").metrics()
+        damage(finished_run / "checkpoints" / checkpoint, "cut")
+    before = runs.read_run(finished_run).metrics()
     with pytest.raises(UserError, match=r"No checkpoint in .* can be read \(step 12: .*; step 8: .*\); remove that folder"):
-        evaluate_run(tmp_path / "run")
-    (tmp_path / "run" / "status.json").unlink()
+        evaluate_run(finished_run)
+    (finished_run / "status.json").unlink()
     with pytest.raises(UserError, match="No checkpoint"):
-        train(tiny_config, tmp_path / "run")
-    assert runs.read_run(tmp_path / "run").metrics() == before
+        train(tiny_config, finished_run)
+    assert runs.read_run(finished_run).metrics() == before
 
 
-def test_data_that_changed_is_refused(tmp_path, tiny_config, monkeypatch):
-    tiny_config.train.stop_after = 4
-    train(tiny_config, tmp_path / "run")
+def test_data_that_changed_is_refused(tiny_config, stopped_run, monkeypatch):
     real = experiment.load_dataset
     monkeypatch.setattr(
         experiment, "load_dataset", lambda data: real(data)._replace(test=jax.tree.map(lambda a: a[1:], real(data).test))
     )
     with pytest.raises(UserError, match=r"The data set has changed since .* began: test \(449 then, 448 now\), crc32"):
-        train(tiny_config, tmp_path / "run")
+        train(tiny_config, stopped_run)
 
 
 def test_train_and_validation_error_without_augmentation(tmp_path, tiny_config):
@@ -229,15 +221,14 @@ def test_signal_in_the_last_call_is_not_lost(tmp_path, tiny_config):
     assert runs.read_run(tmp_path / "run").status().state == "finished"
 
 
-def test_event_files_equal_the_records(tmp_path, tiny_config):
+def test_event_files_equal_the_records(finished_run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(tiny_config, tmp_path / "run")
-    board = EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    board = EventAccumulator(str(finished_run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     shown = [(tag, event.step, event.value) for tag in board.Tags()["scalars"] for event in board.Scalars(tag)]
     records = [
         (f"{record['split']}/{key}", record["step"], np.float32(record[key]))
-        for record in runs.read_run(tmp_path / "run").metrics()
+        for record in runs.read_run(finished_run).metrics()
         for key in record.keys() - {"step", "split", "seconds"}
     ]
     assert sorted(shown) == sorted(records)
@@ -303,13 +294,10 @@ def test_warns_when_the_loss_stays_at_that_of_guessing(tmp_path, tiny_config, mo
     assert "training loss" not in caplog.text
 
 
-def test_a_run_that_goes_on_with_another_convolution_says_so(tmp_path, tiny_config, caplog):
-    tiny_config.train.stop_after = 4
-    train(tiny_config, tmp_path / "run")
-    run = runs.read_run(tmp_path / "run")
+def test_a_run_that_goes_on_with_another_convolution_says_so(tiny_config, stopped_run, caplog):
+    run = runs.read_run(stopped_run)
     began = run.environment()
     assert began["convolution"] == {"convolution": "portable", "lanes": 0}  # there are two devices here
     run.write_environment(began | {"convolution": {"convolution": "native", "lanes": 16}})
-    tiny_config.train.stop_after = 8
-    train(tiny_config, tmp_path / "run")
+    train(tiny_config, stopped_run)
     assert "goes on with the convolution {'convolution': 'portable', 'lanes': 0}" in caplog.text

@@ -20,12 +20,22 @@ from tests.test_parallel import free_port
 ROOT = Path(__file__).parent.parent
 DIGITS = "--config=configs/digits.py:resnet8"
 SMALL = [DIGITS, "--config.model.widths=(4,4,8)", "--config.train.batch_size=32", "--config.train.steps_per_call=5"]
+started = []
+
+
+@pytest.fixture(autouse=True)
+def none_outlives_its_test():
+    yield
+    while started:
+        process = started.pop()
+        process.kill()
+        process.communicate()
 
 
 def start(arguments_of_each):
     """Starts `launch.py train` once for each list of arguments, with two devices each."""
     several = [f"--coordinator=localhost:{free_port()}", f"--num_processes={len(arguments_of_each)}"]
-    return [
+    processes = [
         subprocess.Popen(
             [sys.executable, "launch.py", "train", *several, f"--process_id={process}", *arguments],
             cwd=ROOT,
@@ -36,6 +46,8 @@ def start(arguments_of_each):
         )
         for process, arguments in enumerate(arguments_of_each)
     ]
+    started.extend(processes)
+    return processes
 
 
 def end(processes):
@@ -118,7 +130,7 @@ def test_one_process_is_killed_and_all_go_on_with_the_same_bits(tmp_path, victim
     wait_until(processes[0], lambda: len(runs.Run(tmp_path / "cut").metrics("test")) > 1)
     processes[victim].send_signal(signal.SIGKILL)
     other = processes[1 - victim]
-    _, errors = other.communicate(timeout=60)
+    _, errors = other.communicate(timeout=300)
     if victim == 1:  # without process 0, which holds them together, JAX may abort the others before they can say anything
         assert other.returncode == 1
         assert errors.splitlines()[-1].startswith(LOST), errors

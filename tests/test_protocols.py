@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from plain56.data import Pictures, Split
 from plain56.errors import UserError
 from plain56.models import create_model
-from plain56.training import evaluate_run, train
+from plain56.training import evaluate_run
 from plain56.training.evaluate import exact_batch_stats, measure_moments
 from plain56.training.protocols import dense_sides, evaluate_pictures, for_any_size, views
 
@@ -63,12 +63,13 @@ def test_published_sides():
 def test_totals_equal_a_direct_computation(protocol, sides):
     images, split = pictures([(16, 16, 3)] * 3 + [(20, 30, 3), (14, 15, 3), (16, 16, 3)])
     model, variables = network()
+    apply = jax.jit(model.apply)
     probabilities = []
     for image in images:
         seen = []
         for stack in views(image, protocol, 14, sides):
             x = (stack / 255 - np.array(DATA.mean)) / np.array(DATA.std)
-            seen.append(jax.nn.softmax(model.apply(variables, x.astype(np.float32)).logits).mean(axis=0))
+            seen.append(jax.nn.softmax(apply(variables, x.astype(np.float32)).logits).mean(axis=0))
         probabilities.append(np.mean(seen, axis=0))
     probabilities = np.array(probabilities)
     own = probabilities[np.arange(6), split.labels]
@@ -118,15 +119,14 @@ def test_exact_statistics_are_those_of_one_big_batch(name):
     assert passes <= (8 if name == "resnet8" else 60)  # one for each layer with batch norm, and one in which nothing changes
 
 
-def test_a_run_is_evaluated_by_every_protocol(tmp_path, tiny_config):
-    train(tiny_config, tmp_path / "run")
+def test_a_run_is_evaluated_by_every_protocol(finished_run):
     plain, exact, dense = (
-        evaluate_run(tmp_path / "run", **options)
+        evaluate_run(finished_run, **options)
         for options in ({}, {"exact_statistics": True}, {"protocol": "dense", "sides": (8,)})
     )
     assert plain["loss"] != exact["loss"] != dense["loss"]
     assert dense["examples"] == plain["examples"] == 449
     with pytest.raises(UserError, match="--side belongs to --protocol=dense"):
-        evaluate_run(tmp_path / "run", sides=(8,))
+        evaluate_run(finished_run, sides=(8,))
     with pytest.raises(UserError, match="2×2 pixels, and this network needs at least"):
-        evaluate_run(tmp_path / "run", protocol="dense", sides=(2,))
+        evaluate_run(finished_run, protocol="dense", sides=(2,))

@@ -198,13 +198,12 @@ def streamed(config):
     return config
 
 
-def test_a_streamed_run_equals_a_resident_one(tmp_path, tiny_config):
-    training.train(tiny_config, tmp_path / "resident")
+def test_a_streamed_run_equals_a_resident_one(tmp_path, tiny_config, finished_run):
     status = training.train(streamed(tiny_config), tmp_path / "stream")
     assert (status.state, status.step) == ("finished", 12)
-    resident, stream = (load_run(tmp_path / name).state for name in ("resident", "stream"))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), resident, stream)
-    for a, b in zip(*(runs.Run(tmp_path / name).metrics() for name in ("resident", "stream")), strict=True):
+    paths = finished_run, tmp_path / "stream"
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *(load_run(path).state for path in paths))
+    for a, b in zip(*(runs.Run(path).metrics() for path in paths), strict=True):
         assert (a["split"], a["step"]) == (b["split"], b["step"])
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
     tiny_config.train.checkpoint_every = 6

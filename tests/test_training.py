@@ -158,6 +158,7 @@ def test_non_finite_update_keeps_the_last_finite_state():
     assert int(totals.examples) == 0
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_the_mean_of_those_of_the_parts():
     """Of each second image: with plain gradient descent the update is the mean of the parts' updates."""
     model, optimizer = create_model("resnet8", 10, widths=(4, 4, 8)), optax.sgd(0.1)

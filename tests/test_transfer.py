@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from sklearn.linear_model import LogisticRegression
 
 import launch
-from configs import base, digits
+from configs import base
 from plain56 import runs, training, weights
 from plain56.config import from_json
 from plain56.data import Batch, load_dataset, normalise
@@ -24,6 +24,7 @@ from plain56.training import probe, transfer
 from plain56.training.loop import load_run
 from plain56.training.state import create_train_state, make_optimizer
 from plain56.training.step import train_step
+from tests.killed import last_line
 
 ROOT = Path(__file__).parent.parent
 
@@ -128,10 +129,9 @@ def test_patterns_have_to_fit():
 def pretrained(tmp_path_factory):
     """A network that knows the digits, as weights."""
     folder = tmp_path_factory.mktemp("pretrained")
-    config = digits.get_config("resnet8")
-    config.train.steps, config.train.evaluate_every, config.train.checkpoint_every = 120, 120, 120
-    config.optimizer.schedule.warmup_steps = 12
-    training.train(config, folder / "run")
+    steps = (f"--config.{key}=120" for key in ("train.steps", "train.evaluate_every", "train.checkpoint_every"))
+    flags = ("--config=configs/digits.py:resnet8", "--config.optimizer.schedule.warmup_steps=12", *steps)
+    last_line("train", *flags, f"--workdir={folder / 'run'}")
     weights.save_pretrained(folder / "digits.safetensors", folder / "run")
     return folder
 

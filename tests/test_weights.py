@@ -34,7 +34,7 @@ KINDS = [
     ("resnet14", {"pre_activation": True}),
     ("resnet152_cifar", {}),
     ("plain34", {}),
-    ("vgg11_lrn", {}),
+    pytest.param("vgg11_lrn", {}, marks=pytest.mark.slow),
     ("vgg16_1x1", {"form": "small"}),
     ("vgg13_bn", {"form": "small"}),
     ("googlenet", {}),
@@ -52,7 +52,7 @@ def random_variables(name, shape, options):
     model = create_model(name, 7, **options)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
     generator = np.random.default_rng(0)
-    return model, jax.tree.map(lambda leaf: generator.normal(size=leaf.shape).astype(np.float32), dict(shapes))
+    return model, jax.tree.map(lambda leaf: generator.standard_normal(leaf.shape, np.float32), dict(shapes))
 
 
 @pytest.mark.parametrize(("name", "options"), KINDS)
