@@ -30,6 +30,11 @@ def network(name, side=8, dtype="float32", **options):
     return model, jax.jit(model.init)(jax.random.key(0), images), images
 
 
+def measured(model, variables, images, loss=loss):
+    measure = jax.jit(functools.partial(gradients.measure, model, loss=loss))
+    return gradients.flow(model, measure(variables, images), images.shape[1:])
+
+
 # Where a pool follows a ReLU, equal zeros are a kink: there is no derivative to compare with.
 POOLED = {"block1_tap1", "block2_tap1", "block3_tap2"}
 NARROW = {"widths": (3, 4, 6)}
@@ -71,7 +76,7 @@ def test_norms_are_those_of_finite_differences(name, options):
             values = [value(*(end if i == which else start[i] for i in range(2))) for end in ends]
             return (values[0] - values[1]) / 2e-5
 
-        flow = gradients.flow(model, gradients.measure(model, variables, images, loss), images.shape[1:])
+        flow = measured(model, variables, images)
         checked = 0
         for path in traverse_util.flatten_dict(found[1]):
             first, place = path[0], path[-2]
@@ -99,7 +104,7 @@ def test_the_parts_make_up_the_whole(normalise):
     with jax.enable_x64(True):
         model, variables, images = network("resnet20", dtype="float64", normalise=normalise)
         _, taps = jax.jit(functools.partial(gradients.gradients, model, loss=loss))(variables, images)
-        flow = gradients.flow(model, gradients.measure(model, variables, images, loss), images.shape[1:])
+        flow = measured(model, variables, images)
         # What comes out of a block goes into the next one, and nowhere else.
         outputs = [taps["stem"]["added"]]
         parts = []
@@ -123,7 +128,7 @@ def test_the_parts_make_up_the_whole(normalise):
 @pytest.mark.slow
 def test_an_identity_with_pre_activation_passes_the_gradient_on_unchanged():
     model, variables, images = network("resnet20", pre_activation=True)
-    flow = gradients.flow(model, gradients.measure(model, variables, images, loss), images.shape[1:])
+    flow = measured(model, variables, images)
     for block in ("stage1.1", "stage1.2", "stage2.1", "stage3.2"):
         assert flow.shortcuts[block] == pytest.approx(flow.outputs[block], rel=1e-5)
 
@@ -132,7 +137,7 @@ def test_an_identity_with_pre_activation_passes_the_gradient_on_unchanged():
 def test_norms_whose_squares_are_out_of_range():
     model, variables, images = network("resnet8", **NARROW)
     flows = [
-        gradients.flow(model, gradients.measure(model, variables, images, lambda output, s=scale: s * loss(output)), (8, 8, 3))
+        measured(model, variables, images, lambda output, s=scale: s * loss(output))
         for scale in (1.0, 1e-25, 1e25)
     ]
     for scale, flow in zip((1e-25, 1e25), flows[1:], strict=True):

@@ -115,8 +115,9 @@ def test_exact_statistics_are_those_of_one_big_batch(name):
     for part, expected in changes["batch_stats"].items():
         if part.startswith("auxiliary"):  # evaluation does without
             expected = variables["batch_stats"][part]
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6), found[part], expected)
-    assert passes <= (8 if name == "resnet8" else 60)  # one for each layer with batch norm, and one in which nothing changes
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found[part], expected)
+    # One for each layer with batch norm in a row, and one or two in which nothing changes.
+    assert passes <= (8 if name == "resnet8" else 24)
 
 
 def test_a_run_is_evaluated_by_every_protocol(finished_run):
