@@ -136,10 +136,7 @@ def test_an_identity_with_pre_activation_passes_the_gradient_on_unchanged():
 @pytest.mark.slow
 def test_norms_whose_squares_are_out_of_range():
     model, variables, images = network("resnet8", **NARROW)
-    flows = [
-        measured(model, variables, images, lambda output, s=scale: s * loss(output))
-        for scale in (1.0, 1e-25, 1e25)
-    ]
+    flows = [measured(model, variables, images, lambda output, s=scale: s * loss(output)) for scale in (1.0, 1e-25, 1e25)]
     for scale, flow in zip((1e-25, 1e25), flows[1:], strict=True):
         for key in ("outputs", "kernels", "branches"):
             for place, norm in getattr(flows[0], key).items():

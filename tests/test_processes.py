@@ -123,7 +123,7 @@ def test_processes_stream_their_parts(tmp_path):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_one_process_is_killed_and_all_go_on_with_the_same_bits(tmp_path, victim):
     every = [f"--config.train.{key}=20" for key in ("log_every", "evaluate_every", "checkpoint_every")]
-    arguments = [*SMALL, *every, "--config.train.steps=400"]
+    arguments = [*SMALL, *every, "--config.train.steps=160"]
     assert [status for *_, status in end(start([[*arguments, f"--workdir={tmp_path / 'whole'}"]] * 2))] == [0, 0]
     processes = start([[*arguments, f"--workdir={tmp_path / 'cut'}"]] * 2)
     # By then every program has run once: whoever waits for a dead process's first answer, JAX aborts after 100 seconds.
@@ -131,14 +131,19 @@ def test_one_process_is_killed_and_all_go_on_with_the_same_bits(tmp_path, victim
     processes[victim].send_signal(signal.SIGKILL)
     other = processes[1 - victim]
     _, errors = other.communicate(timeout=300)
-    if victim == 1:  # without process 0, which holds them together, JAX may abort the others before they can say anything
+    # JAX may abort it before it can say anything: without process 0, which holds them together, and after 100 seconds where one
+    # of its devices still waits for what another one knows to be lost.
+    if other.returncode == -signal.SIGABRT:
+        assert victim == 0 or "another task died" in errors
+        assert runs.Run(tmp_path / "cut").status().state == "preempted"
+    elif victim == 1:
         assert other.returncode == 1
         assert errors.splitlines()[-1].startswith(LOST), errors
         assert runs.Run(tmp_path / "cut").status()[:3:2] == ("failed", errors.splitlines()[-1].removeprefix("error: "))
         assert "Traceback" not in errors
     assert other.returncode not in (0, 75)
     processes[victim].communicate()
-    assert runs.Run(tmp_path / "cut").status().step < 400
+    assert runs.Run(tmp_path / "cut").status().step < 160
     assert [status for *_, status in end(start([[*arguments, f"--workdir={tmp_path / 'cut'}"]] * 2))] == [0, 0]
     assert same(result(tmp_path / "cut"), result(tmp_path / "whole"))
 
@@ -176,7 +181,7 @@ def test_what_process_0_cannot_write_stops_all(tmp_path):
 def test_one_process_is_told_to_stop_and_all_go_on_with_the_same_bits(tmp_path):
     def arguments(name):
         every = [f"--config.train.{key}=20" for key in ("log_every", "evaluate_every", "checkpoint_every")]
-        return [[*SMALL, *every, "--config.train.steps=400", f"--workdir={tmp_path / name}"]] * 2
+        return [[*SMALL, *every, "--config.train.steps=160", f"--workdir={tmp_path / name}"]] * 2
 
     assert [status for *_, status in end(start(arguments("whole")))] == [0, 0]
     processes = start(arguments("cut"))
@@ -185,10 +190,10 @@ def test_one_process_is_told_to_stop_and_all_go_on_with_the_same_bits(tmp_path):
     first, second = end(processes)
     assert (first[2], second[2]) == (75, 75)
     assert "stopped by SIGTERM, after saving at step" in first[1]
-    assert 0 < runs.Run(tmp_path / "cut").status().step < 400
+    assert 0 < runs.Run(tmp_path / "cut").status().step < 160
     (output, _, status), (silent, *_) = end(start(arguments("cut")))
     assert status == 0 and '"state": "finished"' in output and "state" not in silent  # JAX's Gloo is not
     whole, cut = (load_run(tmp_path / name).state for name in ("whole", "cut"))
     jax.tree.map(np.testing.assert_array_equal, whole, cut)
     steps = [[record["step"] for record in runs.Run(tmp_path / name).metrics("test")] for name in ("whole", "cut")]
-    assert steps[0] == list(range(20, 401, 20)) and sorted(set(steps[1])) == steps[1] and set(steps[0]) <= set(steps[1])
+    assert steps[0] == list(range(20, 161, 20)) and sorted(set(steps[1])) == steps[1] and set(steps[0]) <= set(steps[1])
