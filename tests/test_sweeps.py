@@ -358,6 +358,14 @@ def test_nothing_to_draw_yet(tmp_path):
         figure.draw(tmp_path)
 
 
+def test_a_figure_that_cannot_be_written(tmp_path):
+    made_up_sweep(tmp_path, {("plain", 20): [0.1]})
+    (tmp_path / "degradation.pdf").mkdir()
+    with pytest.raises(UserError, match="degradation.pdf cannot be written: Is a directory"):
+        figure.draw(tmp_path)
+    assert not list(tmp_path.glob("*part*"))
+
+
 @pytest.mark.parametrize(
     ("plain", "residual", "held"),
     [

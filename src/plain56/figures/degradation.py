@@ -1,5 +1,6 @@
 """The degradation figure: the layout of He et al. 2015, Fig. 1 and 6, drawn from a sweep directory or what is kept of one."""
 
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,12 +134,16 @@ def draw(workdir):
 
 
 def save(figure, folder, name):
-    """Writes a figure as SVG, PDF and PNG, each at once, and returns the path of the PNG."""
+    """Writes a figure as SVG, PDF and PNG, each at once, and returns the path of the PNG.
+
+    Raises:
+        UserError: one of them cannot be written.
+    """
     undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": None}
     for suffix, metadata in undated.items():
-        part = folder / f"{name}.part{suffix}"
-        figure.savefig(part, dpi=160, metadata=metadata)
-        part.replace(folder / f"{name}{suffix}")
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=suffix[1:], dpi=160, metadata=metadata)
+        runs.write_bytes(folder / f"{name}{suffix}", drawn.getvalue())
     return folder / f"{name}.png"
 
 
