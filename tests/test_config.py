@@ -78,13 +78,12 @@ CHANGED = {
     "optimizer.schedule.warmup_steps": 2,
     "optimizer.schedule.warmup_learning_rate": 0.02,
 }
-# What need not show here, and why. (Whether the same result has the same bits may depend on the processor.)
+# What shows nothing here, and why.
 SAME_RESULT = {
     "parallelism": "another way to the same result",
     "model.bottleneck_stride": "for sweeps over networks of which some have bottlenecks",
-    "model.remat": "another way to the same result, in less memory",
     "data.mode": "another way to the same result",
-    "train.steps_per_call": "another way to the same result",
+    "train.steps_per_call": "the same bits, by design",
 }
 # A probe is fitted at once, to features in evaluation mode: `configs/base.py` says that the keys of SGD are of no use to it. What
 # it would leave out, though somebody asked for it, is refused.
@@ -95,6 +94,7 @@ NOT_IN_A_PROBE = {
     **dict.fromkeys((f"train.{key}" for key in ("log_every", "evaluate_every", "checkpoint_every")), "there is one record"),
     **dict.fromkeys((f"optimizer.{key}" for key in ("learning_rate", "momentum")), "of SGD"),
     **dict.fromkeys((f"optimizer.schedule.{key}" for key in ("name", "boundaries", "factor", "warmup_steps")), "of SGD"),
+    "model.remat": "there is no backward pass",
     "train.batch_size": "of passes over the data",
 }
 
@@ -150,7 +150,7 @@ def test_every_key_has_another_value_and_unused_ones_their_defaults():
 @pytest.mark.parametrize("probe", [False, True], ids=["train", "probe"])
 @pytest.mark.parametrize("key", KEYS)
 def test_no_key_is_accepted_and_ignored(tmp_path, unchanged, key, probe):
-    if key in (NOT_IN_A_PROBE if probe else SAME_RESULT):
+    if probe and key in NOT_IN_A_PROBE:
         return
     config = config_for(probe)
     config.update_from_flattened_dict({key: CHANGED[key]})
@@ -161,5 +161,7 @@ def test_no_key_is_accepted_and_ignored(tmp_path, unchanged, key, probe):
     except UserError:
         assert not (tmp_path / "run").exists()
         return
-    ignored = found == unchanged[probe]
-    assert not ignored
+    if key == "model.remat":  # the same result in less memory: it depends on the processor whether it has the same bits
+        return
+    shows_nothing = found == unchanged[probe]
+    assert shows_nothing == (not probe and key in SAME_RESULT)

@@ -120,6 +120,13 @@ def test_exact_statistics_are_those_of_one_big_batch(name):
     assert passes <= (8 if name == "resnet8" else 24)
 
 
+def test_moments_that_overflow_are_not_hidden():
+    given, moments = ({"mean": np.zeros(2, np.float32), "var": np.array([1, var], np.float32)} for var in (1, np.inf))
+    found, passes = exact_batch_stats(given, lambda stats: moments)
+    np.testing.assert_array_equal(found["var"], [1, np.inf])
+    assert passes == 2
+
+
 def test_a_run_is_evaluated_by_every_protocol(finished_run):
     plain, exact, dense = (
         evaluate_run(finished_run, **options)

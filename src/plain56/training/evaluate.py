@@ -78,7 +78,7 @@ def exact_batch_stats(batch_stats, measure):
         measure: `batch_stats -> moments`, as `measure_moments`.
     """
     layers = sum(leaf.size // leaf.shape[-1] for leaf in jax.tree.leaves(batch_stats)) // 2
-    passes, settled = 0, False
+    batch_stats, passes, settled = jax.device_get(batch_stats), 0, False
     while not settled and passes <= layers:
         before, batch_stats = batch_stats, jax.tree.map(_unless_settled, batch_stats, jax.device_get(measure(batch_stats)))
         settled = all(map(np.array_equal, jax.tree.leaves(before), jax.tree.leaves(batch_stats)))
@@ -90,4 +90,4 @@ def _unless_settled(old, new):
     """The new statistics [..., C] of the layers where they differ from the old ones by more than float32 resolves."""
     with np.errstate(invalid="ignore"):  # what lies behind layers that are far off may be infinite at first
         largest_change, largest = (np.abs(array).max(axis=-1, keepdims=True) for array in (new - old, new))
-    return np.where(largest_change <= 1e-6 * largest, old, new)
+    return np.where(largest_change < 1e-6 * largest, old, new)
