@@ -33,8 +33,8 @@ test-torch: setup-torch
 # Milliseconds beside plain Flax and PyTorch, then JPEGs per second beside Pillow and tf.data: about 15 minutes.
 # Only some networks, and no JPEGs: make bench ARGS="--networks=resnet20"
 bench: setup
-	$(PYTHON) -m experiments.throughput $(ARGS)
-	$(if $(ARGS),,$(PYTHON) -m experiments.stream_throughput)
+	$(PYTHON) -m experiments.benchmarks.throughput $(ARGS)
+	$(if $(ARGS),,$(PYTHON) -m experiments.benchmarks.stream_throughput)
 
 # Ten minutes of damaged files, by another seed: make fuzz ARGS="600 7".
 fuzz: setup

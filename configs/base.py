@@ -74,7 +74,7 @@ def get_config():
     config.data.augment.enlarge = ()  # (least, most): enlarged by a random factor, then a random crop of the original size
     config.data.augment.area = ()  # (least, most): a random share of the area, 3:4 to 4:3, resized to the original size
     config.data.augment.flip = True  # mirror every second image on average
-    config.data.augment.colour = 0.0  # RGB moves along ImageNet's principal components by normal multiples of this size
+    config.data.augment.color = 0.0  # RGB moves along ImageNet's principal components by normal multiples of this size
 
     config.train = ConfigDict()
     config.train.steps = 64_000
@@ -91,7 +91,7 @@ def get_config():
     config.train.checkpoint_every = 1_000
 
     config.transfer = ConfigDict()  # what fine-tuning chooses
-    config.transfer.weights = ""  # where the run began, written by `launch.py finetune`
+    config.transfer.weights = ""  # what the run begins with: a file, a run, or a Hugging Face repository; `finetune` sets it
     # Names of stages and layers that stay as they are, such as ("stem", "stage[12]"); ("*",) is all but the last layer.
     config.transfer.freeze = ()
     # Only the last layer is fitted, by L-BFGS, to features that are computed once, without augmentation: of the optimizer's keys

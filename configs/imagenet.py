@@ -23,7 +23,7 @@ def get_config(name="resnet50"):
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (0.229, 0.224, 0.225)
     config.data.augment.pad = 0
-    config.data.augment.colour = 0.1  # Krizhevsky et al. 2012, section 4.1
+    config.data.augment.color = 0.1  # Krizhevsky et al. 2012, section 4.1
     config.train.evaluate_every = config.train.checkpoint_every = 5_000
     schedule = config.optimizer.schedule
     config.optimizer.learning_rate = 0.01

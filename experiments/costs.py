@@ -6,11 +6,9 @@ GoogLeNet's 1×1 reductions and VGG's stacks of 3×3 convolutions save at 224 pi
     python -m experiments.costs [--workdir=runs/landmarks]
 """
 
-import json
 import sys
 
-import launch
-from plain56 import runs, sweeps
+from plain56 import cli, runs, sweeps
 from plain56.figures import costs as figure
 
 WORKDIR = "runs/landmarks"
@@ -37,7 +35,7 @@ def measure(options, arguments):
     from plain56.analysis import complexity, savings
     from plain56.models import create_model
 
-    launch.refuse_config(options, "the run directories alone")
+    cli.refuse_config(options, "the run directories alone")
     saved = []
     for name in ("googlenet", "vgg16"):
         model = create_model(name, 1000)
@@ -47,11 +45,11 @@ def measure(options, arguments):
     rows = costs_of(options.workdir) if runs.is_sweep(options.workdir) else []
     if rows:
         runs.write_table(options.workdir, "costs", rows)
-        launch.print_table("cost", figure.table(options.workdir))
+        cli.print_table("cost", figure.table(options.workdir))
     else:
         print(f"{options.workdir} has no finished run of a sweep: only what the ideas save is drawn.", file=sys.stderr)
-    print(json.dumps({"figures": [str(path) for path in figure.draw(options.workdir)]}))
+    cli.print_result({"figures": [str(path) for path in figure.draw(options.workdir)]})
 
 
 if __name__ == "__main__":
-    launch.run_experiment(measure, {"workdir": WORKDIR}, __doc__)
+    cli.run_experiment(measure, {"workdir": WORKDIR}, __doc__)

@@ -9,9 +9,7 @@ The rule, on final training errors averaged over seeds, for the shallowest and t
 one rises by at least 20 percentage points, the residual one by at most 2.
 """
 
-import json
-
-import launch
+from plain56 import cli
 from plain56.figures import degradation
 
 SWEEP = "configs/sweeps/degradation.py"
@@ -48,13 +46,11 @@ def check_claim(rows):
 
 def reproduce(options, arguments):
     """Sweep, figure, claim; returns the exit status: 1 where the claim did not hold."""
-    rows = launch.run_sweep(options)
+    rows = cli.run_sweep(options)
     held, sentence = check_claim(rows)
     figure = degradation.draw(options.workdir) if any(row["steps"] for row in rows) else None
-    print(f"figure: {figure}\n{sentence}")
-    print(json.dumps({"held": held, "claim": sentence, "figure": str(figure)}))
-    return 0 if held else launch.FAILED
+    return cli.print_claim(held, sentence, figure)
 
 
 if __name__ == "__main__":
-    launch.run_experiment(reproduce, {"config": SWEEP, "workdir": WORKDIR}, __doc__)
+    cli.run_experiment(reproduce, {"config": SWEEP, "workdir": WORKDIR}, __doc__)

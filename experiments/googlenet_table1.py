@@ -3,9 +3,7 @@
 python -m experiments.googlenet_table1
 """
 
-import json
-
-import launch
+from plain56 import cli
 
 # Table 1: parameters in units of 1024, operations in millions.
 PAPER = {
@@ -37,9 +35,9 @@ def compare(options, arguments):
             lines.append(
                 line | {"multiply-adds (M)": f"{row.multiply_adds / 1e6:.1f}", "paper's operations (M)": f"{operations}"}
             )
-    launch.print_table("GoogLeNet (K: 1024, M: 10⁶)", lines)
-    print(json.dumps({"table": lines}))
+    cli.print_table("GoogLeNet (K: 1024, M: 10⁶)", lines)
+    cli.print_result({"table": lines})
 
 
 if __name__ == "__main__":
-    launch.run_experiment(compare, {}, __doc__)
+    cli.run_experiment(compare, {}, __doc__)

@@ -10,13 +10,10 @@ He et al. 2015, section 4.1, and leave open why these networks train slowly.
 """
 
 import copy
-import json
-import statistics
 from pathlib import Path
 
-import launch
 from configs.sweeps import degradation
-from plain56 import runs
+from plain56 import cli, runs
 from plain56.figures import gradient_flow
 
 DEFAULTS = {
@@ -32,11 +29,9 @@ def measure(config):
     from plain56 import training
     from plain56.models import parse_name
 
-    config = copy.deepcopy(config)
-    config.train.gradients_every = 1
-    experiment = training.prepare(config)
-    state, _ = experiment.initial
-    flow = experiment.gradients(state.params, state.batch_stats)
+    program = training.prepare(config)
+    state, _ = program.initial
+    flow = program.gradients(state.params, state.batch_stats)
     family, depth = parse_name(config.model.name)
     network = {"network": config.model.name, "depth": depth, "residual": family == "resnet"}
     network |= {"batch_norm": config.model.normalise is not False, "seed": config.seed}
@@ -60,36 +55,15 @@ def measure_all(options, arguments):
             config.model.normalise = normalise
             configs.append(config)
     rows = []
-    with launch.progress() as show:
+    with cli.progress() as show:
         for i, config in enumerate(configs):
             show(config.model.name, i / len(configs))
             rows += measure(config)
     workdir = Path(options.workdir)
     runs.write_table(workdir, "gradient_flow", rows)
-    networks = gradient_flow.read(workdir)
-    launch.print_table("gradient at initialisation", table(networks))
-    print(json.dumps({"figures": [str(path) for path in gradient_flow.draw(workdir)]}))
-
-
-def table(networks):
-    """Means over seeds, and the range of the growth, as text by column; of `figures.gradient_flow.read`."""
-    lines = []
-    for (name, normalised), members in gradient_flow.by_kind(networks).items():
-        growth = [network.growth for network in members]
-        ends = [statistics.mean(network.norms[i] for network in members) for i in (-1, 0)]
-        shares = [network.shares.mean() for network in members if len(network.shares)]
-        lines.append(
-            {
-                "network": name,
-                "batch norm": "yes" if normalised else "no",
-                "growth per block": f"{statistics.mean(growth):.3f} ({min(growth):.3f} to {max(growth):.3f})",
-                "norm at the last block": f"{ends[0]:.3g}",
-                "norm at the stem": f"{ends[1]:.3g}",
-                "through the shortcut": f"{100 * statistics.mean(shares):.0f} %" if shares else "–",
-            }
-        )
-    return lines
+    cli.print_table("gradient at initialisation", gradient_flow.table(workdir))
+    cli.print_result({"figures": [str(path) for path in gradient_flow.draw(workdir)]})
 
 
 if __name__ == "__main__":
-    launch.run_experiment(measure_all, DEFAULTS, __doc__)
+    cli.run_experiment(measure_all, DEFAULTS, __doc__)

@@ -6,15 +6,12 @@ plain and residual: along one direction, and for the deepest over the plane of t
     python -m experiments.landscape [--workdir=runs/degradation]
 """
 
-import json
-
 import numpy as np
 
-import launch
-from experiments.lesions import WORKDIR, ends, resident_splits
-from plain56 import runs
+from plain56 import cli, runs, sweeps
 from plain56.figures import landscape as figure
 
+WORKDIR = "runs/degradation"
 EXAMPLES = 512  # of the training split, at random
 AT_A_TIME = 4  # so many places are computed together
 REACH, LINE_POINTS, SIDE_POINTS = 1.0, 41, 21  # from −1 to 1 along each direction, as Li et al.
@@ -24,11 +21,11 @@ def loss_of(trained, split):
     """A function of parameters: mean loss and top-1 error on some examples in evaluation mode."""
     import jax.numpy as jnp
 
-    from plain56.data import normalise
-    from plain56.training.step import example_losses
+    from plain56.data import normalize
+    from plain56.training.metrics import example_losses
 
     chosen = np.random.default_rng(0).permutation(len(split.labels))[:EXAMPLES]
-    images = normalise(jnp.asarray(split.images[chosen]), trained.config.data.mean, trained.config.data.std)
+    images = normalize(jnp.asarray(split.images[chosen]), trained.config.data.mean, trained.config.data.std)
     labels = jnp.asarray(split.labels[chosen])
 
     def loss(params):
@@ -45,16 +42,17 @@ def look_around(options, arguments):
 
     from plain56 import machine
     from plain56.analysis.landscape import losses_around, random_direction
-    from plain56.training.loop import load_run
+    from plain56.data import load_resident
+    from plain56.training import load_run
 
-    launch.refuse_config(options, "the run directories alone")
+    cli.refuse_config(options, "the run directories alone")
     machine.set_up()
-    found = ends(options.workdir)
+    found = sweeps.shallowest_and_deepest(options.workdir)
     deepest = max(row["depth"] for _, row in found)
     line = np.linspace(-REACH, REACH, LINE_POINTS)
     axis = np.linspace(-REACH, REACH, SIDE_POINTS)
     rows = []
-    with launch.progress() as show:
+    with cli.progress() as show:
         for number, (run, row) in enumerate(found):
             show(row["run"], number / len(found))
             trained = load_run(run.path)
@@ -63,7 +61,7 @@ def look_around(options, arguments):
             if kind["depth"] == deepest:
                 places += [(x, y) for x in axis for y in axis]
             directions = [random_direction(params, key) for key in jax.random.split(jax.random.key(0))]
-            loss = loss_of(trained, resident_splits(trained).train)
+            loss = loss_of(trained, load_resident(trained.config.data).train)
 
             @jax.jit
             def measure(params, loss=loss, directions=directions, places=places):
@@ -71,18 +69,11 @@ def look_around(options, arguments):
 
             losses, errors = jax.device_get(measure(params))
             for (x, y), value, error in zip(places, losses, errors, strict=True):
-                rows.append(
-                    {
-                        **kind,
-                        "x": f"{x:.4g}",
-                        "y": f"{y:.4g}",
-                        "loss": f"{value:.5g}",
-                        "top1_error": f"{error:.5g}",
-                    }
-                )
+                place = {"x": f"{x:.4g}", "y": f"{y:.4g}"}
+                rows.append({**kind, **place, "loss": f"{value:.5g}", "top1_error": f"{error:.5g}"})
     runs.write_table(options.workdir, "landscape", rows)
-    print(json.dumps({"figure": str(figure.draw(options.workdir))}))
+    cli.print_result({"figure": str(figure.draw(options.workdir))})
 
 
 if __name__ == "__main__":
-    launch.run_experiment(look_around, {"workdir": WORKDIR}, __doc__)
+    cli.run_experiment(look_around, {"workdir": WORKDIR}, __doc__)

@@ -6,53 +6,27 @@ From the run directories of a sweep alone, on the test split, for the shallowest
 """
 
 import functools
-import json
 
 import numpy as np
 
-import launch
-from plain56 import runs, sweeps
-from plain56.errors import UserError
+from plain56 import cli, runs, sweeps
 from plain56.figures import lesions as figure
 
 WORKDIR = "runs/degradation"
 DRAWS = 5  # of sets of blocks to leave out, for each number of them
 
 
-def ends(workdir):
-    """The shallowest and the deepest finished run of a sweep, plain and residual, and their rows of the summary.
-
-    Raises:
-        UserError: as `sweeps.finished_runs`, or none is of a plain or residual network.
-    """
-    found = [(run, row) for run, row in sweeps.finished_runs(workdir) if row["model"].startswith(("plain", "resnet"))]
-    if not found:
-        raise UserError(f"{workdir} has no finished run of a plain or residual network.")
-    by_family = [[member for member in found if member[1]["residual"] == residual] for residual in (False, True)]
-    return [members[i] for members in by_family for i in sorted({0, len(members) - 1}) if members]
-
-
-def resident_splits(trained):
-    """The data set of a trained network; raises UserError where it is too large to lie in memory."""
-    from plain56.data import Pictures, load_dataset
-
-    dataset = load_dataset(trained.config.data)
-    if isinstance(dataset.test, Pictures):
-        raise UserError(f"The data set {trained.config.data.name!r} is streamed; needed is one that fits into memory.")
-    return dataset
-
-
 def evaluator(trained, split):
     """`(model, variables) -> (loss, top1_error)` on a resident split, without augmentation."""
     import jax
 
-    from plain56.training.evaluate import evaluate
+    from plain56.training.metrics import split_totals
 
-    config, options = trained.config, {"data": trained.config.data, "place_batch": lambda batch: batch}
+    config, options = trained.config, {"data": trained.config.data, "split_batch": lambda batch: batch}
 
     @functools.partial(jax.jit, static_argnames="model")
     def totals_of(model, variables, split):
-        return evaluate(*variables, split, model=model, batch_size=config.train.batch_size, **options)
+        return split_totals(*variables, split, model=model, batch_size=config.train.batch_size, **options)
 
     def measure(model, variables):
         means = totals_of(model, (variables["params"], variables["batch_stats"]), split).means()
@@ -84,16 +58,17 @@ def damage(options, arguments):
     """Measures all lesions, writes lesions.csv, and draws the figure."""
     from plain56 import machine
     from plain56.analysis import lesions
-    from plain56.training.loop import load_run
+    from plain56.data import load_resident
+    from plain56.training import load_run
 
-    launch.refuse_config(options, "the run directories alone")
+    cli.refuse_config(options, "the run directories alone")
     machine.set_up()
     rows = []
-    with launch.progress() as show:
-        found = ends(options.workdir)
+    with cli.progress() as show:
+        found = sweeps.shallowest_and_deepest(options.workdir)
         for part, (run, row) in enumerate(found):
             trained = load_run(run.path)
-            measure = evaluator(trained, resident_splits(trained).test)
+            measure = evaluator(trained, load_resident(trained.config.data).test)
             work = lesions_of(trained)
             for i, (kind, blocks, make) in enumerate(work):
                 loss, error = measure(*make())
@@ -106,9 +81,9 @@ def damage(options, arguments):
                 rows[-1] |= {"loss": f"{loss:.5g}", "top1_error": f"{error:.5g}"}
                 show(row["run"], (part + (i + 1) / len(work)) / len(found))
     runs.write_table(options.workdir, "lesions", rows)
-    launch.print_table("test error (%)", figure.table(options.workdir))
-    print(json.dumps({"figure": str(figure.draw(options.workdir))}))
+    cli.print_table("test error (%)", figure.table(options.workdir))
+    cli.print_result({"figure": str(figure.draw(options.workdir))})
 
 
 if __name__ == "__main__":
-    launch.run_experiment(damage, {"workdir": WORKDIR}, __doc__)
+    cli.run_experiment(damage, {"workdir": WORKDIR}, __doc__)

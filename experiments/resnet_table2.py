@@ -8,9 +8,7 @@ steps; on ImageNet as in the paper:
 The paper's errors are of ten crops on ImageNet's validation images; `launch.py evaluate --protocol=ten_crop` measures them so.
 """
 
-import json
-
-import launch
+from plain56 import cli
 from plain56.figures import degradation
 
 DEFAULTS = {
@@ -29,7 +27,7 @@ PAPER = {"plain": {18: 27.94, 34: 28.54}, "resnet": {18: 27.88, 34: 25.03}}
 
 def compare(options, arguments):
     """Sweep, figure, table."""
-    rows = launch.run_sweep(options)
+    rows = cli.run_sweep(options)
     figure = degradation.draw(options.workdir)
     lines = []
     for depth in sorted({row["depth"] for row in rows}):
@@ -39,10 +37,10 @@ def compare(options, arguments):
             line[family] = f"{100 * sum(errors) / len(errors):.2f}" if errors else "–"
             line[f"{family}, paper on ImageNet"] = published.get(depth, "–")
         lines.append(line)
-    launch.print_table("test error (%)", lines)
-    print(json.dumps({"figure": str(figure), "table": lines}))
-    return launch.FAILED if any(row["state"] != "finished" for row in rows) else 0
+    cli.print_table("test error (%)", lines)
+    cli.print_result({"figure": str(figure), "table": lines})
+    return cli.FAILED if any(row["state"] != "finished" for row in rows) else 0
 
 
 if __name__ == "__main__":
-    launch.run_experiment(compare, DEFAULTS, __doc__)
+    cli.run_experiment(compare, DEFAULTS, __doc__)

@@ -11,11 +11,9 @@ redraws the figure:
     python -m experiments.resnet_table6 --workdir=experiments/results/cifar10_degradation/full_recipe
 """
 
-import json
 import statistics
 
-import launch
-from plain56 import runs, sweeps
+from plain56 import cli, runs, sweeps
 from plain56.errors import UserError
 from plain56.figures import degradation
 
@@ -53,7 +51,7 @@ def lines(rows):
 
 def tabulate(options, arguments):
     """Prints the table, and draws the figure."""
-    launch.refuse_config(options, "the run directories alone")
+    cli.refuse_config(options, "the run directories alone")
     if runs.is_sweep(options.workdir):
         sweeps.summarise(options.workdir)
         degradation.write_curves(options.workdir)
@@ -61,11 +59,11 @@ def tabulate(options, arguments):
     if not rows:
         raise UserError(f"{options.workdir} has no plain or residual network that has been logged.")
     table = lines(rows)
-    launch.print_table("error (%), at the last step", table)
-    figure = launch.draw_degradation(options.workdir)
+    cli.print_table("error (%), at the last step", table)
+    figure = cli.draw_degradation(options.workdir)
     print(f"figure: {figure}")
-    print(json.dumps({"table": table, "figure": figure}))
+    cli.print_result({"table": table, "figure": figure})
 
 
 if __name__ == "__main__":
-    launch.run_experiment(tabulate, {"workdir": WORKDIR}, __doc__)
+    cli.run_experiment(tabulate, {"workdir": WORKDIR}, __doc__)

@@ -5,10 +5,7 @@ From the run directories of a sweep alone, over its training split without augme
     python -m experiments.responses [--workdir=runs/degradation]
 """
 
-import json
-
-import launch
-from plain56 import runs, sweeps
+from plain56 import cli, runs, sweeps
 from plain56.figures import responses as figure
 
 WORKDIR = "runs/degradation"
@@ -18,26 +15,25 @@ def measure(options, arguments):
     """Measures all networks, writes responses.csv, and draws the figure."""
     from plain56 import machine, training
     from plain56.analysis.responses import layer_responses
-    from plain56.training.loop import load_run
 
-    launch.refuse_config(options, "the run directories alone")
+    cli.refuse_config(options, "the run directories alone")
     machine.set_up()
     rows = []
-    with launch.progress() as show:
+    with cli.progress() as show:
         found = sweeps.finished_runs(options.workdir)
         for number, (run, row) in enumerate(found):
             show(run.path.name, number / len(found))
-            trained = load_run(run.path)
-            experiment = training.prepare(trained.config)
+            trained = training.load_run(run.path)
+            program = training.prepare(trained.config)
             params, batch_stats = trained.state.params, trained.state.batch_stats
-            moments = experiment.measure_moments(params, batch_stats, experiment.train)
+            moments = program.measure_moments(params, batch_stats, program.dataset.train)
             responses = layer_responses(trained.model, params, batch_stats, moments, trained.image_shape)
             kind = {"run": row["run"], "residual": row["residual"], "depth": row["depth"]}
             rows += [{**kind, "layer": layer, "response": f"{value:.5g}"} for layer, value in responses.items()]
     runs.write_table(options.workdir, "responses", rows)
-    launch.print_table("standard deviation of the layers' responses", figure.table(options.workdir))
-    print(json.dumps({"figure": str(figure.draw(options.workdir))}))
+    cli.print_table("standard deviation of the layers' responses", figure.table(options.workdir))
+    cli.print_result({"figure": str(figure.draw(options.workdir))})
 
 
 if __name__ == "__main__":
-    launch.run_experiment(measure, {"workdir": WORKDIR}, __doc__)
+    cli.run_experiment(measure, {"workdir": WORKDIR}, __doc__)

@@ -11,13 +11,11 @@ percentage points better than training from scratch.
 """
 
 import copy
-import json
 import sys
 from pathlib import Path
 
-import launch
 from configs.sweeps.transfer import source, sweep
-from plain56 import runs
+from plain56 import cli, runs
 from plain56.figures import transfer
 
 SWEEP = "configs/sweeps/transfer.py"
@@ -56,7 +54,7 @@ def results(workdir):
 
 def compare(options, arguments):
     """Source network, sweep, table, figure, claim; returns the exit status: 1 where the claim did not hold."""
-    from plain56 import machine, sweeps, training, weights
+    from plain56 import machine, pretrained, sweeps, training
 
     machine.set_up()
     workdir = Path(options.workdir)
@@ -67,27 +65,23 @@ def compare(options, arguments):
     config = copy.deepcopy(options.config).unlock()
     config.update_from_flattened_dict(source(config))
     del config.sweep
-    with launch.progress() as show:
+    with cli.progress() as show:
         status = training.train(config.lock(), workdir / "source", lambda share, rate: show("source", share, rate))
     if status.state != "finished":
         print(f"The source network is {status.state}: {status.reason}", file=sys.stderr)
-        return launch.FAILED
-    weights.save_pretrained(workdir / "source.safetensors", workdir / "source")
+        return cli.FAILED
+    pretrained.save_pretrained(workdir / "source.safetensors", workdir / "source")
     options.config.sweep.weights = str(workdir / "source.safetensors")
     options.workdir = str(workdir / "networks")
-    unfinished = [row for row in launch.run_sweep(options) if row["state"] != "finished"]
+    unfinished = [row for row in cli.run_sweep(options) if row["state"] != "finished"]
     if unfinished:
         print(f"{len(unfinished)} runs have not finished, the first is {unfinished[0]['run']}.", file=sys.stderr)
-        return launch.FAILED
+        return cli.FAILED
     rows = results(workdir / "networks")
     runs.write_table(workdir, "transfer", rows)
-    launch.print_table("test error (%), mean and range over the seeds", transfer.table(workdir))
-    figure = transfer.draw(workdir)
-    held, sentence = check_claim(rows)
-    print(f"figure: {figure}\n{sentence}")
-    print(json.dumps({"held": held, "claim": sentence, "figure": str(figure)}))
-    return 0 if held else launch.FAILED
+    cli.print_table("test error (%), mean and range over the seeds", transfer.table(workdir))
+    return cli.print_claim(*check_claim(rows), transfer.draw(workdir))
 
 
 if __name__ == "__main__":
-    launch.run_experiment(compare, {"config": SWEEP, "workdir": WORKDIR}, __doc__)
+    cli.run_experiment(compare, {"config": SWEEP, "workdir": WORKDIR}, __doc__)

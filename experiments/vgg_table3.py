@@ -6,11 +6,9 @@ the place of 224×224, and without the paper's warm start of the deeper ones:
     python -m experiments.vgg_table3 [--config=configs/sweeps/vgg.py:imagenet] [--workdir=runs/vgg]
 """
 
-import json
 from pathlib import Path
 
-import launch
-from plain56 import runs
+from plain56 import cli, runs
 
 SWEEP = "configs/sweeps/vgg.py"
 WORKDIR = "runs/vgg"
@@ -35,7 +33,7 @@ def compare(options, arguments):
     """Sweep, dense evaluation, table."""
     from plain56 import training
 
-    launch.run_sweep(options)
+    cli.run_sweep(options)
     lines = []
     for run, *_ in runs.read_sweep(options.workdir):
         name = run.path.name
@@ -48,11 +46,11 @@ def compare(options, arguments):
         else:
             line |= {"top-1": run.status().state, "top-5": "–"}
         lines.append(line | {"paper's top-1, ImageNet": top1_error, "paper's top-5": top5_error})
-    launch.print_table("test error (%)", lines)
+    cli.print_table("test error (%)", lines)
     runs.write_table(Path(options.workdir), "vgg_table3", lines)
-    print(json.dumps({"table": lines}))
-    return launch.FAILED if any(run.status().state != "finished" for run, *_ in runs.read_sweep(options.workdir)) else 0
+    cli.print_result({"table": lines})
+    return cli.FAILED if any(run.status().state != "finished" for run, *_ in runs.read_sweep(options.workdir)) else 0
 
 
 if __name__ == "__main__":
-    launch.run_experiment(compare, {"config": SWEEP, "workdir": WORKDIR}, __doc__)
+    cli.run_experiment(compare, {"config": SWEEP, "workdir": WORKDIR}, __doc__)

@@ -88,18 +88,19 @@ def launch_and_kill(moment, occurrence, delay, arguments):
         begin()
     import launch
     from plain56 import runs
-    from plain56.training import checkpoints, loop
+    from plain56.training import checkpoints, session
 
     if moment == "compile":
-        loop.prepare = announced(loop.prepare)
+        session.prepare = announced(session.prepare)
     if moment in ("call", "evaluate"):
-        key, prepare = {"call": "train_steps", "evaluate": "evaluate"}[moment], loop.prepare
+        key, prepare = {"call": "train_steps", "evaluate": "evaluate"}[moment], session.prepare
 
         def prepare_announced(config):
-            experiment = prepare(config)
-            return experiment._replace(**{key: announced(getattr(experiment, key))})
+            program = prepare(config)
+            setattr(program, key, announced(getattr(program, key)))
+            return program
 
-        loop.prepare = prepare_announced
+        session.prepare = prepare_announced
     if moment == "save":
         checkpoints.save = announced(checkpoints.save)
     if moment == "record":

@@ -20,10 +20,9 @@ def trained(dtype, steps, way="jit", sync=True):
     config.train.batch_size = 32
     config.train.steps_per_call = steps
     config.optimizer.schedule.warmup_learning_rate = 0.03  # the first step moves, too
-    experiment = prepare(config)
-    state, totals = experiment.initial
-    state, totals = experiment.train_steps(state, totals, 0, steps)
-    return state, totals, experiment.evaluate(state.params, state.batch_stats, experiment.test)
+    program = prepare(config)
+    state, totals = program.train_steps(*program.initial, program.stream(0), 0, steps)
+    return state, totals, program.evaluate(state.params, state.batch_stats, program.dataset.test)
 
 
 def leaves(state, totals, tested):

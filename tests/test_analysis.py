@@ -10,18 +10,17 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 
-import launch
 from configs import digits
 from experiments import landscape as landscape_experiment
 from experiments import lesions as lesions_experiment
 from experiments import responses as responses_experiment
-from plain56 import runs, sweeps
+from plain56 import cli, runs, sweeps
 from plain56.analysis import landscape, lesions
 from plain56.analysis.responses import layer_responses
 from plain56.data import Split
 from plain56.errors import UserError
 from plain56.models import create_model
-from plain56.training.evaluate import measure_moments
+from plain56.training.statistics import measure_moments
 
 NARROW = {"widths": (3, 4, 6)}
 
@@ -169,7 +168,7 @@ def test_responses_are_the_deviations_of_what_batch_norm_gives():
     data.mean, data.std = (0.2, 0.3), (0.5, 0.4)
     pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 2)).astype(np.uint8)
     split = Split(jnp.asarray(pixels), jnp.zeros(20, jnp.int32))
-    options = {"model": model, "batch_size": 8, "data": data, "place_batch": lambda batch: batch}
+    options = {"model": model, "batch_size": 8, "data": data, "split_batch": lambda batch: batch}
     moments = measure_moments(variables["params"], variables["batch_stats"], split, **options)
     found = layer_responses(model, variables["params"], variables["batch_stats"], moments, (8, 8, 2))
     assert list(found) == ["stem_conv", *(f"stage{s}.{b}.conv{c}" for s in (1, 2, 3) for b in (0, 1) for c in (1, 2))]
@@ -210,7 +209,7 @@ def test_experiments_on_a_sweep(sweep, capsys):
         (landscape_experiment, landscape_experiment.look_around, "landscape"),
     ):
         assert experiment.WORKDIR == "runs/degradation"
-        assert launch.run(function, [f"--workdir={sweep}"]) == 0
+        assert cli.run(function, [f"--workdir={sweep}"]) == 0
         result = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert result["figure"] == str(sweep / f"{name}.png") and (sweep / f"{name}.svg").exists()
     undamaged = [row for row in runs.read_table(sweep, "lesions") if row["lesion"] == "none"]
@@ -218,4 +217,4 @@ def test_experiments_on_a_sweep(sweep, capsys):
     assert {row["run"]: float(row["top1_error"]) for row in undamaged} == pytest.approx(errors, rel=1e-4)
     centres = {float(row["loss"]) for row in runs.read_table(sweep, "landscape") if row["x"] == row["y"] == "0"}
     assert len(centres) == 4
-    assert launch.run(lesions_experiment.damage, [f"--workdir={sweep / 'nothing'}"]) == 2
+    assert cli.run(lesions_experiment.damage, [f"--workdir={sweep / 'nothing'}"]) == 2

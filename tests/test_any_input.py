@@ -12,12 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import launch
 from configs import digits
-from plain56 import runs, sweeps, training, weights
+from plain56 import pretrained, runs, sweeps, training
+from plain56.cli import flags
 from plain56.config import check, from_json
 from plain56.data import datasets
 from plain56.errors import UserError
+from plain56.weights import formats
 from tests import fuzz
 from tests.test_data import RGB, noise, section, write_folder, write_tfds
 
@@ -81,7 +82,7 @@ def test_any_value_of_any_key_in_a_file(tmp_path_factory, key, value):
     file = tmp_path_factory.getbasetemp() / "any.json"
     file.write_text(json.dumps(with_value(tiny(), key, value)))
     with a_sentence_or_nothing():
-        check(launch._parse([f"--config={file}"])[0].config)
+        check(flags._parse([f"--config={file}"])[0].config)
 
 
 # Of keys whose default is None.
@@ -97,7 +98,7 @@ def test_value_of_another_type_is_refused(tmp_path, key):
             continue
         nested = with_value(tiny(), key, value)
         (tmp_path / "any.json").write_text(json.dumps(nested))
-        for read in (lambda: from_json(nested), lambda: launch._run_config(tmp_path / "any.json")):  # noqa: B023
+        for read in (lambda: from_json(nested), lambda: flags._run_config(tmp_path / "any.json")):  # noqa: B023
             with pytest.raises(UserError, match=key) as refused:
                 check(read())
             assert "\n" not in str(refused.value)
@@ -107,7 +108,7 @@ def test_value_of_another_type_is_refused(tmp_path, key):
 @given(st.sampled_from(KEYS), st.text() | VALUES.map(repr))
 def test_any_text_of_any_flag(key, text):
     with a_sentence_or_nothing():
-        check(launch._parse(["--config=configs/digits.py:resnet8", f"--config.{key}={text}"])[0].config)
+        check(flags._parse(["--config=configs/digits.py:resnet8", f"--config.{key}={text}"])[0].config)
 
 
 # What trains within seconds, where it is accepted; the rules have no say in how large a batch the memory takes.
@@ -140,7 +141,7 @@ PLAUSIBLE = {
     **dict.fromkeys((f"train.{name}_every" for name in ("log", "evaluate", "evaluate_train", "gradients", "checkpoint")), STEPS),
     **dict.fromkeys(("train.steps_per_call", "optimizer.schedule.warmup_steps"), STEPS),
     **dict.fromkeys(("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.schedule.warmup_learning_rate"), RATES),
-    **dict.fromkeys(("optimizer.momentum", "train.label_smoothing", "transfer.rate_factor", "data.augment.colour"), RATES),
+    **dict.fromkeys(("optimizer.momentum", "train.label_smoothing", "transfer.rate_factor", "data.augment.color"), RATES),
 }
 
 
@@ -186,7 +187,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("input")
     element = sweeps.Element("run", {"seed": 0, "model.name": "resnet8"}, tiny())
     sweeps.run_sweep([element], folder / "sweep")
-    weights.save_pretrained(folder / "good.safetensors", folder / "sweep" / "run")
+    pretrained.save_pretrained(folder / "good.safetensors", folder / "sweep" / "run")
     return folder
 
 
@@ -196,7 +197,7 @@ def test_damaged_weights(trained, damage):
     file = trained / "bad.safetensors"
     file.write_bytes(damaged((trained / "good.safetensors").read_bytes(), damage))
     with a_sentence_or_nothing(), no_longer_than(60):
-        tensors, _ = weights.files.read(file)
+        tensors, _ = formats.read(file)
         assert all(np.isfinite(tensor).all() for tensor in tensors.values())
 
 
@@ -210,7 +211,7 @@ def test_damaged_keras_weights(trained, damage):
             good[f"{layer}/{layer}/kernel:0"] = np.ones((3, 3), np.float32)
     file.write_bytes(damaged(file.read_bytes(), damage))
     with a_sentence_or_nothing(), no_longer_than(60):
-        weights.files.read(file)
+        formats.read(file)
 
 
 def load(**options):

@@ -69,7 +69,7 @@ def test_moments_of_many_values_keep_their_digits():
 
 def test_statistics_of_all_devices_are_those_of_the_whole():
     x, scale, bias, g = arrays("float32")
-    mesh, share, everywhere = parallel.data_mesh(), P(parallel.DATA_AXIS), P()
+    mesh, share, everywhere = parallel.layout().mesh, P(parallel.DATA_AXIS), P()
 
     def of_each(x, scale, bias, g):
         (y, *moments), pull_back = jax.vjp(lambda *a: ops.batch_norm(*a, 1e-5, parallel.DATA_AXIS), x, scale, bias)

@@ -9,7 +9,7 @@ from configs import base, digits
 from plain56 import runs, training
 from plain56.config import UNUSED
 from plain56.errors import UserError
-from plain56.training.loop import load_run
+from plain56.training import load_run
 
 KEYS = sorted(runs.flatten(base.get_config().to_dict()))
 # Another value for every key, which a run of a few steps could notice.
@@ -49,7 +49,7 @@ CHANGED = {
     "data.augment.enlarge": (1.0, 1.5),
     "data.augment.area": (0.5, 1.0),
     "data.augment.flip": True,
-    "data.augment.colour": 0.1,
+    "data.augment.color": 0.1,
     "train.steps": 5,
     "train.batch_size": 64,
     "train.accumulate": 2,

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from configs import digits
 from plain56 import runs
 from plain56.data import Split, evaluation_batch, load_dataset, train_batch, visiting_order
-from plain56.data.augment import augment, normalise
+from plain56.data.augment import augment, normalize
 from plain56.errors import UserError
 from plain56.training import train
 
@@ -26,7 +26,7 @@ def section(**overrides):
 
 def augmented(images, **options):
     """The images after augmentation with these options alone."""
-    none = {"pad": 0, "enlarge": (), "area": (), "flip": False, "colour": 0.0}
+    none = {"pad": 0, "enlarge": (), "area": (), "flip": False, "color": 0.0}
     return np.asarray(augment(jnp.asarray(images), jax.random.key(0), ConfigDict(none | options)))
 
 
@@ -111,9 +111,9 @@ def test_a_crop_of_everything_is_the_image():
     np.testing.assert_allclose(augmented(images, enlarge=(1.0, 1.0)), images, atol=1e-3)
 
 
-def test_colours_move_along_the_principal_components():
+def test_colors_move_along_the_principal_components():
     images = np.full((4000, 1, 1, 3), 100, np.uint8)
-    moves = (augmented(images, colour=0.1) - 100).reshape(-1, 3) / 255
+    moves = (augmented(images, color=0.1) - 100).reshape(-1, 3) / 255
     deviations, components = np.linalg.eigh(np.cov(moves.T))
     # fb.resnet.torch's eigenvalues and its first eigenvector.
     np.testing.assert_allclose(np.sqrt(deviations[::-1]), 0.1 * np.array([0.2175, 0.0188, 0.0045]), rtol=0.05)
@@ -122,7 +122,7 @@ def test_colours_move_along_the_principal_components():
 
 def test_normalise_by_channel():
     images = np.array([0, 51, 255], np.uint8).reshape(1, 1, 1, 3)
-    result = normalise(jnp.asarray(images), (0.5, 0.2, 0.0), (0.25, 1.0, 2.0))
+    result = normalize(jnp.asarray(images), (0.5, 0.2, 0.0), (0.25, 1.0, 2.0))
     np.testing.assert_allclose(result.ravel(), [-2.0, 0.0, 0.5], atol=1e-7)
 
 
@@ -193,13 +193,13 @@ RGB = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
 GREY = {"mean": (0.5,), "std": (0.2,)}
 
 
-@pytest.mark.parametrize(("channels", "colours"), [(3, RGB), (1, GREY)])
-def test_prepared_tfds_set_is_read_without_tensorflow(tmp_path, monkeypatch, channels, colours):
+@pytest.mark.parametrize(("channels", "colors"), [(3, RGB), (1, GREY)])
+def test_prepared_tfds_set_is_read_without_tensorflow(tmp_path, monkeypatch, channels, colors):
     images = {"train": noise(7, 6, 6, channels), "test": noise(4, 6, 6, channels)}
     labels = {"train": [0, 1, 2, 0, 1, 2, 0], "test": [2, 1, 0, 2]}
     write_tfds(tmp_path, "insects", images, labels)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    dataset = load_dataset(section(name="insects", **colours))
+    dataset = load_dataset(section(name="insects", **colors))
     for split in ("train", "test"):
         np.testing.assert_array_equal(getattr(dataset, split).images, images[split])
         np.testing.assert_array_equal(getattr(dataset, split).labels, labels[split])
@@ -310,15 +310,15 @@ def test_every_kind_of_picture_is_read_as_another_decoder_reads_it(tmp_path):
     from PIL import Image
 
     smooth = np.linspace(0, 255, 16 * 16 * 3).reshape(16, 16, 3).astype(np.uint8)
-    colour = Image.fromarray(smooth)
+    color = Image.fromarray(smooth)
     kinds = {
-        "colour.PNG": colour,
-        "grey.png": colour.convert("L"),
-        "palette.png": colour.quantize(16),
-        "alpha.png": colour.convert("RGBA"),
-        "lossless.webp": colour,
-        "photo.jpg": colour,
-        "photo.jpeg": colour.convert("L"),
+        "color.PNG": color,
+        "grey.png": color.convert("L"),
+        "palette.png": color.quantize(16),
+        "alpha.png": color.convert("RGBA"),
+        "lossless.webp": color,
+        "photo.jpg": color,
+        "photo.jpeg": color.convert("L"),
     }
     for name in ("train", "test"):
         for label in ("a", "b"):
@@ -406,7 +406,7 @@ def test_some_classes_alone():
         load_dataset(section(classes=("7", "x")))
 
 
-def test_digits_enlarged_in_colour():
+def test_digits_enlarged_in_color():
     dataset = load_dataset(section(image_size=16, **RGB))
     assert dataset.train.images.shape == (1348, 16, 16, 3)
     assert (dataset.train.images == dataset.train.images[..., :1]).all()

@@ -9,14 +9,14 @@ import pytest
 import launch
 from configs.sweeps import degradation, landmarks, vgg
 from experiments import costs, googlenet_table1, redraw, resnet_table2, resnet_table6, vgg_table3
-from plain56 import runs, sweeps
+from plain56 import cli, runs, sweeps
 
 ROOT = Path(__file__).parent.parent
 SWEEP = "configs/sweeps/degradation.py"
 
 
 def result_of(function, flags, capsys):
-    assert launch.run(function, flags) == 0
+    assert cli.run(function, flags) == 0
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
@@ -30,7 +30,7 @@ def test_figures_of_the_results_are_those_of_their_tables(tmp_path, capsys):
 
 
 def test_nothing_to_redraw(tmp_path, capsys):
-    assert launch.run(redraw.redraw, [f"--workdir={tmp_path}"]) == 2
+    assert cli.run(redraw.redraw, [f"--workdir={tmp_path}"]) == 2
     assert "has no table of a figure" in capsys.readouterr().err
 
 

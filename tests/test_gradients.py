@@ -145,7 +145,7 @@ def test_norms_whose_squares_are_out_of_range():
 
 
 def test_growth_is_the_factor_of_a_geometric_series():
-    network = gradient_flow.Network("plain20", 20, False, True, 0, 3.0 * 1.25 ** -np.arange(9.0), *[np.array([])] * 3)
+    network = gradient_flow.Network("plain20", False, 20, True, 0, 3.0 * 1.25 ** -np.arange(9.0), *[np.array([])] * 3)
     assert network.growth == pytest.approx(1.25)
 
 

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plain56 import weights
+from plain56 import pretrained
 from plain56.errors import UserError
 from plain56.models import create_model
-from plain56.weights import files, keras
+from plain56.weights import formats, keras
 from tests.fixtures import formula
 from tests.test_weights_input import refusal
 
@@ -40,11 +40,11 @@ def write(path, tensors, old=None, prefix=""):
 def test_logits(tmp_path, name):
     tensors = formula.keras_weights(SHAPES[name])
     path = write(tmp_path / "weights.h5", tensors, prefix="model_weights/" if name == "vgg16" else "")
-    module, variables, preprocess = weights.load_pretrained(path, name)
+    module, variables, preprocess = pretrained.load_pretrained(path, name)
     pictures = formula.pictures("keras", (2, 224, 224, 3))
-    from plain56.data import normalise
+    from plain56.data import normalize
 
-    images = normalise(jnp.asarray(pictures), keras.MEAN, keras.STD)
+    images = normalize(jnp.asarray(pictures), keras.MEAN, keras.STD)
     logits = jax.jit(lambda variables, images: module.apply(variables, images).logits)(variables, images)
     assert np.abs(logits - REFERENCES[name]).max() < 1e-4 * np.abs(REFERENCES[name]).max()
     assert preprocess(pictures[0]).shape == (1, 224, 224, 3)
@@ -53,7 +53,7 @@ def test_logits(tmp_path, name):
 @pytest.mark.parametrize(("kind", "layers"), [("vgg", ("block1_conv1", "fc1")), ("resnet", ("conv1_conv", "predictions"))])
 def test_names_of_old_files(tmp_path, kind, layers):
     tensors = {f"{layer}/{variable}": np.full(3, i) for i, layer in enumerate(layers) for variable in ("kernel", "bias")}
-    assert files.read(write(tmp_path / "old.h5", tensors, old=kind))[0].keys() == tensors.keys()
+    assert formats.read(write(tmp_path / "old.h5", tensors, old=kind))[0].keys() == tensors.keys()
 
 
 @pytest.mark.parametrize("name", keras.NAMES)
@@ -80,12 +80,12 @@ def test_every_tensor_has_a_place(name):
 def test_what_is_wrong_with_a_file_costs_one_sentence(tmp_path):
     (tmp_path / "page.h5").write_text("<html>not found</html>")
     with pytest.raises(UserError, match="cannot be read as a Keras file"):
-        weights.load_pretrained(tmp_path / "page.h5", "resnet50")
+        pretrained.load_pretrained(tmp_path / "page.h5", "resnet50")
     write(tmp_path / "small.h5", {"conv1_conv/kernel": np.zeros(3)})
     with pytest.raises(UserError, match="by Keras' names are read for resnet50, .*; the network is resnet18"):
-        weights.load_pretrained(tmp_path / "small.h5", "resnet18")
+        pretrained.load_pretrained(tmp_path / "small.h5", "resnet18")
     with pytest.raises(UserError, match="is missing in the tensors for resnet50 by Keras' names"):
-        weights.load_pretrained(tmp_path / "small.h5", "resnet50")
+        pretrained.load_pretrained(tmp_path / "small.h5", "resnet50")
 
 
 def hdf5_file(path, build):
@@ -129,7 +129,7 @@ OUTSIDE = {
 def test_a_keras_file_reads_no_other_file(tmp_path, kind):
     (tmp_path / "secret.bin").write_bytes(np.ones(4, np.float32).tobytes())
     hdf5_file(tmp_path / "other.h5", lambda file: file.create_dataset("conv1_conv/kernel:0", data=np.ones(4, np.float32)))
-    assert "is refused" in refusal(hdf5_file(tmp_path / "weights.h5", OUTSIDE[kind]), files.read)
+    assert "is refused" in refusal(hdf5_file(tmp_path / "weights.h5", OUTSIDE[kind]), formats.read)
 
 
 CHUNKED = {"dtype": "f4", "chunks": (1024,)}
@@ -144,7 +144,7 @@ CHUNKED = {"dtype": "f4", "chunks": (1024,)}
     ],
 )
 def test_large_tensors_of_keras_take_no_memory(tmp_path, build):
-    assert "a quarter of what is free" in refusal(hdf5_file(tmp_path / "weights.h5", build), files.read)
+    assert "a quarter of what is free" in refusal(hdf5_file(tmp_path / "weights.h5", build), formats.read)
 
 
 def test_values_of_a_keras_file(tmp_path):
@@ -154,11 +154,11 @@ def test_values_of_a_keras_file(tmp_path):
         return hdf5_file(path, lambda file: file.create_dataset(name, data=value))
 
     for value in (np.ones(3, np.float16), np.ones(3, ">f4"), np.ones(3, np.int8), 1.5, np.zeros((0, 3), np.float32)):
-        np.testing.assert_array_equal(files.read(read(value))[0]["conv/kernel"], value)
+        np.testing.assert_array_equal(formats.read(read(value))[0]["conv/kernel"], value)
     pair = np.zeros(3, [("a", "f4")])
     for value in ("text", b"bytes", np.ones(3, bool), np.ones(3, complex), pair, h5py.Empty("f4"), np.full(3, 1e300), [np.nan]):
-        refusal(read(value), files.read)
-    refusal(hdf5_file(path, lambda file: file.create_dataset("conv/kernel:0", (2,), h5py.vlen_dtype("f4"))), files.read)
-    refusal(read(-np.ones(3), "conv/moving_variance:0"), files.read)
-    refusal(read(np.ones(3), "kernel:0"), files.read)  # of no layer
-    refusal(hdf5_file(path, lambda file: file.update({"conv/a/kernel:0": [1.0], "conv/b/kernel:0": [2.0]})), files.read)
+        refusal(read(value), formats.read)
+    refusal(hdf5_file(path, lambda file: file.create_dataset("conv/kernel:0", (2,), h5py.vlen_dtype("f4"))), formats.read)
+    refusal(read(-np.ones(3), "conv/moving_variance:0"), formats.read)
+    refusal(read(np.ones(3), "kernel:0"), formats.read)  # of no layer
+    refusal(hdf5_file(path, lambda file: file.update({"conv/a/kernel:0": [1.0], "conv/b/kernel:0": [2.0]})), formats.read)

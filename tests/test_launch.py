@@ -12,7 +12,7 @@ import jax
 import pytest
 
 import launch
-from plain56 import runs, training
+from plain56 import cli, runs, training
 from tests.killed import wait_until
 from tests.test_models import PARAMETERS
 
@@ -40,13 +40,19 @@ MISTAKES = [
     (["train", f"{DIGITS}:reznet56", "--workdir=W"], "nearest is 'resnet56'"),
     (["train", f"{DIGITS}:resnet020", "--workdir=W"], "nearest is 'resnet20'"),
     (["train", DIGITS, "--config.train.batch_size=-3", "--workdir=W"], "train.batch_size is -3; allowed are integers from 1"),
-    (["train", DIGITS, "--config.train.batch_size=33", "--workdir=W"], "does not divide among the 2 devices"),
-    (["train", DIGITS, "--config.train.accumulate=3", "--workdir=W"], "2 devices in train.accumulate = 3 parts; allowed are"),
+    (["train", DIGITS, "--config.train.batch_size=33", "--workdir=W"], "must be a multiple of 2, not 33"),
+    (
+        ["train", DIGITS, "--config.train.accumulate=3", "--workdir=W"],
+        "2 devices in train.accumulate = 3 parts",
+    ),
     (["train", DIGITS, "--config.parallelism=tmap", "--workdir=W"], "parallelism is 'tmap'; allowed are jit, pmap"),
     (["train", DIGITS, "--process_id=0", "--workdir=W"], "--coordinator and --num_processes missing"),
     (["train", DIGITS, *ONE_OF_TWO, "--distributed", "--workdir=W"], "--distributed is too much"),
-    (["train", DIGITS, *ONE_OF_TWO[:2], "--process_id=2", "--workdir=W"], "--process_id is 2; allowed are 0 to 1"),
-    (["train", DIGITS, "--coordinator=here", *ONE_OF_TWO[1:], "--workdir=W"], "--coordinator is 'here'; needed is HOST:PORT"),
+    (["train", DIGITS, *ONE_OF_TWO[:2], "--process_id=2", "--workdir=W"], "--process_id must be from 0 to 1"),
+    (
+        ["train", DIGITS, "--coordinator=here", *ONE_OF_TWO[1:], "--workdir=W"],
+        "--coordinator must be HOST:PORT",
+    ),
     (["sweep", SWEEP, "--distributed", "--workdir=W"], "--distributed belongs to launch.py train"),
     (["train", DIGITS, "--config.optimizer.learning_rate=nan", "--workdir=W"], "learning_rate is nan"),
     (["train", DIGITS, "--config.data.mean=abc", "--workdir=W"], "data.mean is ('abc',)"),
@@ -90,7 +96,7 @@ MISTAKES = [
         "pad is 1 and data.augment.enlarge is (1.0, 2.0)",
     ),
     (["train", DIGITS, "--config.data.augment.area=(0.5,2.0)", "--workdir=W"], "with 0.001 ≤ least ≤ most ≤ 1"),
-    (["train", DIGITS, "--config.data.augment.colour=0.1", "--workdir=W"], "allowed is 0 for grey images"),
+    (["train", DIGITS, "--config.data.augment.color=0.1", "--workdir=W"], "it must be 0 for grey images"),
     (["train", DIGITS, "--config.train.warm_start=configs", "--workdir=W"], "configs is not a run directory"),
     (["train", DIGITS, "--config.data.mean=(0.1,0.2)", "--workdir=W"], "one number (grey) or three (RGB)"),
     (["train", DIGITS, "--config.data.name=folder:W", "--workdir=W"], "There is no folder"),
@@ -149,7 +155,7 @@ def test_mistake_of_a_sweep_by_workers_leaves_nothing_behind(tmp_path, capsys, m
     assert launch.main(["sweep", *flags]) == 2
     assert "There is no folder" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-    assert launch.run(lambda options, arguments: pytest.fail("an experiment ran"), ["--dry_run"]) == 2
+    assert cli.run(lambda options, arguments: pytest.fail("an experiment ran"), ["--dry_run"]) == 2
 
 
 def launched(*arguments, **options):
@@ -351,7 +357,7 @@ def test_lack_of_memory_is_told_in_a_sentence(finished_run, monkeypatch, capsys)
     def too_large(config):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nMore.")
 
-    monkeypatch.setattr(training.loop, "prepare", too_large)
+    monkeypatch.setattr(training.evaluate, "prepare", too_large)
     assert launch.main(["evaluate", f"--workdir={finished_run}"]) == 2
-    reason = "not enough memory (RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes); needed is a device with more of it"
+    reason = "not enough memory (RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes); a device with more of it"
     assert f"error: There is {reason}" in capsys.readouterr().err

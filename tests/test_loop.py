@@ -12,7 +12,7 @@ import launch
 from configs import digits
 from plain56 import runs
 from plain56.errors import UserError
-from plain56.training import evaluate_run, experiment, prepare, train
+from plain56.training import evaluate_run, prepare, program, step, train
 from plain56.training import loop as training_loop
 from tests.killed import assert_native, last_line
 
@@ -94,11 +94,11 @@ def test_calls_and_intervals_change_no_bit(tmp_path, tiny_config):
 def test_step_is_traced_once(tmp_path, tiny_config, monkeypatch):
     traces = []
 
-    def traced(*arguments, step=experiment.train_step, **options):
+    def traced(*arguments, train_step=step.train_step):
         traces.append(arguments)
-        return step(*arguments, **options)
+        return train_step(*arguments)
 
-    monkeypatch.setattr(experiment, "train_step", traced)
+    monkeypatch.setattr(step, "train_step", traced)
     tiny_config.train.steps_per_call = 3  # so that calls have different lengths
     assert train(tiny_config, tmp_path / "run").state == "finished"
     assert len(traces) == 1
@@ -175,9 +175,9 @@ def test_nothing_goes_on_where_every_checkpoint_is_damaged(tiny_config, finished
 
 
 def test_data_that_changed_is_refused(tiny_config, stopped_run, monkeypatch):
-    real = experiment.load_dataset
+    real = program.load_dataset
     monkeypatch.setattr(
-        experiment, "load_dataset", lambda data: real(data)._replace(test=jax.tree.map(lambda a: a[1:], real(data).test))
+        program, "load_dataset", lambda data: real(data)._replace(test=jax.tree.map(lambda a: a[1:], real(data).test))
     )
     with pytest.raises(UserError, match=r"The data set has changed since .* began: test \(449 then, 448 now\), crc32"):
         train(tiny_config, stopped_run)
@@ -190,9 +190,9 @@ def test_train_and_validation_error_without_augmentation(tmp_path, tiny_config):
     run = runs.read_run(tmp_path / "run")
     assert [record["step"] for record in run.metrics("train_clean")] == [5, 10, 12]
     assert [record["step"] for record in run.metrics("validation")] == [record["step"] for record in run.metrics("test")] == [12]
-    experiment, state = prepare(tiny_config), final_parameters(tiny_config, tmp_path / "run")
-    for split, examples in (("train", experiment.train), ("validation", experiment.validation)):
-        totals = experiment.evaluate(state.params, state.batch_stats, examples)
+    prepared, state = prepare(tiny_config), final_parameters(tiny_config, tmp_path / "run")
+    for split, examples in (("train", prepared.dataset.train), ("validation", prepared.dataset.validation)):
+        totals = prepared.evaluate(state.params, state.batch_stats, examples)
         assert int(totals.examples) == {"train": 1248, "validation": 100}[split]
         record = run.metrics("train_clean" if split == "train" else split)[-1]
         assert {key: record[key] for key in totals.means()} == totals.means()

@@ -74,13 +74,13 @@ def test_any_number_of_devices_trains_alike(tmp_path, by_one_device, devices, pr
 
 
 def test_every_device_holds_a_share_of_the_batch():
-    mesh = parallel.data_mesh()
-    assert mesh.size == 2
-    batch = jax.jit(lambda x: parallel.split_batch(x, mesh))(np.arange(8))
+    layout = parallel.layout()
+    assert layout.mesh.size == 2
+    batch = jax.jit(layout.split)(np.arange(8))
     assert [shard.data.tolist() for shard in batch.addressable_shards] == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
 def test_batch_that_does_not_divide(tiny_config):
     tiny_config.train.batch_size = 33
-    with pytest.raises(UserError, match="batch_size is 33, which does not divide among the 2 devices"):
+    with pytest.raises(UserError, match="batch_size must be a multiple of 2, not 33, to divide among the 2 devices"):
         prepare(tiny_config)

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from plain56.data import Pictures, centre, datasets, load_dataset, read_picture, resize
+from plain56.data import Pictures, center, datasets, load_dataset, read_picture, resize
 from plain56.errors import UserError
 from tests.test_data import RGB, noise, png, section, write_folder, write_tfds
 
@@ -246,8 +246,8 @@ def test_images_that_do_not_fit(tmp_path):
 def test_a_stripe_is_enlarged_in_its_middle():
     stripe = noise(1, 4, 400, 1)[0]
     whole = cv2.resize(stripe, (1600, 16), interpolation=cv2.INTER_LINEAR)[..., None]
-    np.testing.assert_array_equal(centre(resize(stripe, 16), 16), whole[:, 792:808])
-    assert centre(resize(np.zeros((1, 10**6, 3), np.uint8), 224), 224).shape == (224, 224, 3)
+    np.testing.assert_array_equal(center(resize(stripe, 16), 16), whole[:, 792:808])
+    assert center(resize(np.zeros((1, 10**6, 3), np.uint8), 224), 224).shape == (224, 224, 3)
     page = noise(1, 40, 4, 3)[0]
     np.testing.assert_array_equal(resize(page, 8), cv2.resize(page, (8, 80), interpolation=cv2.INTER_LINEAR))
 

@@ -13,7 +13,7 @@ import pytest
 
 from plain56 import parallel, runs, training
 from plain56.errors import UserError
-from plain56.training.loop import load_run
+from plain56.training import load_run
 from tests.killed import result, same, wait_until
 from tests.test_parallel import free_port
 
@@ -83,7 +83,7 @@ def test_processes_that_were_started_differently_stop(tmp_path, other, message):
 )
 def test_a_broken_connection_is_told_from_other_errors(monkeypatch, message, lost):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(parallel.Lost if lost else jax.errors.JaxRuntimeError), parallel.noticing_lost_processes():
+    with pytest.raises(parallel.Lost if lost else jax.errors.JaxRuntimeError), parallel.explaining_lost_processes():
         raise jax.errors.JaxRuntimeError(message)
 
 

@@ -12,8 +12,8 @@ from plain56.data import Pictures, Split
 from plain56.errors import UserError
 from plain56.models import create_model
 from plain56.training import evaluate_run
-from plain56.training.evaluate import exact_batch_stats, measure_moments
 from plain56.training.protocols import dense_sides, evaluate_pictures, for_any_size, views
+from plain56.training.statistics import exact_batch_stats, measure_moments
 
 DATA = ConfigDict({"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.3)})
 
@@ -106,7 +106,7 @@ def test_exact_statistics_are_those_of_one_big_batch(name):
     options = {"pre_activation": True} if name == "resnet8" else {"widths": None, "form": "small", "dropout": 0.0}
     model, variables = network(name, momentum=0.0, **options)
     measure = functools.partial(
-        measure_moments, model=model, batch_size=8, data=DATA, place_batch=lambda batch: batch, params=variables["params"]
+        measure_moments, model=model, batch_size=8, data=DATA, split_batch=lambda batch: batch, params=variables["params"]
     )
     split = Split(jnp.asarray(images), jnp.zeros(21, jnp.int32))
     found, passes = exact_batch_stats(variables["batch_stats"], jax.jit(lambda stats: measure(batch_stats=stats, split=split)))
@@ -134,7 +134,7 @@ def test_a_run_is_evaluated_by_every_protocol(finished_run):
     )
     assert plain["loss"] != exact["loss"] != dense["loss"]
     assert dense["examples"] == plain["examples"] == 449
-    with pytest.raises(UserError, match="--side belongs to --protocol=dense"):
+    with pytest.raises(UserError, match="--side needs --protocol=dense"):
         evaluate_run(finished_run, sides=(8,))
     with pytest.raises(UserError, match="2×2 pixels, and this network needs at least"):
         evaluate_run(finished_run, protocol="dense", sides=(2,))

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import launch
-from experiments import gradient_flow as gradient_flow_experiment
 from experiments import resnet_table6
 from plain56.analysis.complexity import stages
+from plain56.cli import MODES
+from plain56.cli.flags import parse
 from plain56.figures import costs, degradation, gradient_flow, transfer
 from plain56.models import create_model
 
@@ -122,7 +122,7 @@ def test_gradient_flow_is_that_of_the_committed_table():
     folder = ROOT / "experiments/results/gradient_flow"
     networks = gradient_flow.read(folder)
     shown = (folder / "README.md").read_text()
-    for line in gradient_flow_experiment.table(networks):
+    for line in gradient_flow.table(folder):
         assert f"| {' | '.join(line.values())} |" in shown
     growth = {
         name: statistics.mean(network.growth for network in members)
@@ -148,13 +148,13 @@ def throughput_line(row):
 
 
 def depth_line(row):
-    """A measurement of `experiments/depth_cost.py` as README shows it."""
+    """A measurement of `experiments/benchmarks/depth_cost.py` as README shows it."""
     remat, memory = "yes" if row["remat"] else "no", f"{row['step_bytes'] / 1e6:,.0f}"
     return f"| {row['network']} | {remat} | {row['trace_seconds']} | {row['compile_seconds']} | {memory} |"
 
 
 def stream_numbers(result):
-    """What `experiments/stream_throughput.py` measured, as README shows it."""
+    """What `experiments/benchmarks/stream_throughput.py` measured, as README shows it."""
     rates = {program: f"{values['median']:,.0f}" for program, values in result["images_per_second"].items()}
     yield f"{rates['plain56']} images/s by plain56, {rates['Pillow']} by a loop"
     yield f"{rates['tf.data']} by tf.data"
@@ -186,9 +186,9 @@ def test_network_table_is_true():
 def test_shown_commands_are_understood(monkeypatch):
     monkeypatch.chdir(ROOT)
     commands = [shlex.split(line) for line in re.findall(r"^python launch.py (.*)$", README, re.MULTILINE)]
-    assert {command[0] for command in commands} == set(launch.MODES)
-    for _, *flags in commands:
-        launch._parse(flags)
+    assert {command[0] for command in commands} == set(MODES)
+    for mode, *rest in commands:
+        parse(rest, mode)
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("experiments/**/*.md")], ids=str)

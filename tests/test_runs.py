@@ -179,20 +179,28 @@ def test_summary_in_both_forms(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("stored", "today"),
     [
-        ({"seed": 0, "train": {"seeds": 1}}, None),  # written before several seeds became a sweep
-        ({"seed": 0, "train": {"seeds": 2}}, r"train\.seeds, which was removed: several seeds are a sweep"),
+        ({"train": {"seeds": 1}}, {"train": {}}),  # written before several seeds became a sweep
+        (
+            {"train": {"seeds": 2}},
+            r"train\.seeds, which was removed: several seeds are a sweep; only 1 is accepted",
+        ),
+        ({"data": {"augment": {"colour": 0.1, "pad": 4}}}, {"data": {"augment": {"color": 0.1, "pad": 4}}}),
+        ({"data": 1, "train": [2]}, {"data": 1, "train": [2]}),  # whoever reads it, will say what is wrong
     ],
 )
-def test_removed_key(tmp_path, config, message):
+def test_keys_of_earlier_versions(tmp_path, stored, today):
     run = make_run(tmp_path / "run", {"seed": 0, "train": {"steps": 1}})
-    (run.path / "config.json").write_text(json.dumps(config))
-    if message:
-        with pytest.raises(UserError, match=message):
+    (run.path / "config.json").write_text(json.dumps({"seed": 0} | stored))
+    (tmp_path / "sweep.json").write_text(json.dumps({"run": {"overrides": {"model.name": "a", "seed": 0}, "config": stored}}))
+    (planned,) = runs.read_sweep(tmp_path)
+    if isinstance(today, str):
+        with pytest.raises(UserError, match=today):
             run.config()
+        assert planned.status().state == "damaged" and "train.seeds, which was removed" in planned.damage
     else:
-        assert run.config() == {"seed": 0, "train": {}}
+        assert run.config() == {"seed": 0} | today and planned.config == today
 
 
 VALUES = (None, True, -1, 1.5, "x", [1], {"a": 1})

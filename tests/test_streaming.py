@@ -18,7 +18,7 @@ from configs import base, digits
 from plain56 import runs, training
 from plain56.data import Batch, Pictures, Split, datasets, evaluation_stream, load_dataset, train_stream, visiting_order
 from plain56.errors import UserError
-from plain56.training.loop import load_run
+from plain56.training import load_run
 from tests.test_data import write_tfds
 
 
@@ -216,7 +216,7 @@ def test_a_streamed_run_equals_a_resident_one(tmp_path, tiny_config, finished_ru
     tiny_config.train.stop_after = 0
     assert training.train(tiny_config, tmp_path / "half").state == "finished"
     assert runs.Run(tmp_path / "half").environment()["data"]["streamed"]
-    with pytest.raises(UserError, match="allowed is one that is not streamed"):
+    with pytest.raises(UserError, match="it must not be streamed"):
         training.evaluate_run(tmp_path / "stream", exact_statistics=True)
     assert training.evaluate_run(tmp_path / "stream")["examples"] == 449
 
@@ -279,7 +279,7 @@ def test_too_many_pictures_that_cannot_be_read_stop_the_run(tmp_path):
     write_jpegs(tmp_path / "jpegs", 20)
     for number in range(5):
         (tmp_path / "jpegs" / "train" / "a" / f"{number}.jpg").write_bytes(b"no picture")
-    with pytest.raises(UserError, match="of 160 examples of the split 'train' could not be read; allowed are 5 %"):
+    with pytest.raises(UserError, match="of 160 examples of the split 'train' could not be read; at most 5 %"):
         training.train(imagenet_form(tmp_path / "jpegs"), tmp_path / "run")
 
 

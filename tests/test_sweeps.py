@@ -320,7 +320,7 @@ def test_seeds_are_drawn_as_mean_and_range(tmp_path):
     equal = [15 / 449] * 3  # their mean is not quite themselves
     errors = {("plain", 20): [0.1, 0.3], ("plain", 56): [0.6, 0.8], ("resnet", 20): equal, ("resnet", 56): [0.0, 0.1]}
     made_up_sweep(tmp_path, errors)
-    networks = [errors for row, errors in figure.read(tmp_path) if row["model"] == "plain56"]
+    networks = [network for network in figure.read(tmp_path) if network.row["model"] == "plain56"]
     steps, curves = figure._curves(networks, "test")
     assert steps == [10, 20]
     assert curves.mean(axis=0).tolist() == pytest.approx([90, 70])
@@ -345,7 +345,7 @@ def test_unfinished_runs_are_drawn_as_far_as_they_came(tmp_path):
         pass  # forgets what came after step 10
     run.write_status(runs.Status("diverged", 10))
     sweeps.summarise(tmp_path)
-    steps, curves = figure._curves([errors for row, errors in figure.read(tmp_path) if row["model"] == "plain20"], "train")
+    steps, curves = figure._curves([network for network in figure.read(tmp_path) if network.row["model"] == "plain20"], "train")
     assert steps == [10, 20]
     np.testing.assert_array_equal(curves, [[90, 10], [90, np.nan]])
     assert figure.draw(tmp_path).exists()

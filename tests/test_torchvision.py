@@ -17,7 +17,7 @@ from plain56.data import Batch
 from plain56.errors import UserError
 from plain56.models import create_model
 from plain56.training.state import TrainState, make_optimizer
-from plain56.training.step import train_step
+from plain56.training.step import Update, train_step
 from plain56.weights.pytorch import from_pytorch, places, to_pytorch
 from tests.fixtures import formula
 
@@ -115,7 +115,7 @@ def test_one_step(name):
         model, variables = load(name, "float64")
         batch = Batch(jnp.asarray(images, float), jnp.asarray(formula.labels(len(images))), jnp.ones(len(images), bool))
         state = TrainState(jnp.zeros((), jnp.int32), **variables, optimizer_state=optimizer.init(variables["params"]))
-        step = jax.jit(lambda state, batch: train_step(state, batch, model=model, optimizer=optimizer, seed=0))
+        step = jax.jit(lambda state, batch: train_step(state, batch, Update(model, optimizer, seed=0)))
         state, _ = jax.device_get(step(state, batch))
     changes = jax.tree.map(lambda new, old: new - np.asarray(old), state.params, variables["params"])
     error, key = worst_digest(to_ordered(name, {"params": changes}), REFERENCES[f"{name}/updated"])

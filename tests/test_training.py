@@ -7,16 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from configs import cifar10, digits, imagenet
 from plain56.data import Batch, Split
-from plain56.models import create_model
+from plain56.models import Output, create_model
 from plain56.training import prepare
-from plain56.training.evaluate import evaluate
+from plain56.training.metrics import Totals, batch_totals, example_losses, split_totals
 from plain56.training.schedules import make_schedule
-from plain56.training.state import TrainState, create_train_state, make_optimizer
-from plain56.training.step import Totals, count, example_losses, train_step, train_steps
+from plain56.training.state import create_train_state, make_optimizer
+from plain56.training.step import Feed, Start, Update, train_step, train_steps
 
 
 def options(**changes):
@@ -99,9 +100,9 @@ def test_errors_rank_ties_by_class_and_undefined_logits_last():
     logits[4:] = 0  # all tied: the guess is class 0, as with argmax
     labels = jnp.array([9, 5, 4, 0, 1, 0])
     losses = jnp.ones(6)
-    totals = count(losses, jnp.asarray(logits), labels, jnp.ones(6, bool))
+    totals = batch_totals(losses, jnp.asarray(logits), labels, jnp.ones(6, bool))
     assert (int(totals.top1_errors), int(totals.top5_errors), int(totals.examples)) == (4, 2, 6)
-    masked = count(losses.at[3].set(jnp.nan), jnp.asarray(logits), labels, jnp.arange(6) < 2)
+    masked = batch_totals(losses.at[3].set(jnp.nan), jnp.asarray(logits), labels, jnp.arange(6) < 2)
     assert masked.means() == {"loss": 1.0, "top1_error": 0.5, "top5_error": 0.0}
 
 
@@ -120,23 +121,23 @@ def test_evaluation_counts_every_example(examples):
     images[-1, 0, 0, 0] = (labels[-1] + 1) % 3  # the last one is wrong
     split = Split(jnp.asarray(images), jnp.asarray(labels, jnp.int32))
     data = ConfigDict({"mean": (0.0,), "std": (1.0,)})
-    totals = evaluate({}, {}, split, model=Constant(), batch_size=8, data=data, place_batch=lambda batch: batch)
+    totals = split_totals({}, {}, split, model=Constant(), batch_size=8, data=data, split_batch=lambda batch: batch)
     assert (int(totals.examples), int(totals.top1_errors)) == (examples, 1)
 
 
 def test_evaluation_equals_a_direct_one(tiny_config):
-    experiment = prepare(tiny_config)
-    state, _ = experiment.initial
-    tested = experiment.evaluate(state.params, state.batch_stats, experiment.test)
+    program = prepare(tiny_config)
+    state, _ = program.initial
+    tested = program.evaluate(state.params, state.batch_stats, program.dataset.test)
     assert int(tested.examples) == 449
     from plain56.config import build_model
 
-    images = (experiment.test.images.astype(jnp.float32) / 255 - 0.3057) / 0.3762
+    images = (program.dataset.test.images.astype(jnp.float32) / 255 - 0.3057) / 0.3762
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     logits = jax.jit(build_model(tiny_config, 10).apply)(variables, images).logits
-    assert int(tested.top1_errors) == int((logits.argmax(-1) != experiment.test.labels).sum())
+    assert int(tested.top1_errors) == int((logits.argmax(-1) != program.dataset.test.labels).sum())
     means = tested.means()
-    log_probabilities = jax.nn.log_softmax(logits)[jnp.arange(449), experiment.test.labels]
+    log_probabilities = jax.nn.log_softmax(logits)[jnp.arange(449), program.dataset.test.labels]
     assert means["loss"] == pytest.approx(-float(log_probabilities.mean()), rel=1e-5)
 
 
@@ -144,17 +145,19 @@ def test_non_finite_update_keeps_the_last_finite_state():
     split = Split(jnp.zeros((8, 1, 1, 1), jnp.uint8), jnp.zeros(8, jnp.int32))
     data = digits.get_config().data
 
-    def step_fn(state, batch):
-        bad = state.step == 3
-        params = jnp.where(bad, jnp.nan, state.params + 1)
-        return TrainState(state.step + 1, params, state.batch_stats, ()), Totals.zero().replace(examples=jnp.int32(4))
+    class Bias(nn.Module):
+        @nn.compact
+        def __call__(self, images, train=False):
+            return Output(self.param("bias", nn.initializers.zeros, (2,))[None] + jnp.zeros((images.shape[0], 1)))
 
-    options = {"most_steps": 5, "seed": 0, "batch_size": 4, "data": data}
-    run = functools.partial(train_steps, step_fn=step_fn, place_batch=lambda batch: batch, **options)
-    state = TrainState(jnp.int32(0), jnp.zeros(()), jnp.zeros(()), ())
-    for first_step in (0, 5):  # a later call leaves it alone, too
-        state, totals = run(state, Totals.zero(), split, first_step, 0, 0, 5)
-        assert (int(state.step), float(state.params)) == (3, 3.0)
+    # Every update adds one, and the fourth is not finite.
+    added = optax.stateless_with_tree_map(lambda gradient, bias: jnp.where(bias == 3, jnp.nan, jnp.ones_like(bias)))
+    update = Update(Bias(), added, seed=0)
+    feed = Feed(data, batch_size=4, most_steps=5, split_batch=lambda batch: batch)
+    state = create_train_state(Bias(), added, 0, (1, 1, 1))
+    for first_step in (0, 5):  # a later call leaves it as it is, too
+        state, totals = train_steps(state, Totals.zero(), split, Start(first_step, 0, 0), 5, update=update, feed=feed)
+        assert (int(state.step), state.params["bias"].tolist()) == (3, [3.0, 3.0])
     assert int(totals.examples) == 0
 
 
@@ -165,7 +168,12 @@ def test_accumulated_gradients_are_the_mean_of_those_of_the_parts():
     state = jax.jit(lambda: create_train_state(model, optimizer, 0, (8, 8, 1)))()
     images = jax.random.normal(jax.random.key(1), (8, 8, 8, 1)) + jnp.arange(8)[:, None, None, None]
     batch = Batch(images, jnp.arange(8, dtype=jnp.int32), jnp.ones(8, bool))
-    step = jax.jit(functools.partial(train_step, model=model, optimizer=optimizer, seed=0), static_argnames="accumulate")
+
+    def step(state, batch, accumulate=1):
+        return jax.jit(functools.partial(train_step, update=Update(model, optimizer, seed=0, accumulate=accumulate)))(
+            state, batch
+        )
+
     accumulated, totals = step(state, batch, accumulate=2)
     halves = [step(state, Batch(*(leaf[first::2] for leaf in batch))) for first in (0, 1)]
 
@@ -184,7 +192,12 @@ def test_accumulated_gradients_are_those_of_the_batch_where_nothing_is_normalise
     model, optimizer = create_model("vgg11", 10, form="small", dropout=0.0), optax.sgd(0.1)
     state = jax.jit(lambda: create_train_state(model, optimizer, 0, (8, 8, 1)))()
     batch = Batch(jax.random.normal(jax.random.key(1), (8, 8, 8, 1)), jnp.arange(8, dtype=jnp.int32), jnp.arange(8) != 3)
-    step = jax.jit(functools.partial(train_step, model=model, optimizer=optimizer, seed=0), static_argnames="accumulate")
+
+    def step(state, batch, accumulate=1):
+        return jax.jit(functools.partial(train_step, update=Update(model, optimizer, seed=0, accumulate=accumulate)))(
+            state, batch
+        )
+
     (one, totals), (four, sums) = step(state, batch), step(state, batch, accumulate=4)
     assert int(totals.examples) == int(sums.examples) == 7
     assert float(totals.loss) == pytest.approx(float(sums.loss), rel=1e-5)
@@ -197,7 +210,7 @@ def test_dropout_is_a_function_of_seed_and_step_and_auxiliary_heads_learn():
     state = jax.jit(lambda: create_train_state(model, optimizer, 0, (8, 8, 1)))()
     images = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
     batch = Batch(images, jnp.arange(4, dtype=jnp.int32), jnp.ones(4, bool))
-    step = jax.jit(lambda state, seed: train_step(state, batch, model=model, optimizer=optimizer, seed=seed))
+    step = jax.jit(lambda state, seed: train_step(state, batch, Update(model, optimizer, seed)))
     (first, totals), (again, _), (_, later), (_, seeded) = (
         step(state.replace(step=jnp.int32(k)), seed) for k, seed in ((7, 0), (7, 0), (8, 0), (7, 1))
     )

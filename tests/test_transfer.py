@@ -15,15 +15,14 @@ from sklearn.linear_model import LogisticRegression
 
 import launch
 from configs import base
-from plain56 import runs, training, weights
+from plain56 import pretrained, runs, training
 from plain56.config import from_json
-from plain56.data import Batch, load_dataset, normalise
+from plain56.data import Batch, load_dataset, normalize
 from plain56.errors import UserError
 from plain56.models import create_model, list_models
-from plain56.training import probe, transfer
-from plain56.training.loop import load_run
+from plain56.training import load_run, probe, transfer
 from plain56.training.state import create_train_state, make_optimizer
-from plain56.training.step import train_step
+from plain56.training.step import Update, train_step
 from tests.killed import last_line
 
 ROOT = Path(__file__).parent.parent
@@ -33,9 +32,11 @@ def options(**changes):
     return ConfigDict(base.get_config().transfer.to_dict() | changes)
 
 
-def params_of(name, side=224, **choices):
-    model = create_model(name, 10, **choices)
-    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))["params"]
+def described(name, chosen, side=224):
+    """The stages of a network, and the shapes of its parameters."""
+    model = create_model(name, 10)
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))["params"]
+    return transfer.describe(params, chosen, model, (side, side, 3)), params
 
 
 @pytest.mark.parametrize(
@@ -48,8 +49,7 @@ def params_of(name, side=224, **choices):
     ],
 )
 def test_stages_hold_every_parameter_once(name, expected):
-    params = params_of(name)
-    rows = transfer.describe(params, options(rate_factor=0.5))
+    rows, params = described(name, options(rate_factor=0.5))
     assert [row.name for row in rows] == expected
     assert sum(row.parameters for row in rows) == sum(row.trained for row in rows) == sum(x.size for x in jax.tree.leaves(params))
     assert [row.rate for row in rows] == [0.5**i for i in reversed(range(len(rows)))]
@@ -58,7 +58,7 @@ def test_stages_hold_every_parameter_once(name, expected):
 @pytest.mark.slow
 def test_every_network_has_stages():
     for name in list_models("*"):
-        assert transfer.describe(params_of(name), options())[-1].name == "head"
+        assert described(name, options())[0][-1].name == "head"
 
 
 def step_with(chosen, momentum=0.9, **choices):
@@ -66,12 +66,12 @@ def step_with(chosen, momentum=0.9, **choices):
     model = create_model("resnet8", 10, widths=(4, 4, 8), **choices)
     model = model.clone(numerics=model.numerics._replace(fixed_statistics=chosen.freeze_statistics))
     settings = ConfigDict({"momentum": momentum, "weight_decay": 0.01, "decay_all": True})
-    optimizer = make_optimizer(settings, lambda step: 0.1, chosen.rate_factor)
-    decide = transfer.is_trained(chosen)
+    optimizer = make_optimizer(settings, lambda step: 0.1, transfer.rates(chosen, model, (8, 8, 1)))
+    decide = transfer.is_trained(chosen, model, (8, 8, 1))
     state = jax.jit(lambda: create_train_state(model, optimizer, 0, (8, 8, 1), decide))()
     images = jax.random.normal(jax.random.key(1), (8, 8, 8, 1)) * 2 + 1
     batch = Batch(images, jnp.arange(8, dtype=jnp.int32), jnp.ones(8, bool))
-    step = jax.jit(functools.partial(train_step, model=model, optimizer=optimizer, seed=0, is_trained=decide))
+    step = jax.jit(functools.partial(train_step, update=Update(model, optimizer, seed=0, is_trained=decide)))
     return state, step(state, batch)[0], step.lower(state, batch).cost_analysis()["flops"]
 
 
@@ -85,8 +85,8 @@ def test_what_is_frozen_stays():
     before, after, flops = step_with(options(freeze=("stem", "stage[12]*")))
     assert {path[0] for path in changed(before, after)} == {"stage3_first", "head"}
     traced = [leaf.size for leaf in jax.tree.leaves(after.optimizer_state) if leaf.ndim]
-    trained, _ = transfer.split(before.params, transfer.is_trained(options(freeze=("stem", "stage[12]*"))))
-    assert sum(traced) == sum(leaf.size for leaf in trained.values())
+    trained = [leaf.size for layer in ("stage3_first", "head") for leaf in jax.tree.leaves(before.params[layer])]
+    assert sum(traced) == sum(trained)
     everything = step_with(options())
     assert {path[0] for path in changed(*everything[:2])} == set(before.params)
     # Decay acts on nothing that is frozen, and no gradient of it is computed.
@@ -111,7 +111,7 @@ def test_stages_learn_at_their_rates():
     multiples = {"stem": 1 / 16, "stage1": 1 / 8, "stage2": 1 / 4, "stage3": 1 / 2, "head": 1}
     start, one, other = (traverse_util.flatten_dict(state.params) for state in (start, one, other))
     for path in start:
-        expected = (one[path] - start[path]) * multiples[transfer.stage_of(path[0])]
+        expected = (one[path] - start[path]) * multiples[path[0].partition("_")[0]]
         np.testing.assert_allclose(other[path] - start[path], expected, rtol=1e-3, atol=1e-6)
     # Where one in the middle is frozen, the others keep theirs.
     _, frozen, _ = step_with(options(rate_factor=0.5, freeze=("stage2*",)))
@@ -122,17 +122,17 @@ def test_stages_learn_at_their_rates():
 
 def test_patterns_have_to_fit():
     with pytest.raises(UserError, match="transfer.freeze has 'stage9', which is no part of the network; its stages are stem, "):
-        transfer.describe(params_of("resnet18"), options(freeze=("stem", "stage9")))
+        described("resnet18", options(freeze=("stem", "stage9")))
 
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
+def trained(tmp_path_factory):
     """A network that knows the digits, as weights."""
     folder = tmp_path_factory.mktemp("pretrained")
     steps = (f"--config.{key}=120" for key in ("train.steps", "train.evaluate_every", "train.checkpoint_every"))
     flags = ("--config=configs/digits.py:resnet8", "--config.optimizer.schedule.warmup_steps=12", *steps)
     last_line("train", *flags, f"--workdir={folder / 'run'}")
-    weights.save_pretrained(folder / "digits.safetensors", folder / "run")
+    pretrained.save_pretrained(folder / "digits.safetensors", folder / "run")
     return folder
 
 
@@ -152,14 +152,14 @@ def finetuned(folder, workdir, capsys, *flags):
     return status, capsys.readouterr()
 
 
-def test_a_new_last_layer_learns_on_a_trained_network(pretrained, tmp_path, monkeypatch, capsys):
+def test_a_new_last_layer_learns_on_a_trained_network(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     flags = ["--config.transfer.freeze=('*',)", "--config.transfer.freeze_statistics=True"]
-    status, captured = finetuned(pretrained, tmp_path / "run", capsys, *flags)
+    status, captured = finetuned(trained, tmp_path / "run", capsys, *flags)
     assert status == 0 and json.loads(captured.out.splitlines()[-1])["state"] == "finished"
     assert "Statistics of batch norm stay" in captured.err
     assert "stage3" in captured.err and "parameters, frozen" in captured.err and "650 trained at 0.03" in captured.err
-    before, after = load_run(pretrained / "run").state, load_run(tmp_path / "run").state
+    before, after = load_run(trained / "run").state, load_run(tmp_path / "run").state
     assert {path[0] for path in changed(before, after)} == {"head"}
     assert jax.tree.all(jax.tree.map(np.array_equal, before.batch_stats, after.batch_stats))
     assert runs.Run(tmp_path / "run").metrics("test")[-1]["top1_error"] < 0.2
@@ -168,15 +168,15 @@ def test_a_new_last_layer_learns_on_a_trained_network(pretrained, tmp_path, monk
 
 
 @pytest.mark.parametrize("mode", ["resident", "stream"])
-def test_a_probe_is_the_logistic_regression_on_the_features(pretrained, tmp_path, monkeypatch, capsys, mode):
+def test_a_probe_is_the_logistic_regression_on_the_features(trained, tmp_path, monkeypatch, capsys, mode):
     monkeypatch.chdir(ROOT)
     flags = ["--config.transfer.probe=True", "--config.data.augment.pad=0", "--config.train.evaluate_train_every=1"]
     flags += ["--config.optimizer.weight_decay=1e-2", f"--config.data.mode={mode}"]
-    status, captured = finetuned(pretrained, tmp_path / "run", capsys, *flags, "--config.train.steps=500")
+    status, captured = finetuned(trained, tmp_path / "run", capsys, *flags, "--config.train.steps=500")
     result = json.loads(captured.out.splitlines()[-1])
     assert status == 0 and result["state"] == "finished" and result["step"] < 500
     assert "650 fitted to the features" in captured.err and "Statistics of batch norm stay" in captured.err
-    before, after = load_run(pretrained / "run").state, load_run(tmp_path / "run").state
+    before, after = load_run(trained / "run").state, load_run(tmp_path / "run").state
     assert {path[0] for path in changed(before, after)} == {"head"}
     assert jax.tree.all(jax.tree.map(np.array_equal, before.batch_stats, after.batch_stats))
     config = from_json(runs.Run(tmp_path / "run").config())
@@ -185,7 +185,7 @@ def test_a_probe_is_the_logistic_regression_on_the_features(pretrained, tmp_path
     # The features are what another network with an identity for its last layer would return.
     model = create_model("resnet8", 64)
     params = before.params | {"head": {"kernel": jnp.eye(64), "bias": jnp.zeros(64)}}
-    images = normalise(jnp.asarray(few.images), config.data.mean, config.data.std)
+    images = normalize(jnp.asarray(few.images), config.data.mean, config.data.std)
     features = np.asarray(model.apply({"params": params, "batch_stats": before.batch_stats}, images).logits, np.float64)
     reference = LogisticRegression(C=1 / (1e-2 * len(features)), tol=1e-8, max_iter=10_000).fit(features, few.labels)
     np.testing.assert_allclose(after.params["head"]["kernel"], reference.coef_.T, atol=2e-3)
@@ -195,7 +195,7 @@ def test_a_probe_is_the_logistic_regression_on_the_features(pretrained, tmp_path
     tested = training.evaluate_run(tmp_path / "run")
     assert tested["top1_error"] == records[2]["top1_error"] < 0.2 and tested["step"] == result["step"]
     # Launched again, it has ended.
-    assert finetuned(pretrained, tmp_path / "run", capsys, *flags, "--config.train.steps=500")[0] == 0
+    assert finetuned(trained, tmp_path / "run", capsys, *flags, "--config.train.steps=500")[0] == 0
     assert runs.Run(tmp_path / "run").metrics() == records
 
 
@@ -212,20 +212,20 @@ def test_features_are_what_the_last_layer_gets(name):
 
 
 @pytest.mark.slow
-def test_a_finetuned_run_goes_on_with_the_same_bits(pretrained, tmp_path, monkeypatch, capsys):
+def test_a_finetuned_run_goes_on_with_the_same_bits(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     flags = ["--config.transfer.freeze=('stem',)", "--config.transfer.rate_factor=0.7"]
-    assert finetuned(pretrained, tmp_path / "whole", capsys, *flags)[0] == 0
-    assert finetuned(pretrained, tmp_path / "cut", capsys, *flags, "--config.train.stop_after=15")[0] == 0
-    assert finetuned(pretrained, tmp_path / "cut", capsys, *flags)[0] == 0
+    assert finetuned(trained, tmp_path / "whole", capsys, *flags)[0] == 0
+    assert finetuned(trained, tmp_path / "cut", capsys, *flags, "--config.train.stop_after=15")[0] == 0
+    assert finetuned(trained, tmp_path / "cut", capsys, *flags)[0] == 0
     jax.tree.map(np.testing.assert_array_equal, *(load_run(tmp_path / name).state for name in ("whole", "cut")))
 
 
-def test_mistakes(pretrained, tmp_path, monkeypatch, capsys):
+def test_mistakes(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    status, captured = finetuned(pretrained, tmp_path / "run", capsys, "--config.transfer.freeze=('stage7',)")
+    status, captured = finetuned(trained, tmp_path / "run", capsys, "--config.transfer.freeze=('stage7',)")
     assert status == 2 and "transfer.freeze has 'stage7'" in captured.err
-    status, captured = finetuned(pretrained, tmp_path / "run", capsys, "--model=resnet14")
+    status, captured = finetuned(trained, tmp_path / "run", capsys, "--model=resnet14")
     assert status == 2 and "holds resnet8; it cannot be resnet14" in captured.err
     assert launch.main(["finetune", "--config=configs/digits.py", f"--workdir={tmp_path / 'run'}"]) == 2
     assert "--weights is missing" in capsys.readouterr().err
@@ -233,17 +233,17 @@ def test_mistakes(pretrained, tmp_path, monkeypatch, capsys):
     assert "--weights belongs to launch.py evaluate, finetune" in capsys.readouterr().err
     weights_flag = "--config.transfer.weights=digits.safetensors"
     assert launch.main(["train", "--config=configs/digits.py", weights_flag, f"--workdir={tmp_path / 'run'}"]) == 2
-    assert "(transfer.weights); needed is `launch.py finetune`" in capsys.readouterr().err
-    status, captured = finetuned(pretrained, tmp_path / "run", capsys, "--config.transfer.probe=True")
+    assert "There are no weights digits.safetensors" in capsys.readouterr().err
+    status, captured = finetuned(trained, tmp_path / "run", capsys, "--config.transfer.probe=True")
     assert status == 2 and "data.augment.pad is 1, which changes nothing with a probe" in captured.err
     assert not (tmp_path / "run").exists()
 
 
-def test_weights_that_moved_do_not_end_a_run(pretrained, tmp_path, monkeypatch, capsys):
+def test_weights_that_moved_do_not_end_a_run(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     (tmp_path / "home").mkdir()
     old, new = tmp_path / "home" / "digits.safetensors", tmp_path / "moved.safetensors"
-    shutil.copy(pretrained / "digits.safetensors", old)
+    shutil.copy(trained / "digits.safetensors", old)
     command = ["finetune", "--config=configs/digits.py", "--config.train.steps=30", "--config.optimizer.schedule.warmup_steps=1"]
     command += ["--config.train.checkpoint_every=10", "--config.train.evaluate_every=30", "--config.train.batch_size=8"]
     command += [f"--workdir={tmp_path / 'run'}"]

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import launch
 from experiments import transfer as experiment
-from plain56 import runs
-from plain56.training.loop import load_run
+from plain56 import cli, runs
+from plain56.training import load_run
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,7 +38,7 @@ def test_digits(tmp_path, monkeypatch, capsys):
         "--config.train.steps=4",
         "--config.optimizer.schedule.warmup_steps=0",
     ]
-    status = launch.run(experiment.compare, flags)
+    status = cli.run(experiment.compare, flags)
     captured = capsys.readouterr()
     result = json.loads(captured.out.splitlines()[-1])
     assert status == (0 if result["held"] else 1)
@@ -58,4 +57,4 @@ def test_digits(tmp_path, monkeypatch, capsys):
     distances = {name: np.linalg.norm(kernel - source) / np.linalg.norm(source) for name, kernel in kernels.items()}
     assert distances["probe-5-seed1"] == 0 < distances["finetune-5-seed1"] < 0.1 and distances["scratch-5-seed1"] > 0.5
     # Launched again, nothing is trained.
-    assert launch.run(experiment.compare, flags) == status and experiment.results(networks) == rows
+    assert cli.run(experiment.compare, flags) == status and experiment.results(networks) == rows

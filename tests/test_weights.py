@@ -17,13 +17,15 @@ import safetensors.numpy
 
 import launch
 import plain56
-from plain56 import runs, training, weights
+from plain56 import pretrained, runs, training
 from plain56.data import read_picture
 from plain56.errors import UserError
 from plain56.machine import cache_folder
 from plain56.models import create_model
-from plain56.weights import files, pretrained
+from plain56.training import initial_weights
+from plain56.weights import formats
 from plain56.weights.pytorch import from_pytorch, to_pytorch
+from plain56.weights.variables import foreign
 
 ROOT = Path(__file__).parent.parent
 KINDS = [
@@ -81,7 +83,7 @@ def trained(tmp_path_factory):
     config.train.evaluate_every = config.train.checkpoint_every = 60
     config.optimizer.schedule.warmup_steps = 6
     training.train(config, folder / "run")
-    weights.save_pretrained(folder / "digits.safetensors", folder / "run")
+    pretrained.save_pretrained(folder / "digits.safetensors", folder / "run")
     return folder
 
 
@@ -116,7 +118,7 @@ np.save({str(tmp_path / "logits.npy")!r}, program.call(np.load({str(tmp_path / "
 assert "plain56" not in sys.modules and "flax" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, env=environment)
-    module, variables, preprocess = weights.load_pretrained(trained / "run")
+    module, variables, preprocess = pretrained.load_pretrained(trained / "run")
     expected = module.apply(variables, jnp.concatenate([*map(preprocess, images)])).logits
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, rtol=0, atol=1e-5)
 
@@ -128,16 +130,16 @@ def test_every_family_is_exported_without_native_code(tmp_path, monkeypatch, nam
     shape = (224, 224, 3)
     model, variables = random_variables(name, shape, {})
     assert "plain56.Convolution" in jax.jit(model.apply).lower(variables, jnp.zeros((1, *shape))).as_text()
-    about = files.About(name, {}, shape, (0.5,) * 3, (0.5,) * 3)
-    files.write(tmp_path / "weights.safetensors", to_pytorch(name, jax.tree.map(np.abs, variables)), about)
-    weights.save_pretrained(tmp_path / "program.stablehlo", tmp_path / "weights.safetensors")
+    about = formats.About(name, {}, shape, (0.5,) * 3, (0.5,) * 3)
+    (tmp_path / "weights.safetensors").write_bytes(formats.serialize(to_pytorch(name, jax.tree.map(np.abs, variables)), about))
+    pretrained.save_pretrained(tmp_path / "program.stablehlo", tmp_path / "weights.safetensors")
     program = jax.export.deserialize((tmp_path / "program.stablehlo").read_bytes())
     assert "plain56.Convolution" not in program.mlir_module()
     assert set(program.platforms) == {"cpu", "cuda", "rocm", "tpu"}
 
 
 def test_pictures_that_are_not_square():
-    about = files.About("resnet8", {}, (28, 20, 1), (0.0,), (1 / 255,))
+    about = formats.About("resnet8", {}, (28, 20, 1), (0.0,), (1 / 255,))
     picture = np.arange(28 * 20, dtype=np.uint8).reshape(28, 20, 1)
     np.testing.assert_allclose(pretrained.preprocess(picture, about)[0], picture, atol=1e-4)
     # The middle is cut out along the longer side.
@@ -146,8 +148,8 @@ def test_pictures_that_are_not_square():
 
 
 def test_a_new_last_layer_for_other_classes(trained):
-    _, old, _ = weights.load_pretrained(trained / "run")
-    module, variables, preprocess = weights.load_pretrained(trained / "run", num_classes=3)
+    _, old, _ = pretrained.load_pretrained(trained / "run")
+    module, variables, preprocess = pretrained.load_pretrained(trained / "run", num_classes=3)
     assert module.apply(variables, preprocess(np.zeros((8, 8, 1), np.uint8))).logits.shape == (1, 3)
     same = jax.tree.map(np.array_equal, variables["params"] | {"head": 0}, old["params"] | {"head": 0})
     assert jax.tree.all(same)
@@ -164,7 +166,7 @@ def test_predict_names_the_classes(trained, tmp_path, monkeypatch, capsys):
     assert launch.main(["predict", f"--weights={trained / 'digits.safetensors'}", *names]) == 0
     results = json.loads(capsys.readouterr().out.splitlines()[-1])["predictions"]
     assert [result["picture"] for result in results] == names
-    module, variables, preprocess = weights.load_pretrained(trained / "run")
+    module, variables, preprocess = pretrained.load_pretrained(trained / "run")
     originals = np.round(digits.images[:10] * (255 / 16)).astype(np.uint8)[..., None]
     expected = jnp.argmax(module.apply(variables, jnp.concatenate([*map(preprocess, originals)])).logits, axis=-1)
     assert [result["top5"][0]["class"] for result in results] == list(map(str, expected.tolist()))
@@ -174,7 +176,7 @@ def test_predict_names_the_classes(trained, tmp_path, monkeypatch, capsys):
 
 
 def changed(trained, path, change):
-    tensors, about = files.read(trained / "digits.safetensors")
+    tensors, about = formats.read(trained / "digits.safetensors")
     change(tensors)
     safetensors.numpy.save_file(tensors, path, {"plain56": json.dumps(about._asdict())})
     return path
@@ -192,23 +194,23 @@ def test_what_is_wrong_with_a_file_costs_one_sentence(trained, tmp_path):
         if content is not None:
             (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=message):
-            weights.load_pretrained(tmp_path / name)
+            pretrained.load_pretrained(tmp_path / name)
     nan = changed(trained, tmp_path / "nan.safetensors", lambda t: t["linear.bias"].__setitem__(0, np.nan))
     with pytest.raises(UserError, match="'linear.bias' has values that are not finite"):
-        weights.load_pretrained(nan)
+        pretrained.load_pretrained(nan)
     less = changed(trained, tmp_path / "less.safetensors", lambda t: t.pop("linear.bias"))
     with pytest.raises(UserError, match="'linear.bias' is missing"):
-        weights.load_pretrained(less)
+        pretrained.load_pretrained(less)
     more = changed(trained, tmp_path / "more.safetensors", lambda t: t.update(extra=np.zeros(3)))
     with pytest.raises(UserError, match="'extra' is left over"):
-        weights.load_pretrained(more)
+        pretrained.load_pretrained(more)
     with pytest.raises(UserError, match="holds resnet8 with the options .*; neither can be another one"):
-        weights.load_pretrained(trained / "digits.safetensors", "resnet14")
-    safetensors.numpy.save_file(files.read(trained / "run")[0], tmp_path / "foreign.safetensors")
+        pretrained.load_pretrained(trained / "digits.safetensors", "resnet14")
+    safetensors.numpy.save_file(initial_weights.read(trained / "run")[0], tmp_path / "foreign.safetensors")
     with pytest.raises(UserError, match="does not say which network it holds"):
-        weights.load_pretrained(tmp_path / "foreign.safetensors")
+        pretrained.load_pretrained(tmp_path / "foreign.safetensors")
     with pytest.raises(UserError, match=r"'layer1.0.bn1.running_mean' for resnet8 has shape \(4,\); needed is \(16,\)"):
-        weights.load_pretrained(tmp_path / "foreign.safetensors", "resnet8")
+        pretrained.load_pretrained(tmp_path / "foreign.safetensors", "resnet8")
 
 
 def test_weights_for_other_classes_or_another_network_are_not_evaluated(trained, capsys, monkeypatch):
@@ -242,17 +244,17 @@ def test_a_run_whose_data_section_is_damaged(trained, tmp_path):
     for change in damaged:
         (run / "environment.json").write_text(json.dumps(good | change))
         with pytest.raises(UserError) as refused:
-            weights.load_pretrained(run)
+            pretrained.load_pretrained(run)
         assert "\n" not in str(refused.value)
     (run / "environment.json").write_text(json.dumps(good))
-    weights.load_pretrained(run)
+    pretrained.load_pretrained(run)
 
 
 def test_without_pytorch_its_files_are_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "weights.pth").write_bytes(b"")
     with pytest.raises(UserError, match=r"needs PyTorch 2.6 or newer .*; install it by: pip install 'plain56\[torch\]'"):
-        weights.load_pretrained(tmp_path / "weights.pth", "resnet18")
+        pretrained.load_pretrained(tmp_path / "weights.pth", "resnet18")
 
 
 def test_a_hugging_face_repository(trained, monkeypatch):
@@ -265,13 +267,13 @@ def test_a_hugging_face_repository(trained, monkeypatch):
         return str(trained / "digits.safetensors")
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(hf_hub_download=download))
-    _, variables, _ = weights.load_pretrained("somebody/digits.small")
-    jax.tree.map(np.testing.assert_array_equal, variables, weights.load_pretrained(trained / "run")[1])
+    _, variables, _ = pretrained.load_pretrained("somebody/digits.small")
+    jax.tree.map(np.testing.assert_array_equal, variables, pretrained.load_pretrained(trained / "run")[1])
     with pytest.raises(UserError, match="nobody/nothing cannot be taken from the Hugging Face hub: 404 Client Error"):
-        weights.load_pretrained("nobody/nothing")
+        pretrained.load_pretrained("nobody/nothing")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match="install the extra 'hub'"):
-        weights.load_pretrained("somebody/digits.small")
+        pretrained.load_pretrained("somebody/digits.small")
     assert asked == [("somebody/digits.small", "model.safetensors"), ("nobody/nothing", "model.safetensors")]
 
 
@@ -301,12 +303,11 @@ def test_a_pytorch_cifar_network_and_ours_load_each_other(torch, tmp_path, optio
     expected = network(images).detach().numpy()
     state = {f"module.{name}": tensor for name, tensor in network.state_dict().items()}
     torch.save({"state_dict": state, "best_prec1": 91.7}, tmp_path / "foreign.th")
-    module, variables, _ = weights.load_pretrained(tmp_path / "foreign.th", "resnet20", shortcut=option)
+    module, variables, _ = pretrained.load_pretrained(tmp_path / "foreign.th", "resnet20", shortcut=option)
     logits = jax.jit(module.apply)(variables, images.numpy().transpose(0, 2, 3, 1)).logits
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
-    files.write(
-        tmp_path / "ours.safetensors", to_pytorch("resnet20", variables), pretrained.foreign("resnet20", {"shortcut": option})
-    )
+    about = foreign("resnet20", {"shortcut": option})
+    (tmp_path / "ours.safetensors").write_bytes(formats.serialize(to_pytorch("resnet20", variables), about))
     other = ResNet(20, option)
     counts = {name: tensor for name, tensor in network.state_dict().items() if name.endswith("num_batches_tracked")}
     other.load_state_dict(load_file(tmp_path / "ours.safetensors") | counts, strict=True)
@@ -338,7 +339,7 @@ def test_a_hostile_or_damaged_pytorch_file_is_refused(torch, tmp_path):
         "good.th": "more are missing in the tensors for resnet8",
     }.items():
         with pytest.raises(UserError, match=message):
-            weights.load_pretrained(tmp_path / name, "resnet8")
+            pretrained.load_pretrained(tmp_path / name, "resnet8")
     assert not (tmp_path / "hostile").exists()
 
 

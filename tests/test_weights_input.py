@@ -18,11 +18,13 @@ import pytest
 import safetensors.numpy
 
 from configs import digits
-from plain56 import weights
+from plain56 import pretrained
 from plain56.errors import UserError
 from plain56.models import create_model
-from plain56.weights import files, pretrained
+from plain56.training import initial_weights
+from plain56.weights import formats
 from plain56.weights.pytorch import to_pytorch
+from plain56.weights.variables import foreign
 from tests.test_weights import SHAPES, VALUES, torch  # noqa: F401 (a fixture)
 
 SHAPE = (8, 8, 1)
@@ -72,7 +74,13 @@ def write(tensors, tmp_path):
     return write
 
 
-def refusal(path, load=weights.load_pretrained, **options):
+def beginning_with(source):
+    config = digits.get_config("resnet8")
+    config.transfer.weights = str(source)
+    return config
+
+
+def refusal(path, load=pretrained.load_pretrained, **options):
     """The sentence that a source costs, which names it."""
     with pytest.raises(UserError) as refused:
         load(path, **options)
@@ -98,7 +106,7 @@ def test_any_value_in_a_description(write, key):
     for value in VALUES + SHAPES:
         path = write(described(key, value))
         if is_sound(key, value):
-            module, variables, _ = weights.load_pretrained(path)
+            module, variables, _ = pretrained.load_pretrained(path)
             assert variables["params"]["head"]["kernel"].shape == (8, 10)
             if key == "options.epsilon" and value is not None:
                 assert module.numerics.epsilon == value
@@ -127,10 +135,10 @@ def test_keys_and_text_of_a_description(write):
 
 def test_a_description_is_checked_wherever_weights_are_used(write, tmp_path):
     path = write(DESCRIPTION | {"mean": 3})
-    refusal(path, weights.predict, pictures=[])
-    refusal(path, lambda source: weights.save_pretrained(tmp_path / "copy.safetensors", source))
-    refusal(path, lambda source: weights.begin_transfer(digits.get_config("resnet8"), source))
-    refusal(path, lambda source: weights.evaluate_weights(digits.get_config("resnet8"), source))
+    refusal(path, pretrained.predict, pictures=[])
+    refusal(path, lambda source: pretrained.save_pretrained(tmp_path / "copy.safetensors", source))
+    refusal(path, lambda source: initial_weights.choose(beginning_with(source)))
+    refusal(path, lambda source: pretrained.evaluate_weights(digits.get_config("resnet8"), source))
     assert not (tmp_path / "copy.safetensors").exists()
 
 
@@ -141,11 +149,11 @@ def test_values_that_no_network_has(write, tensors):
     refusal(write(linear__weight=weight * np.nan))
     assert "'bn1.running_var' has negative values" in refusal(write(bn1__running_var=variance - 2))
     refusal(write(bn1__running_var=np.full_like(variance, -1e-30)))
-    weights.load_pretrained(write(bn1__running_var=variance * 0))
+    pretrained.load_pretrained(write(bn1__running_var=variance * 0))
     for kind in (bool, np.complex64):
         refusal(write(linear__weight=weight.astype(kind)))
     assert "is there twice" in refusal(write(**{"module.linear.bias": tensors["linear.bias"]}))
-    loaded = weights.load_pretrained(write(linear__weight=weight.astype(np.float64)))[1]
+    loaded = pretrained.load_pretrained(write(linear__weight=weight.astype(np.float64)))[1]
     np.testing.assert_array_equal(loaded["params"]["head"]["kernel"], weight.T)
 
 
@@ -153,15 +161,15 @@ def test_results_that_are_not_finite_are_none(write, tensors, tmp_path):
     cv2.imwrite(str(tmp_path / "picture.png"), np.eye(8, dtype=np.uint8) * 255)
     # Each is finite, and their sum is not.
     path = write(linear__weight=np.full_like(tensors["linear.weight"], 3e38))
-    assert "probabilities that are not finite" in refusal(path, weights.predict, pictures=[tmp_path / "picture.png"])
+    assert "probabilities that are not finite" in refusal(path, pretrained.predict, pictures=[tmp_path / "picture.png"])
     config = digits.get_config("resnet8")
     config.model.widths = (4, 4, 8)
-    assert "a loss that is not finite" in refusal(path, lambda source: weights.evaluate_weights(config, source))
+    assert "a loss that is not finite" in refusal(path, lambda source: pretrained.evaluate_weights(config, source))
 
 
 def test_a_long_picture_takes_no_memory():
     with pytest.raises(UserError, match="65500×1 pixels is too long"):
-        pretrained.preprocess(np.zeros((1, 65_500, 3), np.uint8), pretrained.foreign("resnet50", {}))
+        pretrained.preprocess(np.zeros((1, 65_500, 3), np.uint8), foreign("resnet50", {}))
 
 
 def safetensors_file(path, header, size=0):
@@ -183,9 +191,9 @@ def test_types_of_safetensors(tmp_path, kind, size):
     header = {"a": {"dtype": kind, "shape": [8], "data_offsets": [0, end]}}
     path = safetensors_file(tmp_path / "a.safetensors", header, end)
     if kind in OTHER_TYPES:
-        refusal(path, files.read)
+        refusal(path, formats.read)
     else:
-        array = files.read(path)[0]["a"]
+        array = formats.read(path)[0]["a"]
         assert array.dtype == np.float32 and array.tolist() == [0] * 8
 
 
@@ -194,15 +202,15 @@ def test_bfloat16_keeps_its_values(tmp_path):
 
     values = np.array([1, -0.5, 3.0, 2.0**100], ml_dtypes.bfloat16)
     safetensors.numpy.save_file({"a": values}, tmp_path / "a.safetensors")
-    np.testing.assert_array_equal(files.read(tmp_path / "a.safetensors")[0]["a"], values.astype(np.float32))
+    np.testing.assert_array_equal(formats.read(tmp_path / "a.safetensors")[0]["a"], values.astype(np.float32))
 
 
 def test_odd_headers_of_safetensors(tmp_path):
     path = tmp_path / "a.safetensors"
     tensor = {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}
-    assert files.read(safetensors_file(path, {"a": tensor}, 4))[0]["a"].shape == ()
+    assert formats.read(safetensors_file(path, {"a": tensor}, 4))[0]["a"].shape == ()
     assert "cannot be loaded as resnet8" in refusal(safetensors_file(path, {"linear.bias": tensor}, 4), model="resnet8")
-    assert files.read(safetensors_file(path, {}))[0] == {}
+    assert formats.read(safetensors_file(path, {}))[0] == {}
     for header in (
         {"a": tensor | {"shape": [2**40, 2**40]}},
         {"a": tensor | {"shape": [0, 2**63], "data_offsets": [0, 0]}},
@@ -218,10 +226,10 @@ def test_odd_headers_of_safetensors(tmp_path):
         b"\xff\xfe",
         b'{"a":' * 10_000,
     ):
-        refusal(safetensors_file(path, header, 4), files.read)
+        refusal(safetensors_file(path, header, 4), formats.read)
     for length in (0, 7, 2**40, 2**63, 2**64 - 1):
         path.write_bytes(struct.pack("<Q", length) + b"{}")
-        refusal(path, files.read)
+        refusal(path, formats.read)
 
 
 def test_large_tensors_of_safetensors_take_no_memory(tmp_path):
@@ -231,7 +239,7 @@ def test_large_tensors_of_safetensors_take_no_memory(tmp_path):
         safetensors_file(path, header, size)
     except OSError:
         pytest.skip("needs a file system with files of 4 TiB")
-    assert "declares 4096.0 GiB" in refusal(path, files.read)
+    assert "declares 4096.0 GiB" in refusal(path, formats.read)
 
 
 @pytest.mark.parametrize("version", ["1.13.1", "2.5.1+cu124"])
@@ -239,7 +247,7 @@ def test_a_pytorch_that_could_run_code_reads_nothing(tmp_path, monkeypatch, vers
     # Without a function `load`: it is not called.
     monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(__version__=version))
     (tmp_path / "a.pth").write_bytes(b"")
-    text = refusal(tmp_path / "a.pth", files.read)
+    text = refusal(tmp_path / "a.pth", formats.read)
     assert f"needs PyTorch 2.6 or newer to be read ({version} is installed)" in text and "pip install 'plain56[torch]'" in text
 
 
@@ -273,14 +281,14 @@ def odd_tensors(torch):  # noqa: F811
 def test_tensors_of_pytorch_files(torch, tmp_path):  # noqa: F811
     for kind, tensor in odd_tensors(torch).items():
         torch.save({"a": tensor}, tmp_path / f"{kind}.pth")
-        refusal(tmp_path / f"{kind}.pth", files.read)
+        refusal(tmp_path / f"{kind}.pth", formats.read)
     for key in (0, None, b"a", 1.5, (1, 2)):
         torch.save({"a": torch.ones(3), key: torch.ones(3)}, tmp_path / "key.pth")
-        assert "holds no tensors by name" in refusal(tmp_path / "key.pth", files.read)
+        assert "holds no tensors by name" in refusal(tmp_path / "key.pth", formats.read)
     ones = torch.ones(2, 3)
     for sound in (ones.half(), ones.bfloat16(), ones.double(), ones.t(), ones[:, ::2], torch.nn.Parameter(ones), ones.long()):
         torch.save({"state_dict": {"a": sound}}, tmp_path / "sound.pth")
-        np.testing.assert_array_equal(files.read(tmp_path / "sound.pth")[0]["a"], np.ones(tuple(sound.shape), np.float32))
+        np.testing.assert_array_equal(formats.read(tmp_path / "sound.pth")[0]["a"], np.ones(tuple(sound.shape), np.float32))
 
 
 @pytest.mark.torch
@@ -293,8 +301,8 @@ def test_a_compressed_pytorch_file_takes_no_memory(torch, tmp_path, monkeypatch)
         for name in plain.namelist():
             small.writestr(name, plain.read(name))
     assert (tmp_path / "small.pth").stat().st_size < 2**16
-    monkeypatch.setattr(files.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=2**23))
-    assert "a quarter of what is free" in refusal(tmp_path / "small.pth", files.read)
+    monkeypatch.setattr(formats.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=2**23))
+    assert "a quarter of what is free" in refusal(tmp_path / "small.pth", formats.read)
 
 
 @pytest.fixture
@@ -320,7 +328,7 @@ PATHS += ["folder.safetensors", "file", "file/x.safetensors", "/dev/null", "/dev
 @pytest.mark.usefixtures("odd_paths")
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: repr(path[:20]))
 def test_odd_paths_of_weights(path):
-    for use in (lambda: files.read(path), lambda: weights.begin_transfer(digits.get_config("resnet8"), path)):
+    for use in (lambda: formats.read(path), lambda: initial_weights.choose(beginning_with(path))):
         with pytest.raises(UserError) as refused:
             use()
         assert "\n" not in str(refused.value)
@@ -336,7 +344,7 @@ def test_odd_paths_to_write(write, tmp_path, path):
     source = write()
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError) as refused:
-        weights.save_pretrained(path, source)
+        pretrained.save_pretrained(path, source)
     assert "\n" not in str(refused.value)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -345,9 +353,9 @@ def test_home_is_understood_where_weights_are_written(write, tmp_path, monkeypat
     source = write()
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    weights.save_pretrained("~/new/copy.safetensors", source)
+    pretrained.save_pretrained("~/new/copy.safetensors", source)
     assert (tmp_path / "home" / "new" / "copy.safetensors").exists()
-    jax.tree.map(np.testing.assert_array_equal, files.read("~/new/copy.safetensors")[0], files.read(source)[0])
+    jax.tree.map(np.testing.assert_array_equal, formats.read("~/new/copy.safetensors")[0], formats.read(source)[0])
     # As other files: for all whom the user lets read them.
     (tmp_path / "plain").write_text("")
     assert (tmp_path / "home" / "new" / "copy.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
@@ -359,10 +367,11 @@ def test_a_full_disk_leaves_nothing(write, tmp_path):
     source, disk = write(), tmp_path / "disk"
     disk.mkdir()
     program = f"""
-from plain56 import weights
+from plain56 import pretrained
+from plain56.errors import UserError
 try:
-    weights.save_pretrained({str(disk / "x.safetensors")!r}, {str(source)!r})
-except weights.files.UserError as error:
+    pretrained.save_pretrained({str(disk / "x.safetensors")!r}, {str(source)!r})
+except UserError as error:
     print(error)
 """
     script = f'mount -t tmpfs -o size=4k none {disk} || exit 77; {sys.executable} -c "$1"; ls -A {disk}'

@@ -98,7 +98,7 @@ RULES = {
     "data.augment.enlarge": _range(1, 100),
     "data.augment.area": _range(0.001, 1),
     "data.augment.flip": BOOLEAN,
-    "data.augment.colour": NOT_NEGATIVE,
+    "data.augment.color": NOT_NEGATIVE,
     "train.steps": _count(1),
     "train.batch_size": _count(1, 2**20),
     "train.label_smoothing": FRACTION,
@@ -157,7 +157,7 @@ UNUSED = (
             "data.augment.enlarge": (),
             "data.augment.area": (),
             "data.augment.flip": False,
-            "data.augment.colour": 0.0,
+            "data.augment.color": 0.0,
             "model.dropout": None,
             "optimizer.schedule.warmup_learning_rate": 0.0,
             "batch_norm.sync": True,
@@ -222,18 +222,6 @@ def build_model(config, num_classes):
     return create_model(config.model.name, num_classes, **options, **batch_norm)
 
 
-def last_step(config):
-    """The step at which a launch of the run ends."""
-    return min(config.train.steps, config.train.stop_after or config.train.steps)
-
-
-def most_steps(config):
-    """The most steps that one compiled call may do: it ends where something is due."""
-    options = config.train
-    every = (options.log_every, options.evaluate_every, options.evaluate_train_every, options.gradients_every)
-    return min(options.steps_per_call, options.steps, options.checkpoint_every, *filter(None, every))
-
-
 def check_value(key, value):
     """Raises UserError, with what is allowed, where a key may not have a value at all, whatever the others are."""
     if value is None and not OPTIONAL.fullmatch(key):
@@ -272,8 +260,8 @@ def check(config):
     if len(crops) > 1:
         given = " and ".join(f"{key} is {value}" for key, value in crops.items())
         raise UserError(f"{given}; allowed is one of them.")
-    if options.colour and len(config.data.mean) != 3:
-        raise UserError(f"data.augment.colour is {options.colour}; allowed is 0 for grey images.")
+    if options.color and len(config.data.mean) != 3:
+        raise UserError(f"data.augment.color is {options.color}; it must be 0 for grey images.")
     schedule = config.optimizer.schedule
     if schedule.name == "step" and schedule.warmup_steps and not schedule.warmup_learning_rate:
         raise UserError(

@@ -154,7 +154,7 @@ def compiler_options():
 
 
 @contextlib.contextmanager
-def telling_what_is_too_large(advice="needed is a device with more of it, or one that no other program uses"):
+def explaining_memory_errors(advice="a device with more of it, or one that no other program uses, has enough"):
     """Turns a lack of memory, of a device or here, into a UserError that ends in an advice."""
     try:
         yield

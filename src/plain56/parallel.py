@@ -5,11 +5,13 @@ import json
 import re
 import socket
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from plain56 import machine
 from plain56.errors import UserError, first_line
 
 DATA_AXIS = "data"
@@ -28,8 +30,8 @@ class Lost(UserError):
 
 
 @contextlib.contextmanager
-def noticing_lost_processes():
-    """Turns what JAX says of a connection that broke into `Lost`."""
+def explaining_lost_processes():
+    """Turns JAX's error for a connection that broke into `Lost`."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -54,9 +56,9 @@ def join(coordinator=None, num_processes=None, process_id=None):
     if coordinator is not None:
         host, _, port = coordinator.rpartition(":")
         if not 0 <= process_id < num_processes:
-            raise UserError(f"--process_id is {process_id}; allowed are 0 to {num_processes - 1}, one less than --num_processes.")
+            raise UserError(f"--process_id must be from 0 to {num_processes - 1} (--num_processes less one), not {process_id}.")
         if not (host and port.isdecimal()):
-            raise UserError(f"--coordinator is {coordinator!r}; needed is HOST:PORT of process 0.")
+            raise UserError(f"--coordinator must be HOST:PORT of process 0, not {coordinator!r}.")
         if process_id:
             _wait_for(host, port)
     # JAX's notifier would take SIGTERM away from Python.
@@ -70,7 +72,7 @@ def join(coordinator=None, num_processes=None, process_id=None):
         ) from error
     except RuntimeError as error:
         told = first_line(error)
-        raise UserError(f"The processes cannot be connected ({told}); needed is a port that is free on process 0.") from error
+        raise UserError(f"The processes cannot be connected ({told}); the port must be free on the host of process 0.") from error
     check_same({"--num_processes": num_processes})
 
 
@@ -104,7 +106,7 @@ def gather(value):
     return [json.loads(row.tobytes()) for row in multihost_utils.process_allgather(np.frombuffer(text, np.uint8))]
 
 
-def together(function):
+def on_all(function, *arguments):
     """What `function` returns, called in every process; where it fails in one of them, it fails in all.
 
     Raises:
@@ -112,10 +114,10 @@ def together(function):
         RuntimeError: it raised another exception in another process.
     """
     if jax.process_count() == 1:
-        return function()
+        return function(*arguments)
     result, failure, told = None, None, None
     try:
-        result = function()
+        result = function(*arguments)
     except Exception as error:
         failure, told = error, [isinstance(error, UserError), str(error)]
     for process, (of_user, reason) in enumerate(failure or (None, None) for failure in gather(told)):
@@ -126,9 +128,9 @@ def together(function):
     return result
 
 
-def on_first(function):
+def on_first(function, *arguments):
     """What `function` returns, a JSON value, in process 0, which alone calls it; a UserError there is one in all."""
-    return gather(together(lambda: function() if is_first() else None))[0]
+    return gather(on_all(lambda: function(*arguments) if is_first() else None))[0]
 
 
 def check_same(values):
@@ -138,102 +140,112 @@ def check_same(values):
         keys = sorted(key for key in everywhere[0].keys() | there.keys() if there.get(key) != everywhere[0].get(key))
         if keys:
             differences = ", ".join(f"{key} ({everywhere[0].get(key)} and {there.get(key)})" for key in keys)
-            raise UserError(f"Process 0 and process {process} differ in {differences}; needed is the same in all processes.")
+            raise UserError(f"Process 0 and process {process} differ in {differences}; they must be the same in all processes.")
 
 
-def data_mesh():
-    """A mesh of all devices with the one axis "data"."""
-    return Mesh(np.array(jax.devices()), (DATA_AXIS,))
+class Layout(NamedTuple):
+    """How the devices share the work of a run: decided once, from its config and the devices.
 
+    The devices form a `mesh` with the one axis "data". Where `axis_name` is None, a program sees whole batches, and the compiler
+    shares out its work. Where it names that axis, every device runs the program on its own share and exchanges sums along the
+    axis, by `jax.shard_map` or, with `by_pmap`, by `jax.pmap`.
+    """
 
-def check_batch_size(batch_size, accumulate, mesh):
-    """Raises UserError unless every device gets equally many examples of each part of a batch."""
-    if batch_size % (accumulate * mesh.size):
-        parts = f" in train.accumulate = {accumulate} parts" if accumulate > 1 else ""
-        raise UserError(
-            f"train.batch_size is {batch_size}, which does not divide among the {mesh.size} devices{parts}; allowed are "
-            f"multiples of {accumulate * mesh.size}."
+    mesh: Mesh
+    axis_name: str | None = None
+    by_pmap: bool = False
+
+    @property
+    def whole(self):
+        """The placement of what every device holds whole: parameters, statistics, the resident data set."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def shared(self):
+        """The placement of what is shared out among the devices along its first axis."""
+        return NamedSharding(self.mesh, PartitionSpec(DATA_AXIS))
+
+    @property
+    def process_part(self):
+        """Which part of a batch this process reads, and how many parts there are."""
+        return {"part": jax.process_index(), "parts": jax.process_count()}
+
+    def check_batch_size(self, batch_size, accumulate):
+        """Raises UserError unless every device gets equally many examples of each part of a batch."""
+        multiple = accumulate * self.mesh.size
+        if batch_size % multiple:
+            parts = f" in train.accumulate = {accumulate} parts" if accumulate > 1 else ""
+            raise UserError(
+                f"train.batch_size must be a multiple of {multiple}, not {batch_size}, to divide among the {self.mesh.size} "
+                f"devices{parts}."
+            )
+
+    def hold(self, tree):
+        """Arrays that every process has, put whole on every device."""
+        # `device_put` would have the processes compare what they have, in several times the memory.
+        return jax.tree.map(lambda array: jax.make_array_from_callback(array.shape, self.whole, lambda index: array[index]), tree)
+
+    def place(self, batch):
+        """A batch of which every process has its part in NumPy arrays, shared out among the devices."""
+        return jax.tree.map(lambda part: jax.make_array_from_process_local_data(self.shared, part), batch)
+
+    def split(self, batch):
+        """Inside a compiled function that sees whole batches: shares a batch out among the devices."""
+        return jax.lax.with_sharding_constraint(batch, self.shared)
+
+    def compile(self, function, **options):
+        """`jax.jit` of a function that sees whole batches; every device holds its results whole."""
+        return jax.jit(function, out_shardings=self.whole, compiler_options=machine.compiler_options(), **options)
+
+    def compile_update(self, function, batch_is_shared):
+        """Compiles `function(state, totals, batch, *others)`, whose results every device holds whole.
+
+        The memory of `state` is used again.
+
+        Args:
+            batch_is_shared: whether each device gets its share of the third argument, as `place` gives it; with `by_pmap`, of
+                NumPy arrays as `place` takes them.
+        """
+        if self.axis_name is None:
+            return self.compile(function, donate_argnums=0)
+        if self.by_pmap:
+            return self._pmap(function, batch_is_shared)
+        everywhere, one_each = PartitionSpec(), PartitionSpec(DATA_AXIS)
+        in_specs = (everywhere, everywhere, one_each if batch_is_shared else everywhere, everywhere)
+        shares = {"mesh": self.mesh, "in_specs": in_specs, "out_specs": everywhere, "check_vma": False}
+        mapped = jax.shard_map(lambda state, totals, batch, others: function(state, totals, batch, *others), **shares)
+        return self.compile(lambda state, totals, batch, *others: mapped(state, totals, batch, others), donate_argnums=0)
+
+    def _pmap(self, function, batch_is_shared):
+        devices = jax.local_device_count()
+        mapped = jax.pmap(
+            lambda _, state, totals, batch, others: function(state, totals, batch, *others),
+            DATA_AXIS,
+            in_axes=(0, None, None, 0 if batch_is_shared else None, None),
+            out_axes=None,
+            donate_argnums=1,
+            devices=list(self.mesh.devices.flat),
         )
 
+        def run(state, totals, batch, *others):
+            if batch_is_shared:
+                batch = jax.tree.map(lambda part: part.reshape(devices, -1, *part.shape[1:]), batch)
+            # At least one argument has to be mapped.
+            return jax.tree.map(self._joined, mapped(np.arange(devices), state, totals, batch, others))
 
-def replicated(mesh):
-    """The placement of what every device holds whole: parameters, statistics, the resident data set."""
-    return NamedSharding(mesh, PartitionSpec())
+        return run
 
-
-def hold_everywhere(tree, mesh):
-    """Arrays that every process has, put whole on every device."""
-    # `device_put` would have the processes compare what they have, in several times the memory.
-    return jax.tree.map(
-        lambda array: jax.make_array_from_callback(array.shape, replicated(mesh), lambda index: array[index]), tree
-    )
-
-
-def spread(mesh):
-    """The placement of what the devices share out among them along its first axis."""
-    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
-
-
-def split_batch(batch, mesh):
-    """Inside a jitted function: shares a batch out among the devices along its first axis."""
-    return jax.lax.with_sharding_constraint(batch, spread(mesh))
-
-
-def place(batch, mesh):
-    """A batch of which every process has its part in NumPy arrays, shared out among the devices."""
-    return jax.tree.map(lambda part: jax.make_array_from_process_local_data(spread(mesh), part), batch)
-
-
-def on_every_device(function, mesh, way, compile_, batch_is_shared):
-    """`function(state, totals, batch, *others)`, compiled, computed by every device for itself; all hold its results whole.
-
-    The devices are the axis "data" for what they exchange, and have to come to the same results.
-
-    Args:
-        way: "jit" or "pmap".
-        compile_: `jax.jit`, for the first.
-        batch_is_shared: whether each device gets its share of the third argument, which comes as `place` gives it for "jit",
-            and as it takes it for "pmap".
-    """
-    if way == "jit":
-        everywhere, one_each = PartitionSpec(), PartitionSpec(DATA_AXIS)
-
-        def mapped(state, totals, batch, *others):
-            in_specs = (everywhere, everywhere, one_each if batch_is_shared else everywhere, everywhere)
-            over_mesh = jax.shard_map(
-                lambda state, totals, batch, others: function(state, totals, batch, *others),
-                mesh=mesh,
-                in_specs=in_specs,
-                out_specs=everywhere,
-                check_vma=False,
-            )
-            return over_mesh(state, totals, batch, others)
-
-        return compile_(mapped, donate_argnums=0)
-    devices = jax.local_device_count()
-    over_devices = jax.pmap(
-        lambda _, state, totals, batch, others: function(state, totals, batch, *others),
-        DATA_AXIS,
-        in_axes=(0, None, None, 0 if batch_is_shared else None, None),
-        out_axes=None,
-        donate_argnums=1,
-        devices=list(mesh.devices.flat),
-    )
-
-    def run(state, totals, batch, *others):
-        if batch_is_shared:
-            batch = jax.tree.map(lambda part: part.reshape(devices, -1, *part.shape[1:]), batch)
-        # At least one argument has to be mapped.
-        return _of_all_processes(over_devices(np.arange(devices), state, totals, batch, others), mesh)
-
-    return run
-
-
-def _of_all_processes(tree, mesh):
-    """Arrays that all devices of each process hold whole, as arrays of all devices."""
-
-    def joined(array):
+    def _joined(self, array):
+        """What all devices of each process hold whole, as an array of all devices."""
         pieces = [shard.data for shard in array.addressable_shards]
-        return jax.make_array_from_single_device_arrays(array.shape, replicated(mesh), pieces)
+        return jax.make_array_from_single_device_arrays(array.shape, self.whole, pieces)
 
-    return jax.tree.map(joined, tree)
+
+def layout(config=None):
+    """The `Layout` of a config on all devices; without one, that of a program that sees whole batches."""
+    mesh = Mesh(np.array(jax.devices()), (DATA_AXIS,))
+    by_pmap = config is not None and config.parallelism == "pmap"
+    # The compiler's way sees the whole batch. Statistics of each device's own share need the other one.
+    if by_pmap or (config is not None and not config.batch_norm.sync):
+        return Layout(mesh, DATA_AXIS, by_pmap)
+    return Layout(mesh)

@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 from plain56 import cluster, runs
 from plain56.analysis.complexity import count_multiply_adds
-from plain56.config import build_model, check, check_used, from_json, last_step
+from plain56.config import build_model, check, check_used, from_json
 from plain56.data import image_shape, load_dataset
 from plain56.errors import UserError
 from plain56.models import parse_name
-from plain56.training import load, train
-from plain56.weights import begin_transfer
+from plain56.training import initial_weights, load, train
+from plain56.training.cadence import last_step
 
 MOST_NAME_BYTES = 200  # of a run's folder; file systems take 255, and names of files that are being written are longer
 
@@ -69,7 +69,7 @@ def expand(config, sweep):
         except (AttributeError, KeyError, TypeError) as error:
             raise UserError(f"The sweep's overrides {overrides} do not fit the config: {error.args[0]}.") from error
         if resolved.transfer.weights:
-            resolved, _ = begin_transfer(resolved, resolved.transfer.weights, overrides.get("model.name"))
+            resolved = initial_weights.choose(resolved, overrides.get("model.name"))
         check(resolved)
         check_used(resolved)
         name = given_name or _name(resolved, overrides)
@@ -192,7 +192,7 @@ def _run_element(element, workdir, show, alone):
         logger.error("Passed over: %s", element.damage)
         return
     try:
-        train(element.config, run.path, show, _begin(element))
+        train(element.config, run.path, show)
     except runs.Held as error:
         if alone:
             raise
@@ -314,12 +314,6 @@ def _work_left(element, workdir):
     return steps * count_multiply_adds(model, image_shape(dataset.train, element.config.data))
 
 
-def _begin(element):
-    """What begins a run with the weights that it trains further, which are read where it is new; None where there are none."""
-    source = element.config.transfer.weights
-    return (lambda *initial: begin_transfer(element.config, source)[1](*initial)) if source else None
-
-
 def _steps_left(element, workdir):
     """The steps that an element has left to do; none where it cannot be run."""
     if element.damage:
@@ -356,6 +350,19 @@ def finished_runs(workdir):
     rows.sort(key=lambda row: (row["residual"], row["depth"], row["seed"]))
     first = {(row["residual"], row["depth"], row["model"]): row for row in reversed(rows)}
     return [(runs.Run(Path(workdir) / row["run"]), row) for _, row in sorted(first.items())]
+
+
+def shallowest_and_deepest(workdir):
+    """The shallowest and the deepest finished run of a sweep, plain and residual, and their rows of the summary.
+
+    Raises:
+        UserError: as `finished_runs`, or none is of a plain or residual network.
+    """
+    found = [(run, row) for run, row in finished_runs(workdir) if row["model"].startswith(("plain", "resnet"))]
+    if not found:
+        raise UserError(f"{workdir} has no finished run of a plain or residual network.")
+    by_family = [[member for member in found if member[1]["residual"] == residual] for residual in (False, True)]
+    return [members[i] for members in by_family for i in sorted({0, len(members) - 1}) if members]
 
 
 def _row(planned):

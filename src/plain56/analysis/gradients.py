@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from plain56.analysis.places import in_order, is_stacked
+from plain56.analysis.places import in_order
+from plain56.models.stack import is_stacked
 
 
 class Flow(NamedTuple):

@@ -1,6 +1,6 @@
 """Images on their way to the devices."""
 
-from plain56.data.augment import normalise
+from plain56.data.augment import normalize
 from plain56.data.datasets import (
     UNREADABLE_SHARE,
     Dataset,
@@ -9,9 +9,10 @@ from plain56.data.datasets import (
     image_shape,
     leave_out,
     load_dataset,
+    load_resident,
     open_test_split,
 )
-from plain56.data.pictures import Fingerprint, Pictures, centre, read_picture, resize
+from plain56.data.pictures import Fingerprint, Pictures, center, read_picture, resize
 from plain56.data.resident import DROPOUT_STREAM, Batch, augmented, evaluation_batch, stream_key, train_batch, visiting_order
 from plain56.data.streaming import evaluation_stream, train_stream
 
@@ -24,14 +25,15 @@ __all__ = [
     "Pictures",
     "Split",
     "augmented",
-    "centre",
+    "center",
     "choose_mode",
     "evaluation_batch",
     "evaluation_stream",
     "image_shape",
     "leave_out",
     "load_dataset",
-    "normalise",
+    "load_resident",
+    "normalize",
     "open_test_split",
     "read_picture",
     "resize",

@@ -1,16 +1,16 @@
-"""What happens to images on the devices: crop, flip, colour, normalise."""
+"""What happens to images on the devices: crop, flip, color, normalize."""
 
 import jax
 import jax.numpy as jnp
 
 # The principal components of RGB values in [0, 1] over ImageNet: standard deviations along them, and the components as columns.
 # As published with fb.resnet.torch; Krizhevsky et al. 2012, section 4.1, say how they come about.
-COLOUR_DEVIATIONS = (0.2175, 0.0188, 0.0045)
-COLOUR_COMPONENTS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+COLOR_DEVIATIONS = (0.2175, 0.0188, 0.0045)
+COLOR_COMPONENTS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 
 
 def augment(images, key, options, part=0, parts=1):
-    """One random crop of each image, then perhaps its mirror image, then other colours; sizes stay.
+    """One random crop of each image, then perhaps its mirror image, then other colors; sizes stay.
 
     Args:
         images: uint8 [N, H, W, C], part number `part` of `parts` equal ones of a batch; treated as in the whole batch.
@@ -21,10 +21,10 @@ def augment(images, key, options, part=0, parts=1):
             area: `(least, most)`, a uniformly random share of the area with a random aspect ratio from 3:4 to 4:3, resized to
                 H×W (Szegedy et al. 2014, section 6).
             flip: a mirror image for every second image on average.
-            colour: the deviation of the random multiples of `COLOUR_COMPONENTS` that are added (Krizhevsky et al. 2012).
+            color: the deviation of the random multiples of `COLOR_COMPONENTS` that are added (Krizhevsky et al. 2012).
 
     Returns:
-        [N, H, W, C], from 0 to 255 before colour is added; uint8 where no option needs other numbers.
+        [N, H, W, C], from 0 to 255 before color is added; uint8 where no option needs other numbers.
     """
     count = images.shape[0]
     whole = parts * count
@@ -43,9 +43,9 @@ def augment(images, key, options, part=0, parts=1):
         images = jax.vmap(lambda image, key: _crop(image, key, sizes, options.enlarge or options.area))(images, keys)
     if options.flip:
         images = jnp.where(own(jax.random.bernoulli(flip_key, shape=(whole, 1, 1, 1))), images[:, :, ::-1], images)
-    if options.colour:
-        multiples = options.colour * own(jax.random.normal(jax.random.fold_in(key, 2), (whole, 3)))
-        added = 255 * (multiples * jnp.array([COLOUR_DEVIATIONS])) @ jnp.array(COLOUR_COMPONENTS).T
+    if options.color:
+        multiples = options.color * own(jax.random.normal(jax.random.fold_in(key, 2), (whole, 3)))
+        added = 255 * (multiples * jnp.array([COLOR_DEVIATIONS])) @ jnp.array(COLOR_COMPONENTS).T
         images = images + added[:, None, None]
     return images
 
@@ -82,7 +82,7 @@ def _crop(image, key, sizes, limits):
     )
 
 
-def normalise(images, mean, std):
+def normalize(images, mean, std):
     """Values from 0 to 255, [N, H, W, C], in JAX's default float: over 255, less the channel's `mean`, over its `std`."""
     mean, std = (jnp.asarray(values, float).reshape(1, 1, 1, -1) for values in (mean, std))
     return (images.astype(float) / 255 - mean) / std

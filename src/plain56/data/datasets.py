@@ -12,7 +12,7 @@ import psutil
 from rich.console import Console
 from rich.progress import track
 
-from plain56.data.pictures import Pictures, centre, resize, told_lack
+from plain56.data.pictures import Pictures, center, resize, told_lack
 from plain56.data.sources import open_all
 from plain56.errors import UserError
 
@@ -54,6 +54,14 @@ def load_dataset(data):
         return _load(channels=len(data.mean), mode=mode, **_where(data), **{key: data[key] for key in keys})
     except MemoryError as error:
         raise told_lack(error) from error
+
+
+def load_resident(data):
+    """As `load_dataset`; raises UserError where the set is too large to be loaded whole."""
+    dataset = load_dataset(data)
+    if isinstance(dataset.test, Pictures):
+        raise UserError(f"The data set {data.name!r} is streamed; it must be one that fits into memory.")
+    return dataset
 
 
 def choose_mode(data):
@@ -188,7 +196,7 @@ def _read(pictures, title, channels, image_size):
         image, label = decoded
         labels.append(label)
         if image_size:
-            image = centre(resize(image, image_size), image_size)
+            image = center(resize(image, image_size), image_size)
         if images is None:
             check_memory(f"The {title}", count * image.nbytes)
             images = np.empty((count, *image.shape), np.uint8)

@@ -169,7 +169,7 @@ def resize(image, side):
     return resized.reshape(*resized.shape[:2], channels)
 
 
-def centre(image, side):
+def center(image, side):
     """The side×side middle of an image [H, W, C]."""
     top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
     return image[top : top + side, left : left + side]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from plain56.data.augment import augment, normalise
+from plain56.data.augment import augment, normalize
 
 # Each use of a run's seed draws from a stream of its own.
 ORDER_STREAM, AUGMENTATION_STREAM, DROPOUT_STREAM = 1, 2, 3
@@ -57,7 +57,7 @@ def train_batch(split, indices, seed, step, data, part=0, parts=1):
 def augmented(batch, seed, step, data, part=0, parts=1):
     """A training batch whose images are not normalised yet, uint8, augmented and normalised; arguments as in `train_batch`."""
     images = augment(batch.images, stream_key(seed, AUGMENTATION_STREAM, step), data.augment, part, parts)
-    return batch._replace(images=normalise(images, data.mean, data.std))
+    return batch._replace(images=normalize(images, data.mean, data.std))
 
 
 def evaluation_batch(split, number, batch_size, data):
@@ -65,4 +65,4 @@ def evaluation_batch(split, number, batch_size, data):
     indices = number * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
     mask = indices < split.labels.shape[0]
     indices = jnp.where(mask, indices, 0)
-    return Batch(normalise(split.images[indices], data.mean, data.std), split.labels[indices], mask)
+    return Batch(normalize(split.images[indices], data.mean, data.std), split.labels[indices], mask)

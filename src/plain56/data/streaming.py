@@ -22,7 +22,7 @@ import psutil
 from absl import flags
 
 from plain56.data.datasets import check_memory, image_shape
-from plain56.data.pictures import centre, resize, told_lack
+from plain56.data.pictures import center, resize, told_lack
 from plain56.data.resident import AUGMENTATION_STREAM, Batch, epoch_order
 from plain56.errors import UserError
 
@@ -203,7 +203,7 @@ def _load(pictures, data, shape, example, number):
     if generator and (options.enlarge or options.area):
         image = _random_crop(image, shape[:2], options, generator)
     elif data.image_size:
-        image = centre(resize(image, data.image_size), data.image_size)
+        image = center(resize(image, data.image_size), data.image_size)
     if image.shape != shape:
         sizes = ("×".join(map(str, size[:2])) for size in (image.shape, shape))
         raise UserError("{} has {} pixels; needed are {}, or a data.image_size.".format(pictures.name(index), *sizes))

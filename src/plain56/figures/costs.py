@@ -2,23 +2,19 @@
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from plain56 import runs
-from plain56.figures.degradation import COLOURS, STYLE, save
+from plain56.figures.style import COLORS, grouped, save, styled
 
 AXES = {"multiply_adds": "multiply-adds of one image", "parameters": "parameters", "seconds": "seconds of training"}
 
 
 def _read(folder):
     """The rows of costs.csv by network."""
-    networks = {}
-    for row in runs.read_table(folder, "costs"):
-        networks.setdefault(row["model"], []).append(row)
-    return networks
+    return grouped(runs.read_table(folder, "costs"), lambda row: row["model"])
 
 
 def table(folder):
@@ -35,12 +31,12 @@ def table(folder):
     ]
 
 
+@styled
 def draw(folder):
     """Draws savings from the folder's savings.csv and, where there is one, costs from its costs.csv; returns the PNGs."""
     folder = Path(folder)
-    with matplotlib.rc_context(STYLE):
-        drawn = [_draw_savings(folder)]
-        return [*drawn, _draw_costs(folder)] if (folder / "costs.csv").exists() else drawn
+    drawn = [_draw_savings(folder)]
+    return [*drawn, _draw_costs(folder)] if (folder / "costs.csv").exists() else drawn
 
 
 def _draw_costs(folder):
@@ -48,8 +44,8 @@ def _draw_costs(folder):
     for axis, (key, label) in zip(figure.subplots(1, len(AXES), sharey=True), AXES.items(), strict=True):
         for i, (model, rows) in enumerate(_read(folder).items()):
             errors = [100 * float(row["test_error"]) for row in rows]
-            marker, colour = "os^"[i // len(COLOURS) % 3], COLOURS[i % len(COLOURS)]
-            axis.plot([float(row[key]) for row in rows], errors, marker, color=colour, label=model)
+            marker, color = "os^"[i // len(COLORS) % 3], COLORS[i % len(COLORS)]
+            axis.plot([float(row[key]) for row in rows], errors, marker, color=color, label=model)
         axis.set(xscale="log", xlabel=label, ylim=(0, None))
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -61,18 +57,16 @@ def _draw_costs(folder):
 
 
 def _draw_savings(folder):
-    networks = {}
-    for row in runs.read_table(folder, "savings"):
-        networks.setdefault(row["network"], []).append(row)
+    networks = grouped(runs.read_table(folder, "savings"), lambda row: row["network"])
     titles = {"googlenet": "GoogLeNet, without 1×1 reductions", "vgg16": "VGG-16, one large kernel for each stack"}
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axis, (network, rows) in zip(figure.subplots(1, len(networks)), networks.items(), strict=True):
         places = np.arange(len(rows))
-        for offset, key, label, colour in (
-            (-0.2, "multiply_adds_without", "without the idea", COLOURS[1]),
-            (0.2, "multiply_adds", "as published", COLOURS[0]),
+        for offset, key, label, color in (
+            (-0.2, "multiply_adds_without", "without the idea", COLORS[1]),
+            (0.2, "multiply_adds", "as published", COLORS[0]),
         ):
-            axis.barh(places + offset, [float(row[key]) / 1e6 for row in rows], 0.38, color=colour, label=label)
+            axis.barh(places + offset, [float(row[key]) / 1e6 for row in rows], 0.38, color=color, label=label)
         axis.set_yticks(places, [row["name"] for row in rows])
         axis.invert_yaxis()
         axis.set(title=titles[network], xlabel="multiply-adds of one image (10⁶)")

@@ -1,23 +1,21 @@
 """The gradient's norm against depth, and how much of it comes through the shortcuts."""
 
-from pathlib import Path
+import statistics
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from plain56 import runs
-from plain56.figures.degradation import COLOURS, FAMILIES, STYLE, save
+from plain56.figures.style import COLORS, FAMILIES, color_by_depth, depth_handles, grouped, kind_of, save, styled
 
 
 class Network(NamedTuple):
     """A network's gradient norms at the outputs of the stem and of each block, and the parts of them at each block's input."""
 
     name: str
-    depth: int
     residual: bool
+    depth: int
     batch_norm: bool
     seed: int
     norms: np.ndarray
@@ -33,30 +31,48 @@ class Network(NamedTuple):
 
 def read(folder):
     """The `Network`s of gradient_flow.csv, as `experiments.gradient_flow` writes it."""
-    groups = {}
-    for row in runs.read_table(folder, "gradient_flow"):
-        key = row["network"], int(row["depth"]), row["residual"] == "True", row["batch_norm"] == "True", int(row["seed"])
-        groups.setdefault(key, []).append(row)
+
+    def key(row):
+        return row["network"], *kind_of(row), row["batch_norm"] == "True", int(row["seed"])
 
     def column(rows, name):
         return np.array([float(row[name]) for row in rows if row[name]])
 
     names = ("norm", "shortcut_norm", "branch_norm", "shortcut_share")
-    return [Network(*key, *(column(rows, name) for name in names)) for key, rows in groups.items()]
+    groups = grouped(runs.read_table(folder, "gradient_flow"), key)
+    return [Network(*network, *(column(rows, name) for name in names)) for network, rows in groups.items()]
 
 
 def by_kind(networks):
     """The networks of all seeds, by name and batch norm."""
-    kinds = {}
-    for network in networks:
-        kinds.setdefault((network.name, network.batch_norm), []).append(network)
-    return kinds
+    return grouped(networks, lambda network: (network.name, network.batch_norm))
 
 
+def table(folder):
+    """Means over seeds, and the range of the growth, as text by column, from the folder's gradient_flow.csv."""
+    lines = []
+    for (name, normalised), members in by_kind(read(folder)).items():
+        growth = [network.growth for network in members]
+        ends = [statistics.mean(network.norms[i] for network in members) for i in (-1, 0)]
+        shares = [network.shares.mean() for network in members if len(network.shares)]
+        lines.append(
+            {
+                "network": name,
+                "batch norm": "yes" if normalised else "no",
+                "growth per block": f"{statistics.mean(growth):.3f} ({min(growth):.3f} to {max(growth):.3f})",
+                "norm at the last block": f"{ends[0]:.3g}",
+                "norm at the stem": f"{ends[1]:.3g}",
+                "through the shortcut": f"{100 * statistics.mean(shares):.0f} %" if shares else "–",
+            }
+        )
+    return lines
+
+
+@styled
 def draw(folder):
     """Draws gradient_flow and gradient_parts, .png and .svg, from the folder's gradient_flow.csv.
 
-    The first has plain networks left and residual ones right, with batch norm above and without below, one colour per depth;
+    The first has plain networks left and residual ones right, with batch norm above and without below, one color per depth;
     several seeds give their geometric mean and, as a band, their range. The second has the two parts of the gradient at the
     inputs of the deepest residual network's blocks, and the shortcut's share of it.
 
@@ -64,29 +80,27 @@ def draw(folder):
         The paths of the PNGs.
     """
     networks = read(folder)
-    depths = sorted({network.depth for network in networks})
-    colours = {depth: COLOURS[i % len(COLOURS)] for i, depth in enumerate(depths)}
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8, 5.6), layout="constrained")
-        axes = figure.subplots(2, 2, sharex=True, sharey="row")
-        for line, normalised in zip(axes, (True, False), strict=True):
-            for axis, family in zip(line, FAMILIES.values(), strict=True):
-                axis.set(yscale="log", title=f"{family} networks, {'with' if normalised else 'without'} batch norm")
-            line[0].set_ylabel("norm of the gradient")
-        for members in by_kind(networks).values():
-            axis = axes[int(not members[0].batch_norm), int(members[0].residual)]
-            norms, colour = np.array([network.norms for network in members]), colours[members[0].depth]
-            blocks = np.arange(norms.shape[1])  # 0 is the stem
-            axis.plot(blocks, np.exp(np.log(norms).mean(0)), color=colour, linewidth=1.5)
-            axis.fill_between(blocks, norms.min(0), norms.max(0), color=colour, alpha=0.15, linewidth=0)
-        for axis in axes[-1]:
-            axis.set_xlabel("block")
-        handles = [Line2D([], [], color=colours[depth], linewidth=2, label=f"{depth} layers") for depth in depths]
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-        drawn = [save(figure, Path(folder), "gradient_flow")]
-        residual = [network for network in networks if network.residual and network.batch_norm]
-        if residual:
-            drawn.append(_draw_parts(max(residual, key=lambda network: network.depth), Path(folder)))
+    colors = color_by_depth(network.depth for network in networks)
+    figure = Figure(figsize=(8, 5.6), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True, sharey="row")
+    for line, normalised in zip(axes, (True, False), strict=True):
+        for axis, family in zip(line, FAMILIES.values(), strict=True):
+            axis.set(yscale="log", title=f"{family} networks, {'with' if normalised else 'without'} batch norm")
+        line[0].set_ylabel("norm of the gradient")
+    for members in by_kind(networks).values():
+        axis = axes[int(not members[0].batch_norm), int(members[0].residual)]
+        norms, color = np.array([network.norms for network in members]), colors[members[0].depth]
+        blocks = np.arange(norms.shape[1])  # 0 is the stem
+        axis.plot(blocks, np.exp(np.log(norms).mean(0)), color=color, linewidth=1.5)
+        axis.fill_between(blocks, norms.min(0), norms.max(0), color=color, alpha=0.15, linewidth=0)
+    for axis in axes[-1]:
+        axis.set_xlabel("block")
+    handles = depth_handles(colors)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    drawn = [save(figure, folder, "gradient_flow")]
+    residual = [network for network in networks if network.residual and network.batch_norm]
+    if residual:
+        drawn.append(_draw_parts(max(residual, key=lambda network: network.depth), folder))
     return drawn
 
 
@@ -95,10 +109,10 @@ def _draw_parts(network, folder):
     left, right = figure.subplots(1, 2)
     blocks = 1 + np.arange(len(network.shares))
     left.plot(blocks, network.norms[:-1], color="0", label="whole")
-    left.plot(blocks, network.shortcuts, color=COLOURS[0], label="through the shortcut")
-    left.plot(blocks, network.branches, color=COLOURS[1], label="through the branch")
+    left.plot(blocks, network.shortcuts, color=COLORS[0], label="through the shortcut")
+    left.plot(blocks, network.branches, color=COLORS[1], label="through the branch")
     left.set(yscale="log", xlabel="block", ylabel="norm of the gradient", title=f"{network.name}, at its blocks' inputs")
     left.legend(frameon=False)
-    right.plot(blocks, 100 * network.shares, color=COLOURS[0])
+    right.plot(blocks, 100 * network.shares, color=COLORS[0])
     right.set(ylim=(0, 100), xlabel="block", ylabel="share (%)", title="came through the shortcut")
     return save(figure, folder, "gradient_parts")

@@ -1,24 +1,20 @@
 """The loss along a random direction, and over the plane of two: the layout of Li et al. 2018, Fig. 1 and 5."""
 
-from pathlib import Path
-
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from plain56 import runs
-from plain56.figures.degradation import COLOURS, FAMILIES, STYLE, save
+from plain56.figures.style import color_by_depth, grouped, kind_of, name_of, save, styled
 
 
 def _read(folder):
     """Losses by network and place: `{(residual, depth): {(x, y): loss}}`."""
-    losses = {}
-    for row in runs.read_table(folder, "landscape"):
-        kind = row["residual"] == "True", int(row["depth"])
-        losses.setdefault(kind, {})[float(row["x"]), float(row["y"])] = float(row["loss"])
-    return losses
+    networks = grouped(runs.read_table(folder, "landscape"), kind_of)
+    return {kind: {(float(r["x"]), float(r["y"])): float(r["loss"]) for r in rows} for kind, rows in networks.items()}
 
 
+@styled
 def draw(folder):
     """Draws landscape.png and landscape.svg from the folder's landscape.csv, and returns the path of the PNG.
 
@@ -26,28 +22,28 @@ def draw(folder):
     """
     found = _read(folder)
     planes = {kind: losses for kind, losses in found.items() if any(y for _, y in losses)}
-    depths = sorted({depth for _, depth in found})
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.6 + 3.2 * len(planes), 3.5), layout="constrained")
-        axes = figure.subplots(1, 1 + len(planes), squeeze=False)[0]
-        for (residual, depth), losses in found.items():
-            line = sorted((x, loss) for (x, y), loss in losses.items() if y == 0)
-            style = {"color": COLOURS[depths.index(depth)], "linestyle": "-" if residual else "--"}
-            axes[0].plot(*zip(*line, strict=True), label=f"{FAMILIES[residual]}, {depth} layers", **style)
-        axes[0].set(yscale="log", xlabel="along one direction", ylabel="loss", title="along a line")
-        axes[0].legend(frameon=False, fontsize=8)
-        values = np.array([loss for losses in planes.values() for loss in losses.values()])
-        exponents = np.log10(values[np.isfinite(values) & (values > 0)])
-        low, high = np.floor(exponents.min()), np.ceil(exponents.max())
-        levels = 10 ** np.arange(low, high + 0.1, 1 if high - low > 4 else 0.25)
-        for axis, ((residual, depth), losses) in zip(axes[1:], sorted(planes.items()), strict=True):
-            ys = sorted({y for _, y in losses})
-            xs = sorted({x for x, y in losses if y == ys[0]})
-            heights = np.array([[losses[x, y] for x in xs] for y in ys])
-            drawn = axis.contourf(xs, ys, heights, levels=levels, norm=matplotlib.colors.LogNorm(), cmap="viridis")
-            axis.contour(xs, ys, heights, levels=levels, colors="white", linewidths=0.4)
-            axis.plot(0, 0, "+", color="red")
-            axis.set(title=f"{FAMILIES[residual]}, {depth} layers", aspect="equal", xlabel="first direction")
-        axes[1].set_ylabel("second direction")
-        figure.colorbar(drawn, ax=axes[1:], label="loss", ticks=levels[:: -(-len(levels) // 8)], format="%.2g")
-        return save(figure, Path(folder), "landscape")
+    colors = color_by_depth(depth for _, depth in found)
+    figure = Figure(figsize=(3.6 + 3.2 * len(planes), 3.5), layout="constrained")
+    axes = figure.subplots(1, 1 + len(planes), squeeze=False)[0]
+    for kind, losses in found.items():
+        residual, depth = kind
+        line = sorted((x, loss) for (x, y), loss in losses.items() if y == 0)
+        style = {"color": colors[depth], "linestyle": "-" if residual else "--"}
+        axes[0].plot(*zip(*line, strict=True), label=name_of(kind), **style)
+    axes[0].set(yscale="log", xlabel="along one direction", ylabel="loss", title="along a line")
+    axes[0].legend(frameon=False, fontsize=8)
+    values = np.array([loss for losses in planes.values() for loss in losses.values()])
+    exponents = np.log10(values[np.isfinite(values) & (values > 0)])
+    low, high = np.floor(exponents.min()), np.ceil(exponents.max())
+    levels = 10 ** np.arange(low, high + 0.1, 1 if high - low > 4 else 0.25)
+    for axis, (kind, losses) in zip(axes[1:], sorted(planes.items()), strict=True):
+        ys = sorted({y for _, y in losses})
+        xs = sorted({x for x, y in losses if y == ys[0]})
+        heights = np.array([[losses[x, y] for x in xs] for y in ys])
+        drawn = axis.contourf(xs, ys, heights, levels=levels, norm=matplotlib.colors.LogNorm(), cmap="viridis")
+        axis.contour(xs, ys, heights, levels=levels, colors="white", linewidths=0.4)
+        axis.plot(0, 0, "+", color="red")
+        axis.set(title=name_of(kind), aspect="equal", xlabel="first direction")
+    axes[1].set_ylabel("second direction")
+    figure.colorbar(drawn, ax=axes[1:], label="loss", ticks=levels[:: -(-len(levels) // 8)], format="%.2g")
+    return save(figure, folder, "landscape")

@@ -1,13 +1,10 @@
 """Test error of damaged networks: without one block, without several, and with two neighbours swapped."""
 
-from pathlib import Path
-
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from plain56 import runs
-from plain56.figures.degradation import COLOURS, FAMILIES, STYLE, save
+from plain56.figures.style import COLORS, grouped, kind_of, name_of, save, styled
 
 LESIONS = {"without": "one block left out", "swapped": "swapped with the next block", "several": "several left out"}
 
@@ -15,12 +12,12 @@ LESIONS = {"without": "one block left out", "swapped": "swapped with the next bl
 def _read(folder):
     """Test errors in percent, `{run: {lesion: [(place, number of blocks, error)]}}`, and their (residual, depth)."""
     errors, kinds = {}, {}
-    for row in runs.read_table(folder, "lesions"):
-        found = errors.setdefault(row["run"], {})
-        found.setdefault(row["lesion"], []).append(
-            (int(row["position"]), len(row["blocks"].split()), 100 * float(row["top1_error"]))
-        )
-        kinds[row["run"]] = row["residual"] == "True", int(row["depth"])
+    for name, rows in grouped(runs.read_table(folder, "lesions"), lambda row: row["run"]).items():
+        kinds[name] = kind_of(rows[0])
+        errors[name] = {
+            lesion: [(int(r["position"]), len(r["blocks"].split()), 100 * float(r["top1_error"])) for r in found]
+            for lesion, found in grouped(rows, lambda row: row["lesion"]).items()
+        }
     return errors, kinds
 
 
@@ -36,35 +33,33 @@ def table(folder):
     return lines
 
 
+@styled
 def draw(folder):
     """Draws lesions.png and lesions.svg from the folder's lesions.csv, and returns the path of the PNG."""
     errors, kinds = _read(folder)
     depths = sorted({depth for _, depth in kinds.values()})
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10, 3.6), layout="constrained")
-        axes = figure.subplots(1, 3, sharey=True)
-        for name, found in errors.items():
-            residual, depth = kinds[name]
-            colour, marker = COLOURS[2 * depths.index(depth) + (not residual)], "o" if residual else "s"
-            for axis, lesion in zip(axes, ("without", "swapped"), strict=False):
-                values = found.get(lesion, [])
-                axis.plot([place for place, *_ in values], [error for *_, error in values], marker, ms=4, color=colour)
-            axes[2].plot([], [], marker, color=colour, label=f"{FAMILIES[residual]}, {depth} layers")
-            several = {}
-            for _, count, error in found.get("several", []):
-                several.setdefault(count, []).append(error)
-            if several:
-                counts = list(several)
-                axes[2].plot(counts, [np.mean(v) for v in several.values()], color=colour)
-                low, high = zip(*((min(v), max(v)) for v in several.values()), strict=True)
-                axes[2].fill_between(counts, low, high, color=colour, alpha=0.2, linewidth=0)
-            for axis in axes:
-                axis.axhline(found["none"][0][-1], color=colour, linewidth=1, linestyle="--")
-        for axis, title in zip(axes, LESIONS.values(), strict=True):
-            axis.set(title=title, ylim=(0, 100))
-        axes[0].set(ylabel="test error (%)", xlabel="block")
-        axes[1].set(xlabel="block")
-        axes[2].set(xlabel="number of blocks left out, drawn at random")
-        axes[2].plot([], [], color="0.4", linestyle="--", linewidth=1, label="undamaged")
-        axes[2].legend(frameon=False, loc="lower right")
-        return save(figure, Path(folder), "lesions")
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
+    for name, found in errors.items():
+        residual, depth = kinds[name]
+        color, marker = COLORS[2 * depths.index(depth) + (not residual)], "o" if residual else "s"
+        for axis, lesion in zip(axes, ("without", "swapped"), strict=False):
+            values = found.get(lesion, [])
+            axis.plot([place for place, *_ in values], [error for *_, error in values], marker, ms=4, color=color)
+        axes[2].plot([], [], marker, color=color, label=name_of(kinds[name]))
+        several = grouped(found.get("several", []), lambda lesion: lesion[1])
+        if several:
+            errors_of = [[error for *_, error in drawn] for drawn in several.values()]
+            axes[2].plot(list(several), [np.mean(values) for values in errors_of], color=color)
+            low, high = zip(*((min(values), max(values)) for values in errors_of), strict=True)
+            axes[2].fill_between(list(several), low, high, color=color, alpha=0.2, linewidth=0)
+        for axis in axes:
+            axis.axhline(found["none"][0][-1], color=color, linewidth=1, linestyle="--")
+    for axis, title in zip(axes, LESIONS.values(), strict=True):
+        axis.set(title=title, ylim=(0, 100))
+    axes[0].set(ylabel="test error (%)", xlabel="block")
+    axes[1].set(xlabel="block")
+    axes[2].set(xlabel="number of blocks left out, drawn at random")
+    axes[2].plot([], [], color="0.4", linestyle="--", linewidth=1, label="undamaged")
+    axes[2].legend(frameon=False, loc="lower right")
+    return save(figure, folder, "lesions")

@@ -8,12 +8,12 @@ import string
 from pathlib import Path
 
 from plain56 import runs
-from plain56.figures.degradation import COLOURS
+from plain56.figures.style import COLORS
 
 logger = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).with_name("report.html")
-DASHES = ("solid", "dash", "dot")  # where there are more runs than colours
+DASHES = ("solid", "dash", "dot")  # where there are more runs than colors
 CURVES = ("step", "epoch", "seconds", "split", "loss", "top1_error", "top5_error")
 
 
@@ -63,7 +63,7 @@ def _describe(planned, row, number):
         else:
             records.append({key: record.get(key) for key in CURVES})
     row = row | {"step": row["steps"], "reason": status.reason}
-    style = {"colour": COLOURS[number % len(COLOURS)], "dash": DASHES[number // len(COLOURS) % len(DASHES)]}
+    style = {"color": COLORS[number % len(COLORS)], "dash": DASHES[number // len(COLORS) % len(DASHES)]}
     return {"name": row["run"], "row": row, "records": records, "gradients": gradients, "config": config, **style}
 
 

@@ -1,24 +1,18 @@
 """Test error against the number of examples per class: from scratch, linear probe, fine-tuning."""
 
-from pathlib import Path
-
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from plain56 import runs
-from plain56.figures.degradation import COLOURS, STYLE, save
+from plain56.figures.style import COLORS, grouped, mean_and_range, save, styled
 
 APPROACHES = {"scratch": "from scratch", "probe": "linear probe", "finetune": "fine-tuning"}
 
 
 def read(folder):
     """Test errors in percent of all seeds, `{(approach, examples per class): errors}`, from the folder's transfer.csv."""
-    errors = {}
-    for row in runs.read_table(folder, "transfer"):
-        key = row["approach"], int(row["examples_per_class"])
-        errors.setdefault(key, []).append(100 * float(row["test_error"]))
-    return errors
+    groups = grouped(runs.read_table(folder, "transfer"), lambda row: (row["approach"], int(row["examples_per_class"])))
+    return {key: [100 * float(row["test_error"]) for row in rows] for key, rows in groups.items()}
 
 
 def table(folder):
@@ -34,20 +28,19 @@ def table(folder):
     return lines
 
 
+@styled
 def draw(folder):
     """Draws transfer.png and transfer.svg from the folder's transfer.csv, and returns the path of the PNG."""
     of_each = read(folder)
     counts = sorted({count for _, count in of_each})
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5, 3.6), layout="constrained")
-        axis = figure.subplots()
-        for (approach, title), colour, marker in zip(APPROACHES.items(), COLOURS, "so^", strict=False):
-            errors = [of_each[approach, count] for count in counts]
-            means = np.array([np.mean(values) for values in errors])
-            spread = np.maximum(0, [means - [min(values) for values in errors], [max(values) for values in errors] - means])
-            axis.errorbar(counts, means, spread, label=title, color=colour, marker=marker, markersize=5, capsize=3)
-        axis.set(xlabel="training examples per class", ylabel="test error (%)", xscale="log", ylim=(0, None))
-        axis.set_xticks(counts, [str(count) for count in counts])
-        axis.minorticks_off()
-        axis.legend(frameon=False)
-        return save(figure, Path(folder), "transfer")
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for (approach, title), color, marker in zip(APPROACHES.items(), COLORS, "so^", strict=False):
+        errors = [of_each[approach, count] for count in counts]
+        means, spread = mean_and_range(errors)
+        axis.errorbar(counts, means, spread, label=title, color=color, marker=marker, markersize=5, capsize=3)
+    axis.set(xlabel="training examples per class", ylabel="test error (%)", xscale="log", ylim=(0, None))
+    axis.set_xticks(counts, [str(count) for count in counts])
+    axis.minorticks_off()
+    axis.legend(frameon=False)
+    return save(figure, folder, "transfer")

@@ -1,6 +1,6 @@
 """The networks, as Flax modules."""
 
 from plain56.models.layers import Output
-from plain56.models.registry import create_model, is_cifar_form, list_models, parse_name
+from plain56.models.registry import create_model, is_cifar_form, list_models, option_names, parse_name
 
-__all__ = ["Output", "create_model", "is_cifar_form", "list_models", "parse_name"]
+__all__ = ["Output", "create_model", "is_cifar_form", "list_models", "option_names", "parse_name"]

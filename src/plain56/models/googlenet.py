@@ -23,6 +23,9 @@ from plain56.models.layers import (
     Numerics,
     Output,
     Tap,
+    Variant,
+    check_choice,
+    check_dropout,
     check_image_size,
     convolution,
     dense,
@@ -154,6 +157,12 @@ class GoogLeNet(nn.Module):
     dropout: float = 0.4
     numerics: Numerics = Numerics()
 
+    @staticmethod
+    def stage_of(layer):
+        if layer.startswith("inception"):
+            return layer[:-1]  # "inception3" of "inception3a"
+        return "stem" if layer.startswith("conv") else "head"
+
     @nn.compact
     def __call__(self, images, train=False):
         small = self.form == "small"
@@ -182,3 +191,22 @@ class GoogLeNet(nn.Module):
     def _normalise_response(self, x):
         # Caffe divides alpha by the window size, and the paper's network was Caffe's.
         return x if self.normalise else local_response_norm(x, size=5, alpha=1e-4 / 5, beta=0.75, k=1.0)
+
+
+NAMES = ("googlenet", "googlenet_bn")
+
+
+def variant(name):
+    """The `Variant` of a name; None where it is none of `NAMES`."""
+    if name not in NAMES:
+        return None
+    normalise = name == "googlenet_bn"
+    # torchvision's rate and epsilon.
+    defaults = {"dropout": 0.2, "epsilon": 1e-3} if normalise else {}
+    return Variant("googlenet", 22, {"normalise": normalise}, defaults)
+
+
+def check(model):
+    """Raises UserError where options are out of range."""
+    check_choice("form", model.form, FORMS)
+    check_dropout(model.dropout)

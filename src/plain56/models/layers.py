@@ -25,6 +25,18 @@ class Output(NamedTuple):
     auxiliary_logits: tuple[jax.Array, ...] = ()
 
 
+class Variant(NamedTuple):
+    """What a network's name stands for: its family, its depth, and fields of its module.
+
+    An option of the user's may replace one of the `defaults`, and none of the `fixed` fields.
+    """
+
+    family: str
+    depth: int
+    fixed: dict[str, Any]
+    defaults: dict[str, Any]
+
+
 class Numerics(NamedTuple):
     """How a network computes: `dtype` of activations, the batch norm's constants, and whose images it normalises by.
 
@@ -44,6 +56,18 @@ class Numerics(NamedTuple):
     @property
     def parameter_dtype(self):
         return jnp.promote_types(self.dtype, jnp.float32)
+
+
+def check_choice(key, value, allowed):
+    """Raises UserError where an option of a network has a value that is none of those allowed."""
+    if value not in allowed:
+        raise UserError(f"model.{key} is {value!r}; only {', '.join(allowed)} are accepted.")
+
+
+def check_dropout(rate):
+    """Raises UserError where a dropout rate is none."""
+    if not 0 <= rate < 1:
+        raise UserError(f"model.dropout is {rate!r}; only numbers from 0 up to, but not including, 1 are accepted.")
 
 
 def _convolve(x, w, strides, padding, *, lhs_dilation, rhs_dilation, feature_group_count, **unused):

@@ -17,17 +17,21 @@ From 50 layers on, blocks are bottlenecks. A plain network is the residual one m
 the two have the same parameters. The paper has no plain bottleneck networks; they can be made for comparison.
 """
 
+import re
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 
 from plain56 import ops
+from plain56.errors import UserError
 from plain56.models.layers import (
     BatchNorm,
     Numerics,
     Output,
     Tap,
+    Variant,
+    check_choice,
     check_image_size,
     convolution,
     head,
@@ -163,6 +167,10 @@ class ResNet(nn.Module):
     remat: bool = False
     numerics: Numerics = Numerics()
 
+    @staticmethod
+    def stage_of(layer):
+        return layer if layer == "head_norm" else layer.partition("_")[0]
+
     @nn.compact
     def __call__(self, images, train=False):
         check_image_size(images, MINIMUM_IMAGE_SIZE[self.form])
@@ -200,3 +208,68 @@ class ResNet(nn.Module):
         if self.pre_activation:
             x = nn.relu(BatchNorm(self.numerics, train, name="head_norm")(x) if self.normalise else x)
         return Output(head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2))))
+
+
+# Table 6's depths, and 152, the depth of the deepest ImageNet network. 50 and 152 fit both forms (6·8 + 2 and 6·25 + 2): bare,
+# they mean the ImageNet form; "_cifar" always asks for the CIFAR form.
+CIFAR_DEPTHS = (20, 32, 44, 56, 110, 152, 1202)
+PLAIN_IMAGENET_DEPTHS = (18, 34)
+MOST_FILTERS = 1 << 16
+MEANT = "plainN and resnetN with N = 18, 34, 50, 101, 152 (ImageNet form) or 6n + 2 (CIFAR form)"
+
+
+def _cifar_name(family, depth):
+    return f"{family}{depth}_cifar" if depth in IMAGENET_BLOCKS else f"{family}{depth}"
+
+
+NAMES = (
+    *(_cifar_name(family, depth) for family in ("plain", "resnet") for depth in CIFAR_DEPTHS),
+    *(f"plain{depth}" for depth in PLAIN_IMAGENET_DEPTHS),
+    *(f"resnet{depth}" for depth in IMAGENET_BLOCKS),
+)
+
+
+def variant(name):
+    """The `Variant` of a name, also of a depth that is not in `NAMES`; None where it is of another family.
+
+    Raises:
+        UserError: no network has such a depth; names the nearest one.
+    """
+    match = re.fullmatch(r"(plain|resnet)([1-9][0-9]{0,3})(_cifar)?", name)
+    if not match:
+        return None
+    family, depth, suffix = match[1], int(match[2]), match[3]
+    if depth in IMAGENET_BLOCKS and not suffix:
+        block = BottleneckBlock if depth in BOTTLENECK_DEPTHS else BasicBlock
+        fixed = {"blocks": IMAGENET_BLOCKS[depth], "block": block, "form": "imagenet"}
+    elif depth >= 8 and depth % 6 == 2:
+        fixed = {"blocks": ((depth - 2) // 6,) * 3, "block": BasicBlock, "form": "cifar"}
+    else:
+        nearest = _cifar_name(family, 6 * max(1, round((depth - 2) / 6)) + 2)
+        raise UserError(
+            f"There is no network {name!r}: the ImageNet form has 18, 34, 50, 101 or 152 layers, and the CIFAR form 6n + 2 (8, "
+            f"14, 20, …; 50 and 152 as {family}50_cifar and {family}152_cifar); the nearest is {nearest!r}."
+        )
+    form = fixed["form"]
+    defaults = {"shortcut": {"cifar": "A", "imagenet": "B"}[form], "widths": WIDTHS[form]}
+    return Variant(family, depth, fixed | {"residual": family == "resnet"}, defaults)
+
+
+def check(model):
+    """Raises UserError where options are out of range, or do not go together."""
+    check_choice("shortcut", model.shortcut, SHORTCUTS)
+    check_choice("bottleneck_stride", model.bottleneck_stride, BOTTLENECK_STRIDES)
+    stages, widths = len(model.blocks), tuple(model.widths)
+    if len(widths) != stages or not all(isinstance(width, int) and 0 < width <= MOST_FILTERS for width in widths):
+        raise UserError(f"model.widths is {widths}; only {stages} numbers of filters from 1 to {MOST_FILTERS} are accepted.")
+    if model.residual and model.shortcut == "A" and sorted(widths) != list(widths):
+        raise UserError(f"model.widths is {widths}; with shortcut A, which pads channels, the widths may not decrease.")
+    if model.zero_init and not model.residual:
+        raise UserError("model.zero_init is True; a plain network with last scales of zero has no gradient; it must be False.")
+    if model.zero_init and not model.normalise:
+        raise UserError("model.zero_init is True and model.normalise False; without batch norm no scale can begin at zero.")
+    if model.zero_init and model.pre_activation:
+        raise UserError(
+            "model.pre_activation and model.zero_init are True; the norm at zero would stand before the last convolution, which "
+            "then has no gradient, so only one of them may be True."
+        )

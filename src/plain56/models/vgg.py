@@ -12,6 +12,8 @@ torchvision. Initialisation is He et al. 2015's, N(0, 0.01²) in the last layer;
 drew all from N(0, 0.01²) and copied layers of A into the deeper ones.
 """
 
+import re
+
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -22,6 +24,9 @@ from plain56.models.layers import (
     Numerics,
     Output,
     Tap,
+    Variant,
+    check_choice,
+    check_dropout,
     check_image_size,
     convolution,
     dense,
@@ -127,3 +132,25 @@ class VGG(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         # A linear layer and a mean over positions may change places.
         return Output(head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2)), small_normal))
+
+
+NAMES = ("vgg11", "vgg11_bn", "vgg11_lrn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg16_1x1", "vgg19", "vgg19_bn")
+
+
+def variant(name):
+    """The `Variant` of a name; None where it is none of `NAMES`."""
+    if name not in NAMES:
+        return None
+    fixed = {
+        "configuration": CONFIGURATIONS[name.removesuffix("_bn").removesuffix("_lrn")],
+        "normalise": name.endswith("_bn"),
+        "respond": name.endswith("_lrn"),
+        "pools": 0,
+    }
+    return Variant("vgg", int(re.search(r"\d+", name)[0]), fixed, {})
+
+
+def check(model):
+    """Raises UserError where options are out of range."""
+    check_choice("form", model.form, FORMS)
+    check_dropout(model.dropout)

@@ -35,6 +35,7 @@ from plain56.runs.files import (
     refusing_os_errors,
     write_text,
 )
+from plain56.runs.keys import upgraded
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +59,6 @@ NOT_IDENTITY = (
     "data.workers",
     "parallelism",
 )
-# Keys that configs had once, with the one value that means what their absence means.
-REMOVED = {("train", "seeds"): 1}
 # What `environment.json` says of the data; a run that is older than a key does not have it.
 DATA_TYPES = {
     **dict.fromkeys(("train", "validation", "test", "crc32", "files_crc32", "times_crc32"), is_count),
@@ -104,11 +103,11 @@ class Run(NamedTuple):
         return self.path / "lock"
 
     def config(self):
-        """The resolved config as nested dicts, without keys that were removed since; empty where there is none."""
+        """The resolved config as nested dicts, with today's keys; empty where there is none."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} must be a run directory, and is a file.")
         path = self.path / "config.json"
-        return without_removed(read_json(path), path)
+        return upgraded(read_json(path), path)
 
     def status(self):
         try:
@@ -193,22 +192,6 @@ class Run(NamedTuple):
     def open_log(self, step, start):
         """See `records.open_log`."""
         return records.open_log(self.path, step, start)
-
-
-def without_removed(config, source):
-    """A stored config without the keys that were removed since.
-
-    Raises:
-        UserError: one has a value that means more than its absence; `source` names the file.
-    """
-    config = {key: dict(part) if isinstance(part, dict) else part for key, part in config.items()}
-    for (section, key), value in REMOVED.items():
-        part = config.get(section)
-        if isinstance(part, dict) and part.pop(key, value) != value:
-            raise UserError(
-                f"{source} has {section}.{key}, which was removed: several seeds are a sweep; only {value} is accepted."
-            )
-    return config
 
 
 class View(NamedTuple):

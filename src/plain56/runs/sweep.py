@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from plain56.errors import UserError
 from plain56.runs.files import is_number, lock_file, parse_json, read_json, read_text, refusing_os_errors, write_table, write_text
-from plain56.runs.run import Run, Status, View, differences, planned_status, refuse_strangers, view, without_removed
+from plain56.runs.keys import upgraded
+from plain56.runs.run import Run, Status, View, differences, planned_status, refuse_strangers, view
 
 NAME = r"[\w.,=()+-]"  # what names of runs, which are folders, are made of
 NOT_RUNS = ("workers", "slurm", "lock")  # what a sweep's directory holds that is no run
@@ -75,7 +76,7 @@ def _sweep_run(folder, name, element):
     if not (type(overrides.get("model.name")) is str and type(overrides.get("seed")) is int):
         return SweepRun(run, {}, {}, damaged)
     try:
-        return SweepRun(run, overrides, without_removed(config, folder / "sweep.json"))
+        return SweepRun(run, overrides, upgraded(config, folder / "sweep.json"))
     except UserError as error:
         return SweepRun(run, {}, {}, str(error))
 

@@ -1,6 +1,8 @@
 """Training and evaluation of one run."""
 
-from plain56.training.experiment import load, prepare
-from plain56.training.loop import evaluate_run, evaluate_variables, train
+from plain56.training.evaluate import evaluate_run, evaluate_variables
+from plain56.training.program import load, prepare
+from plain56.training.session import train
+from plain56.training.stored import load_run
 
-__all__ = ["evaluate_run", "evaluate_variables", "load", "prepare", "train"]
+__all__ = ["evaluate_run", "evaluate_variables", "load", "load_run", "prepare", "train"]

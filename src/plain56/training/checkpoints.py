@@ -43,7 +43,7 @@ def open_checkpoints(folder, read_only=False):
 
 @functools.cache
 def _ignore_abandoned_work():
-    """Hides pages of tracebacks: at an error, Orbax abandons its other reads and writes, and the loop that they answer to."""
+    """Hides Orbax's tracebacks from users: at an error, it abandons its other reads and writes, and their event loop."""
     logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
     before = sys.unraisablehook
 
@@ -64,7 +64,7 @@ def save(manager, step, tree):
     """
     if manager.latest_step() == step:
         return
-    parallel.on_first(lambda: _check_space(manager.directory, step, tree))
+    parallel.on_first(_check_space, manager.directory, step, tree)
     checksum = ocp.args.JsonSave({"crc32": _crc32(tree)})
     try:
         manager.save(step, args=ocp.args.Composite(arrays=ocp.args.StandardSave(tree), checksum=checksum))
@@ -100,7 +100,7 @@ def restore(manager, tree, set_aside=False):
         for newer, why in damaged.items():
             logger.warning("The checkpoint of step %d is damaged (%s); going on from step %d.", newer, why, step)
         if damaged and set_aside:
-            parallel.on_first(lambda: _set_aside(manager.directory, list(damaged)))
+            parallel.on_first(_set_aside, manager.directory, list(damaged))
             manager.reload()
         return restored
     if damaged:

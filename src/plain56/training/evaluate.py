@@ -1,93 +1,73 @@
-"""Loss and errors over a whole split, and exact statistics for batch norm."""
+"""Loss and errors of what was trained, on the whole test split."""
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import traverse_util
+import functools
+import logging
 
-from plain56.data import evaluation_batch, normalise
-from plain56.training.step import Totals, count, example_losses
+from plain56 import machine, runs
+from plain56.config import build_model
+from plain56.data import open_test_split
+from plain56.errors import UserError
+from plain56.models import parse_name
+from plain56.training import protocols
+from plain56.training.program import prepare
+from plain56.training.statistics import exact_batch_stats
+from plain56.training.stored import check_data, decide_mode, load_run
 
-
-def evaluate(params, batch_stats, split, *, model, batch_size, data, place_batch):
-    """Totals over every example of the resident `split`, once each: the last batch is filled up with masked slots."""
-
-    def body(totals, number):
-        batch = place_batch(evaluation_batch(split, number, batch_size, data))
-        return evaluate_batch(params, batch_stats, totals, batch, model=model), None
-
-    batches = -(-split.labels.shape[0] // batch_size)
-    return jax.lax.scan(body, Totals.zero(), jnp.arange(batches, dtype=jnp.int32))[0]
+logger = logging.getLogger(__name__)
 
 
-def evaluate_batch(params, batch_stats, totals, batch, *, model):
-    """The totals with those of one normalised batch added."""
-    logits = model.apply({"params": params, "batch_stats": batch_stats}, batch.images, train=False).logits
-    new = count(example_losses(logits, batch.labels), logits, batch.labels, batch.mask)
-    return jax.tree.map(jnp.add, totals, new)
-
-
-def measure_moments(params, batch_stats, split, *, model, batch_size, data, place_batch):
-    """Mean and variance of the input of every batch norm over the resident `split`, without augmentation.
-
-    The network runs in evaluation mode, normalising by the given `batch_stats`, and the result has their shapes. Norms that
-    evaluation leaves out, those of auxiliary heads, keep what was given.
-    """
-    examples, given = split.labels.shape[0], traverse_util.flatten_dict(batch_stats)
-    # Deviations from the given means do not cancel. Where those overflowed, because layers before were far off, zero will do.
-    centres = jax.tree.map(lambda mean: jnp.where(jnp.isfinite(mean), mean, 0), given)
-
-    def weighted(images):
-        """A batch's deviations from the centres, and its mean squares around these, times its share of the examples."""
-        variables = {"params": params, "batch_stats": batch_stats}
-        _, changes = model.apply(variables, images, train=False, mutable=["moments"])
-        moments, sums = traverse_util.flatten_dict(changes["moments"]), {}
-        for path, value in moments.items():
-            if path[-1] == "mean":
-                variance_path = (*path[:-1], "var")
-                sums[path] = value - centres[path]
-                sums[variance_path] = moments[variance_path] + sums[path] ** 2
-        return jax.tree.map(lambda value: value * (images.shape[0] / examples), sums)
-
-    def batch(number):
-        return place_batch(evaluation_batch(split, number, batch_size, data)).images
-
-    batches, rest = divmod(examples, batch_size)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(lambda: weighted(batch(0))))
-    numbers = jnp.arange(batches, dtype=jnp.int32)
-    sums, _ = jax.lax.scan(lambda sums, i: (jax.tree.map(jnp.add, sums, weighted(batch(i))), None), zeros, numbers)
-    if rest:
-        last = weighted(normalise(split.images[-rest:], data.mean, data.std))
-        sums = jax.tree.map(jnp.add, sums, last)
-    found = {
-        path: jnp.maximum(0, value - sums[(*path[:-1], "mean")] ** 2) if path[-1] == "var" else centres[path] + value
-        for path, value in sums.items()
-    }
-    return traverse_util.unflatten_dict(given | found)
-
-
-def exact_batch_stats(batch_stats, measure):
-    """Batch statistics that are the moments over a whole split of what each layer really gets, and the number of passes.
-
-    A layer's input depends on the statistics of those before it, so each pass makes at least one more layer exact; it ends when
-    nothing changes by more than float32 resolves. What changes by less stays as it is: rounding that differs from pass to pass
-    would double with every layer. The released ResNets were evaluated with statistics over the training set.
+@machine.explaining_memory_errors()
+def evaluate_run(workdir, protocol=None, sides=(), exact_statistics=False, on_progress=lambda share: None):
+    """Loss and errors (fractions) of a run's newest checkpoint on the whole test split, and its step.
 
     Args:
-        batch_stats: to begin with.
-        measure: `batch_stats -> moments`, as `measure_moments`.
+        protocol: a name in `protocols`; None takes the images as training does, without augmentation.
+        sides: of the protocol "dense", sizes of the shorter side in pixels; () for the published ones.
+        exact_statistics: batch norm by statistics over the whole training split, in place of running averages.
+
+    Raises:
+        UserError: no run there, no checkpoint, or a protocol that does not fit it.
     """
-    layers = sum(leaf.size // leaf.shape[-1] for leaf in jax.tree.leaves(batch_stats)) // 2
-    batch_stats, passes, settled = jax.device_get(batch_stats), 0, False
-    while not settled and passes <= layers:
-        before, batch_stats = batch_stats, jax.tree.map(_unless_settled, batch_stats, jax.device_get(measure(batch_stats)))
-        settled = all(map(np.array_equal, jax.tree.leaves(before), jax.tree.leaves(batch_stats)))
-        passes += 1
-    return batch_stats, passes
+    config, _, state, image_shape = load_run(workdir)
+    run = runs.read_run(workdir)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    options = {"protocol": protocol, "sides": sides, "exact_statistics": exact_statistics, "on_progress": on_progress}
+    result = evaluate_variables(decide_mode(config, run), variables, image_shape, functools.partial(check_data, run), **options)
+    return {"step": int(state.step), **result}
 
 
-def _unless_settled(old, new):
-    """The new statistics [..., C] of the layers where they differ from the old ones by more than float32 resolves."""
-    with np.errstate(invalid="ignore"):  # what lies behind layers that are far off may be infinite at first
-        largest_change, largest = (np.abs(array).max(axis=-1, keepdims=True) for array in (new - old, new))
-    return np.where(largest_change < 1e-6 * largest, old, new)
+def evaluate_variables(config, variables, image_shape, check_found, *, protocol, sides, exact_statistics, on_progress):
+    """As `evaluate_run`, of variables of the config's network for images of `image_shape`.
+
+    Args:
+        check_found: called with what is found of the data set.
+    """
+    params, batch_stats = variables["params"], variables["batch_stats"]
+    if sides and protocol != "dense":
+        raise UserError("--side needs --protocol=dense.")
+    if protocol and image_shape[0] != image_shape[1]:
+        raise UserError(f"--protocol needs square images; these are {image_shape[0]}×{image_shape[1]} pixels.")
+    if exact_statistics and not batch_stats:
+        raise UserError(f"--exact_statistics needs batch norm, and {config.model.name} has none.")
+    if exact_statistics or not protocol:
+        program = prepare(config)
+        check_found(program.found)
+    if exact_statistics:
+        measure = functools.partial(program.measure_moments, params, split=program.dataset.train)
+        batch_stats, passes = exact_batch_stats(batch_stats, measure)
+        logger.info("Batch statistics over the training split: exact after %d passes.", passes)
+    result = {"split": "test"}
+    if protocol:
+        result["protocol"] = protocol
+        pictures, class_names = open_test_split(config.data)
+        check_found({"class_names": list(class_names)})
+        model = build_model(config, len(class_names))
+        if protocol == "dense":
+            result["sides"] = list(sides or protocols.dense_sides(parse_name(config.model.name)[0], image_shape[0]))
+            model = protocols.for_any_size(model, image_shape)
+        views = {"protocol": protocol, "size": image_shape[0], "sides": result.get("sides", ())}
+        variables = {"params": params, "batch_stats": batch_stats}
+        tested = protocols.evaluate_pictures(model, variables, pictures, config.data, **views, on_progress=on_progress)
+    else:
+        tested = program.evaluate(params, batch_stats, program.dataset.test)
+    return result | {"examples": int(tested.examples), **tested.means()}

@@ -1,11 +1,16 @@
-"""A linear probe: the last layer alone, fitted to features that are computed once."""
+"""A linear probe: only the last layer is trained, by fitting it to features that are computed once."""
+
+import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 
-from plain56.training.step import count, example_losses
+from plain56.training import checkpoints, loop
+from plain56.training.journal import Journal
+from plain56.training.metrics import batch_totals, example_losses
 
 # The largest component of the gradient at which a fit counts as converged: what float32 resolves of a loss near 1.
 TOLERANCE = 1e-6
@@ -26,7 +31,7 @@ def features(model, variables, images):
 
 
 def fit(inputs, labels, num_classes, *, steps, weight_decay=0.0, decay_all=False, label_smoothing=0.0):
-    """The last layer that minimises the mean loss over all examples plus weight_decay / 2 · |kernel|², by L-BFGS from zero.
+    """The last layer that minimizes the mean loss over all examples plus weight_decay / 2 · |kernel|², by L-BFGS from zero.
 
     With a positive `weight_decay` there is one such kernel. Without, classes that planes separate have none: the weights grow
     until the gradient is gone.
@@ -69,6 +74,42 @@ def fit(inputs, labels, num_classes, *, steps, weight_decay=0.0, decay_all=False
         layer, _, done, _ = jax.lax.while_loop(unfinished, update, (layer, solver.init(layer), 0, jnp.inf))
         logits = logits_of(layer)
         mask = jnp.ones(labels.shape, bool)
-        return layer, done, count(example_losses(logits, labels, label_smoothing), logits, labels, mask)
+        return layer, done, batch_totals(example_losses(logits, labels, label_smoothing), logits, labels, mask)
 
     return run(layer, inputs, labels)
+
+
+def train(program, run, manager, initial, on_progress):
+    """Fits the last layer, and returns the run's `Status`; arguments as of `loop.train`."""
+    config, examples = program.config, program.found["train"]
+    state, totals = checkpoints.restore(manager, initial, set_aside=True)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    # An update sees every example once: it is an epoch.
+    with Journal(run, 0, parameters, examples, examples) as journal:
+        inputs, labels = _computed_features(program, state, on_progress)
+        loop.check_readable("train", examples - len(labels), examples)
+        decay = {"weight_decay": config.optimizer.weight_decay, "decay_all": config.optimizer.decay_all}
+        how = {"steps": config.train.steps, "label_smoothing": config.train.label_smoothing, **decay}
+        layer, step, fitted = jax.device_get(fit(inputs, labels, len(program.dataset.class_names), **how))
+        fitted_state = {"step": np.int32(step), "params": state.params | {"head": layer}}
+        places = {key: jax.tree.map(lambda leaf: leaf.sharding, getattr(state, key)) for key in fitted_state}
+        state = state.replace(**jax.device_put(fitted_state, places))
+        journal.advance(int(step))
+        journal.record("train", fitted.means())
+        for split in ("train_clean", "validation", "test")[not config.train.evaluate_train_every :]:
+            loop.evaluate_split(program, journal, state, split)
+        journal.flush(sync=True)
+        checkpoints.save(manager, int(step), (state, totals))
+        journal.advance(int(step), "finished")
+        journal.write_status()
+        return journal.read_status()
+
+
+def _computed_features(program, state, on_progress):
+    """What the last layer gets of every readable training example, [N, D], and the labels [N], on the host."""
+    computed, batch_size, begin = [], program.config.train.batch_size, time.perf_counter()
+    for batch in program.features(state.params, state.batch_stats, program.dataset.train):
+        computed.append((batch.images[batch.mask], batch.labels[batch.mask]))
+        done = len(computed) * batch_size
+        on_progress(min(1.0, done / program.found["train"]), done / (time.perf_counter() - begin))
+    return map(np.concatenate, zip(*computed, strict=True))

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from plain56 import parallel
-from plain56.data import centre, leave_out, normalise, resize
+from plain56.data import center, leave_out, normalize, resize
 from plain56.models.vgg import VGG, possible_pools
-from plain56.training.step import count, example_losses
+from plain56.training.metrics import batch_totals, example_losses
 
 PUBLISHED_SIZE = 224
 RESIZED = 256
@@ -59,12 +59,12 @@ def views(picture, protocol, size, sides=()):
         resized = [resize(picture, side) for side in sides]
         return [np.stack([image, image[:, ::-1]]) for image in resized]
     side = _scaled(RESIZED, size)
-    square = centre(resize(picture, side), side)
+    square = center(resize(picture, side), side)
     if protocol == "centre":
-        return [centre(square, size)[None]]
+        return [center(square, size)[None]]
     last = side - size
     corners = [square[top : top + size, left : left + size] for top in (0, last) for left in (0, last)]
-    crops = np.stack([*corners, centre(square, size)])
+    crops = np.stack([*corners, center(square, size)])
     return [np.concatenate([crops, crops[:, :, ::-1]])]
 
 
@@ -80,15 +80,15 @@ def evaluate_pictures(model, variables, pictures, data, protocol, size, sides=()
     Raises:
         UserError: too many pictures cannot be read, or a picture is too small for the network.
     """
-    mesh = parallel.data_mesh()
-    split = functools.partial(parallel.split_batch, mesh=mesh)
+    layout = parallel.layout()
+    devices = layout.mesh.size
 
-    @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
+    @functools.partial(jax.jit, out_shardings=layout.whole)
     def log_probabilities(variables, stacks):
         """Of the sum over views; as logarithms, because a sure network's probabilities underflow."""
         number, count = stacks.shape[:2]
-        images = normalise(stacks.reshape(number * count, *stacks.shape[2:]), data.mean, data.std)
-        logits = model.apply(variables, split(images)).logits
+        images = normalize(stacks.reshape(number * count, *stacks.shape[2:]), data.mean, data.std)
+        logits = model.apply(variables, layout.split(images)).logits
         return jax.nn.logsumexp(jax.nn.log_softmax(logits).reshape(number, count, -1), axis=1)
 
     total = pictures.count
@@ -99,7 +99,7 @@ def evaluate_pictures(model, variables, pictures, data, protocol, size, sides=()
     def run(shape):
         """Sends off what waits in this shape, filled up to a whole batch, so that each shape is compiled once."""
         places, stacks = zip(*waiting.pop(shape), strict=True)
-        batch = np.zeros((batch_size(shape, mesh.size), *shape), np.uint8)
+        batch = np.zeros((batch_size(shape, devices), *shape), np.uint8)
         batch[: len(stacks)] = stacks
         results = np.asarray(log_probabilities(variables, batch))[: len(stacks)]
         sums[list(places)] = np.logaddexp(sums[list(places)], results)
@@ -112,7 +112,7 @@ def evaluate_pictures(model, variables, pictures, data, protocol, size, sides=()
         picture, labels[i] = decoded
         for stack in views(picture, protocol, size, sides):
             waiting.setdefault(stack.shape, []).append((i, stack))
-            if len(waiting[stack.shape]) == batch_size(stack.shape, mesh.size):
+            if len(waiting[stack.shape]) == batch_size(stack.shape, devices):
                 run(stack.shape)
                 on_progress((i + 1) / total)
     for shape in list(waiting):
@@ -121,7 +121,7 @@ def evaluate_pictures(model, variables, pictures, data, protocol, size, sides=()
     labels = jnp.asarray(labels[readable])
     # All pictures have as many views, so their logarithmic sums differ from probabilities by a factor that softmax removes.
     logits = jnp.asarray(sums[readable])
-    return count(example_losses(logits, labels), logits, labels, jnp.ones(labels.shape, bool))
+    return batch_totals(example_losses(logits, labels), logits, labels, jnp.ones(labels.shape, bool))
 
 
 def batch_size(shape, devices):

@@ -1,24 +1,13 @@
-"""Which layers of a network are trained, and how fast: what fine-tuning chooses.
-
-Layers are grouped in stages, from the images to the classes: stem, stage1 … stage4 (plain and residual networks), block1 …
-block5, fc6, fc7 (VGG), or inception3 … inception5 (GoogLeNet), and head, to which auxiliary heads belong.
-"""
+"""Which layers of a network are trained, and how fast: what fine-tuning chooses, stage by stage (see `models.stack.stages`)."""
 
 import fnmatch
-import re
 from typing import NamedTuple
 
 import optax
 from flax import traverse_util
 
 from plain56.errors import UserError
-
-ORDER = ("stem", "stage", "block", "inception", "fc", "head_norm", "head")
-STAGES = (
-    (r"stem_.*|conv\d.*", "stem"),
-    (r"(stage\d|block\d|inception\d|fc\d|head_norm).*", r"\1"),
-    (r"head|auxiliary.*", "head"),
-)
+from plain56.models import stack
 
 
 class Stage(NamedTuple):
@@ -30,33 +19,21 @@ class Stage(NamedTuple):
     rate: float
 
 
-def stage_of(layer):
-    """The stage of a layer, by the name that it has in the parameters."""
-    for pattern, name in STAGES:
-        match = re.fullmatch(pattern, layer)
-        if match:
-            return match.expand(name)
-    raise ValueError(f"no stage has a layer {layer!r}")
-
-
-def _place(stage):
-    kind, number = re.fullmatch(r"([a-z_]+?)(\d?)", stage).groups()
-    return ORDER.index(kind), number
-
-
-def is_trained(options):
+def is_trained(options, model, image_shape):
     """A function of a parameter's path, or None where all are trained.
 
     Args:
         options: the config's `transfer` section. The last layer is trained in any case.
+        image_shape: `(H, W, C)`.
     """
     if options.probe:
         return lambda path: path[0] == "head"
     if not (options.freeze or options.freeze_scales):
         return None
+    stages = stack.stages(model, image_shape)
 
     def decide(path):
-        layer, stage = path[0], stage_of(path[0])
+        layer, stage = path[0], stages[path[0]]
         if stage == "head":
             return True
         frozen = any(fnmatch.fnmatchcase(name, pattern) for pattern in options.freeze for name in (layer, stage))
@@ -72,16 +49,17 @@ def split(params, decide):
     return trained, {path: leaf for path, leaf in flat.items() if path not in trained}
 
 
-def rates(layers, factor):
-    """The learning rates of a network's stages, from the images to the classes, as multiples of the last layer's, by name.
+def rates(options, model, image_shape):
+    """The learning rate of every layer as a multiple of the last layer's, from the images to the classes, by layer.
 
-    Each stage's is `factor` times that of the stage after it, whether that is trained or not.
+    The rate of each stage is `rate_factor` times that of the stage after it, whether that is trained or not.
     """
-    stages = sorted({stage_of(layer) for layer in layers}, key=_place)
-    return {stage: factor ** (len(stages) - 1 - i) for i, stage in enumerate(stages)}
+    stages = stack.stages(model, image_shape)
+    order = list(dict.fromkeys(stages.values()))
+    return {layer: options.rate_factor ** (len(order) - 1 - order.index(stage)) for layer, stage in stages.items()}
 
 
-def describe(params, options):
+def describe(params, options, model, image_shape):
     """The network's `Stage`s, from the images to the classes.
 
     Args:
@@ -91,28 +69,26 @@ def describe(params, options):
     Raises:
         UserError: a pattern of `freeze` that no layer fits.
     """
-    names = {name for layer in params for name in (layer, stage_of(layer))}
-    unused = [pattern for pattern in options.freeze if not fnmatch.filter(names, pattern)]
-    multiples = rates(params, options.rate_factor)
+    stages, multiples = stack.stages(model, image_shape), rates(options, model, image_shape)
+    unused = [pattern for pattern in options.freeze if not fnmatch.filter({*stages, *stages.values()}, pattern)]
     if unused:
         raise UserError(
-            f"transfer.freeze has {unused[0]!r}, which is no part of the network; its stages are {', '.join(multiples)}, and "
-            "patterns may name layers, too."
+            f"transfer.freeze has {unused[0]!r}, which is no part of the network; its stages are "
+            f"{', '.join(dict.fromkeys(stages.values()))}, and patterns may name layers, too."
         )
-    decide = is_trained(options) or (lambda path: True)
-    counts = {stage: [0, 0] for stage in multiples}
+    decide = is_trained(options, model, image_shape) or (lambda path: True)
+    described = {stage: Stage(stage, 0, 0, multiples[layer]) for layer, stage in stages.items()}
     for path, leaf in traverse_util.flatten_dict(params).items():
-        count = counts[stage_of(path[0])]
-        count[0] += leaf.size * decide(path)
-        count[1] += leaf.size
-    return [Stage(stage, *counts[stage], rate) for stage, rate in multiples.items()]
+        stage = described[stages[path[0]]]
+        trained, parameters = stage.trained + leaf.size * decide(path), stage.parameters + leaf.size
+        described[stage.name] = stage._replace(trained=trained, parameters=parameters)
+    return list(described.values())
 
 
-def scale_by_stage(factor):
-    """An optax transformation that multiplies updates by `rates`; its update takes the names of all `layers`."""
+def scale_by_layer(multiples):
+    """An optax transformation that multiplies the updates of every layer by its number of `rates`."""
 
-    def update(updates, state, params=None, *, layers, **unused):
-        multiples = rates(layers, factor)
-        return traverse_util.path_aware_map(lambda path, leaf: leaf * multiples[stage_of(path[0])], updates), state
+    def scale(updates, params=None):
+        return traverse_util.path_aware_map(lambda path, leaf: leaf * multiples[path[0]], updates)
 
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    return optax.stateless(scale)

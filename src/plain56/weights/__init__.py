@@ -1,5 +1,1 @@
-"""Published weights, in and out."""
-
-from plain56.weights.pretrained import begin_transfer, evaluate_weights, load_pretrained, predict, save_pretrained
-
-__all__ = ["begin_transfer", "evaluate_weights", "load_pretrained", "predict", "save_pretrained"]
+"""Weights in files: tensors by the names of PyTorch and Keras, to our variables and back."""

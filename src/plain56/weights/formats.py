@@ -10,7 +10,6 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import psutil
@@ -18,13 +17,10 @@ import safetensors
 import safetensors.numpy
 
 from plain56 import machine, runs
-from plain56.config import check, check_value, from_json
+from plain56.config import check_value
 from plain56.errors import UserError, first_line
-from plain56.models import create_model, parse_name
-from plain56.models.registry import OPTIONS
+from plain56.models import create_model, option_names
 from plain56.runs.files import parse_json
-from plain56.training.loop import load_run
-from plain56.weights.pytorch import to_pytorch
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th")
 KERAS_SUFFIX = ".h5"
@@ -49,29 +45,29 @@ class About(NamedTuple):
     class_names: tuple[str, ...] = ()  # () where they are not known
 
 
-@machine.telling_what_is_too_large()
+@machine.explaining_memory_errors()
 def read(source):
-    """Tensors by PyTorch's or Keras' names, finite float32 in NumPy arrays, and an `About`, or None where the source has none.
+    """Tensors by PyTorch's or Keras' names, finite float32 in NumPy arrays, and an `About`, or None where the file has none.
+
+    Args:
+        source: a file, or a Hugging Face repository.
 
     Raises:
-        UserError: as `load_pretrained`.
+        UserError: there is none, it is damaged, or it wants to run code.
     """
     path = runs.user_path(source)
     mode = mode_of(path)
     if not mode and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and path.suffix not in SUFFIXES:
         path = _download(str(source))
         mode = mode_of(path)
-    if stat.S_ISDIR(mode):
-        tensors, about = _read_run(path)
-    elif not stat.S_ISREG(mode):
+    if not stat.S_ISREG(mode):
         raise UserError(f"There are no weights {path}; a file, a run directory, or a Hugging Face repository is expected.")
-    elif path.suffix not in SUFFIXES:
+    if path.suffix not in SUFFIXES:
         raise UserError(f"{path} is no file of weights by its name; a name must end in {', '.join(SUFFIXES)}.")
-    else:
-        _check_memory(path, path.stat().st_size)
-        kind = _read_safetensors if path.suffix == SUFFIXES[0] else _read_keras if path.suffix == KERAS_SUFFIX else _read_torch
-        tensors, about = kind(path)
-    return {name: _numbers(source, name, tensor) for name, tensor in tensors.items()}, about
+    _check_memory(path, path.stat().st_size)
+    kind = _read_safetensors if path.suffix == SUFFIXES[0] else _read_keras if path.suffix == KERAS_SUFFIX else _read_torch
+    tensors, about = kind(path)
+    return {name: numbers(source, name, tensor) for name, tensor in tensors.items()}, about
 
 
 def mode_of(path):
@@ -93,7 +89,7 @@ def _check_memory(path, needed):
         )
 
 
-def _numbers(source, name, tensor):
+def numbers(source, name, tensor):
     """A tensor as float32; raises UserError where that cannot be, or no network could have such values."""
     tensor = np.asarray(tensor)
     if tensor.dtype.kind not in "iu" and not jnp.issubdtype(tensor.dtype, jnp.floating):
@@ -105,20 +101,6 @@ def _numbers(source, name, tensor):
     if name.endswith(VARIANCES) and (numbers < 0).any():
         raise UserError(f"{source} is damaged: {name!r} has negative values, which no variance has.")
     return numbers
-
-
-def _read_run(path):
-    run = runs.read_run(path)
-    config, data = from_json(run.config()), run.environment().get("data", {})
-    check(config)
-    options = {key: value for key, value in config.model.items() if key != "name" and value is not None}
-    options |= {"epsilon": config.batch_norm.epsilon} if config.batch_norm.epsilon else {}
-    about = {"model": config.model.name, "options": options, "mean": config.data.mean, "std": config.data.std}
-    about |= {key: data.get(key) for key in ("image_shape", "class_names")}
-    about = describe(path / "environment.json", about)
-    state = load_run(path).state
-    variables = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
-    return to_pytorch(about.model, variables), about
 
 
 def describe(source, described):
@@ -143,7 +125,7 @@ def _tuples(value):
 
 def _check(about):
     check_value("model.name", about.model)
-    known = (*OPTIONS[parse_name(about.model)[0]], "dtype", "epsilon")
+    known = (*option_names(about.model), "dtype", "epsilon")
     if not isinstance(about.options, dict) or not set(about.options) <= set(known):
         raise UserError(f"options are {about.options!r}; {about.model} has {', '.join(known)}")
     for key, value in about.options.items():
@@ -283,16 +265,7 @@ def _download(repository):
         raise UserError(f"{repository} cannot be taken from the Hugging Face hub: {first_line(error)}.") from error
 
 
-def write(path, tensors, about):
-    """Writes tensors by PyTorch's names and an `About` as safetensors; raises UserError where that cannot be."""
+def serialize(tensors, about):
+    """The bytes of a safetensors file of tensors by PyTorch's names and an `About`."""
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    write_bytes(path, safetensors.numpy.save(tensors, {"format": "pt", METADATA: json.dumps(about._asdict())}))
-
-
-def write_bytes(path, content):
-    """Writes a file whole or not at all, in a folder that may be new; raises UserError where that cannot be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
-    runs.write_bytes(path, content)
+    return safetensors.numpy.save(tensors, {"format": "pt", METADATA: json.dumps(about._asdict())})

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models.googlenet import BasicConv2d
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from experiments.throughput import serve
+from experiments.benchmarks.turns import serve
 
 
 class Block(nn.Module):

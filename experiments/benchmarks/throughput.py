@@ -1,6 +1,6 @@
 """How fast a training step and a forward pass are, beside plain Flax and PyTorch on the same machine in the same minutes.
 
-    python -m experiments.throughput [--networks=resnet20,vgg16_bn] [--rounds=7] [--folder=runs/throughput]
+    python -m experiments.benchmarks.throughput [--networks=resnet20,vgg16_bn] [--rounds=7] [--folder=runs/throughput]
 
 Every program is a process of its own, and they take turns: in each round each one works for about a second while the others
 wait. A ratio is taken within a round, so that a machine that is busy for a while slows both of its sides. Compared are
@@ -19,14 +19,12 @@ import argparse
 import contextlib
 import functools
 import json
-import os
 import platform
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
+
+from experiments.benchmarks.turns import Failed, describe_machine, python_with, serve, start_all, summary
 
 # name: batch size, height and width of the images, number of classes
 NETWORKS = {
@@ -38,63 +36,9 @@ NETWORKS = {
     "resnet18": (8, 224, 1000),
     "resnet50": (8, 224, 1000),
 }
-WORK = {"step": "training step", "forward": "forward pass"}
+WORK = ("step", "forward")
 PROGRAMS = ("plain56", "Flax", "PyTorch", "torch.compile")
-TURN_SECONDS = 1.0
-ROOT = Path(__file__).resolve().parents[1]
 TORCH_PROGRAM = Path(__file__).with_name("throughput_torch.py")
-
-
-class Failed(Exception):
-    """A program of the comparison cannot be run; the message says why."""
-
-
-class Program:
-    """A process that waits for turns."""
-
-    def __init__(self, command, environment=None):
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
-        self.process = subprocess.Popen(command, **pipes, text=True, env=environment, cwd=ROOT)
-        self.about = self.read()
-
-    def read(self):
-        line = self.process.stdout.readline()
-        if not line:
-            self.errors.seek(0)
-            reason = (self.errors.read().strip() or "it ended without a word").splitlines()[-1]
-            raise Failed(reason[:300])
-        return json.loads(line)
-
-    def turn(self, work):
-        """Milliseconds of each repetition in one turn."""
-        self.process.stdin.write(work + "\n")
-        self.process.stdin.flush()
-        return self.read()
-
-    def close(self):
-        self.process.kill()
-        self.process.communicate()
-        self.errors.close()
-
-
-def serve(about, works):
-    """What a program does: says what it is, then takes turns until its input ends.
-
-    Args:
-        works: functions without arguments by name.
-    """
-    for work in works.values():
-        work()
-        work()
-    print(json.dumps(about), flush=True)
-    for line in sys.stdin:
-        work, times, start = works[line.strip()], [], time.perf_counter()
-        while not times or time.perf_counter() - start < TURN_SECONDS:
-            before = time.perf_counter()
-            work()
-            times.append(1000 * (time.perf_counter() - before))
-        print(json.dumps(times), flush=True)
 
 
 def run_jax(name, plain):
@@ -111,7 +55,7 @@ def run_jax(name, plain):
     from plain56.models import create_model
     from plain56.training.schedules import make_schedule
     from plain56.training.state import create_train_state, make_optimizer
-    from plain56.training.step import train_step
+    from plain56.training.step import Update, train_step
 
     if plain:
         _write_as_plain_flax()
@@ -130,7 +74,7 @@ def run_jax(name, plain):
     batch = Batch(images, labels, jnp.ones(batch_size, bool))
     state = jax.jit(lambda: create_train_state(model, optimizer, 0, (side, side, 3)))()
     variables = jax.tree.map(jnp.copy, {"params": state.params, "batch_stats": state.batch_stats})
-    step_fn = jax.jit(functools.partial(train_step, model=model, optimizer=optimizer, seed=0), donate_argnums=0)
+    step_fn = jax.jit(functools.partial(train_step, update=Update(model, optimizer, seed=0)), donate_argnums=0)
     forward_fn = jax.jit(lambda variables, images: model.apply(variables, images).logits)
 
     def step():
@@ -167,58 +111,15 @@ def _write_as_plain_flax():
     resnet.scan_blocks = one_after_another
 
 
-@functools.cache
-def python_with(name, *packages):
-    """The interpreter of an environment with other packages, which is made where it is missing.
-
-    Returns:
-        Its path, or the `Failed` that says why there is none.
-    """
-    from plain56.machine import cache_folder
-
-    folder = cache_folder() / name
-    python = folder / "bin" / "python"
-    if not (folder / "complete").exists():
-        print(f"Setting up {', '.join(packages)} in {folder}, which takes minutes", file=sys.stderr, flush=True)
-        for command in (
-            [sys.executable, "-m", "venv", "--clear", str(folder)],
-            [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages],
-        ):
-            result = subprocess.run(command, capture_output=True, text=True, check=False)
-            if result.returncode:
-                return Failed((result.stderr.strip() or "set-up failed").splitlines()[-1][:300])
-        (folder / "complete").touch()
-    return str(python)
-
-
 def command_of(program, name):
     """The command that starts a program for a network."""
     if program in ("plain56", "Flax"):
-        return [sys.executable, "-m", "experiments.throughput", f"--run={program}", f"--networks={name}"]
+        return [sys.executable, "-m", "experiments.benchmarks.throughput", f"--run={program}", f"--networks={name}"]
     python = python_with("torch", "torch", "torchvision")
     if isinstance(python, Failed):
         raise python
     batch_size, side, num_classes = map(str, NETWORKS[name])
     return [python, str(TORCH_PROGRAM), name, batch_size, side, num_classes, str(int(program == "torch.compile"))]
-
-
-def start_all(commands, stack, show):
-    """Starts programs: `(those that run, versions, sentences on what could not be run)`.
-
-    Args:
-        commands: functions that give a program's command, by its name.
-        stack: an `ExitStack`, which ends the programs.
-    """
-    running, versions, sentences = {}, {}, []
-    for name, command in commands.items():
-        show(f"{name} starts")
-        try:
-            running[name] = Program(command(), os.environ | {"JAX_PLATFORMS": "cpu"})
-            stack.callback(running[name].close)
-            versions |= running[name].about
-        except Failed as error:
-            sentences.append(f"{name} could not be run: {error}")
-    return running, versions, sentences
 
 
 def measure(name, rounds, show):
@@ -249,70 +150,24 @@ def measure(name, rounds, show):
     return rows, versions, sentences
 
 
-def summary(values):
-    """Median and range of numbers."""
-    return {"median": round(statistics.median(values), 3), "least": round(min(values), 3), "most": round(max(values), 3)}
-
-
-def describe_machine():
-    """Processor and number of cores."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        processor = platform.processor() or platform.machine()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{processor}, {cores} cores, {platform.system()}"
-
-
 def print_table(result):
     """Prints medians in milliseconds, and in brackets how many times as fast plain56 is."""
-    from rich.console import Console
     from rich.table import Column, Table
+
+    from plain56.cli.terminal import print_rows
+    from plain56.figures.throughput import TITLES
 
     headers = ("network", "batch", "image", "work", *PROGRAMS)
     table = Table(*headers[:4], *(Column(program, justify="right") for program in PROGRAMS), title="milliseconds (× as fast)")
+    rows = []
     for row in result["rows"]:
         cells = []
         for program in PROGRAMS:
             time_of, ratio = row["milliseconds"].get(program), row["times_as_fast_as"].get(program)
             factor = f" ({ratio['median']:.2f}: {ratio['least']:.2f}–{ratio['most']:.2f})" if ratio else ""
             cells.append(f"{time_of['median']:.0f}{factor}" if time_of else "–")
-        table.add_row(row["network"], str(row["batch_size"]), f"{row['image_size']}", WORK[row["work"]], *cells)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-def draw(folder):
-    """Draws, from the folder's throughput.json, how many times as fast as each other program plain56 is: medians and ranges."""
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
-
-    from plain56.figures.degradation import COLOURS, STYLE, save
-
-    result = json.loads((folder / "throughput.json").read_text())
-    others = [program for program in PROGRAMS if any(program in row["times_as_fast_as"] for row in result["rows"])]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9, 3.4), layout="constrained")
-        for axes, (work, title) in zip(figure.subplots(1, 2, sharey=True), WORK.items(), strict=True):
-            rows = [row for row in result["rows"] if row["work"] == work]
-            for i, program in enumerate(others):
-                known = [(place, row["times_as_fast_as"].get(program)) for place, row in enumerate(rows)]
-                known = [(place + (i - (len(others) - 1) / 2) * 0.2, ratio) for place, ratio in known if ratio]
-                places, ratios = zip(*known, strict=True) if known else ((), ())
-                medians = [ratio["median"] for ratio in ratios]
-                spread = [[r["median"] - r["least"] for r in ratios], [r["most"] - r["median"] for r in ratios]]
-                axes.errorbar(places, medians, spread, fmt="os^"[i], color=COLOURS[i], markersize=4, capsize=2, label=program)
-            axes.axhline(1, color="black", linewidth=0.8)
-            axes.set_xticks(range(len(rows)), [row["network"] for row in rows], rotation=45, ha="right")
-            axes.set(title=title, yscale="log")
-            axes.yaxis.set_major_locator(FixedLocator((0.5, 1, 2, 5, 10)))
-            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axes.yaxis.set_minor_locator(NullLocator())
-        figure.axes[0].set_ylabel("plain56 is so many times as fast as")
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-        return save(figure, folder, "throughput")
+        rows.append((row["network"], str(row["batch_size"]), f"{row['image_size']}", TITLES[row["work"]], *cells))
+    print_rows(table, rows)
 
 
 def main():
@@ -331,9 +186,9 @@ def main():
         run_jax(names[0], plain=options.run == "Flax")
         return
 
-    def show(line):
-        print(line, file=sys.stderr, flush=True)
+    from plain56.figures import throughput as figure
 
+    show = functools.partial(print, file=sys.stderr, flush=True)
     result = {"machine": describe_machine(), "versions": {"python": platform.python_version()}, "sentences": [], "rows": []}
     for name in names:
         rows, versions, sentences = measure(name, options.rounds, show)
@@ -342,7 +197,7 @@ def main():
         result["sentences"] += sentences
     options.folder.mkdir(parents=True, exist_ok=True)
     (options.folder / "throughput.json").write_text(json.dumps(result, indent=1) + "\n")
-    draw(options.folder)
+    figure.draw(options.folder)
     print_table(result)
     print("\n".join([result["machine"], json.dumps(result["versions"]), *result["sentences"]]))
     print(json.dumps({"folder": str(options.folder)}))

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import tensorflow as tf
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from experiments.throughput import serve
+from experiments.benchmarks.turns import serve
 
 
 def main(folder, *numbers):

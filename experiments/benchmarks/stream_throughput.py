@@ -1,9 +1,9 @@
 """How fast JPEGs are decoded and cropped, beside a loop with Pillow and tf.data, and how long a training step waits for them.
 
-    python -m experiments.stream_throughput [--rounds=7] [--folder=runs/stream_throughput]
+    python -m experiments.benchmarks.stream_throughput [--rounds=7] [--folder=runs/stream_throughput]
 
 ResNet's preprocessing for training (He et al. 2015, section 3.4): decode, resize the shorter side to a random length from
-[256, 480], cut out 224×224. The JPEGs are of `experiments/jpegs.py`. Programs take turns, as in `experiments/throughput.py`:
+[256, 480], cut out 224×224. The JPEGs are of `experiments/benchmarks/jpegs.py`. Programs take turns, as in `throughput.py`:
 
     plain56   this package's stream, in threads
     Pillow    one picture after another
@@ -24,7 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from experiments.throughput import Failed, describe_machine, python_with, serve, start_all, summary
+from experiments.benchmarks.turns import Failed, describe_machine, python_with, serve, start_all, summary
 
 PROGRAMS = ("plain56", "Pillow", "tf.data")
 BATCH, BATCHES = 64, 8
@@ -85,7 +85,7 @@ def run_pillow(folder):
 def command_of(program, folder):
     """The command that starts a program."""
     if program != "tf.data":
-        return [sys.executable, "-m", "experiments.stream_throughput", f"--run={program}", f"--jpegs={folder}"]
+        return [sys.executable, "-m", "experiments.benchmarks.stream_throughput", f"--run={program}", f"--jpegs={folder}"]
     python = python_with("tensorflow", "tensorflow-cpu")
     if isinstance(python, Failed):
         raise python
@@ -110,7 +110,7 @@ def waiting_share(folder):
     """The share of the time of resnet18's training steps at 224 pixels, batch 8, in which the stream has no batch ready."""
     from configs import imagenet
     from plain56 import machine
-    from plain56.training import experiment
+    from plain56.training import prepare
 
     machine.set_up()
     config = imagenet.get_config("resnet18")
@@ -118,23 +118,21 @@ def waiting_share(folder):
     config.train.batch_size, config.train.steps = 8, WAITING_STEPS + 10
     config.optimizer.schedule.boundaries = ()
     waited = 0.0
-    original = experiment.train_stream
 
-    def timed(*arguments, **named):
+    def timed(stream):
         nonlocal waited
-        stream = original(*arguments, **named)
         while True:
             before = time.perf_counter()
             batch = next(stream)
             waited += time.perf_counter() - before
             yield batch
 
-    experiment.train_stream = timed
-    prepared = experiment.prepare(config)
-    state, totals = prepared.train_steps(*prepared.initial, 0, 10)
+    program = prepare(config)
+    stream = timed(program.stream(0))
+    state, totals = program.train_steps(*program.initial, stream, 0, 10)
     totals.loss.block_until_ready()
     waited, before = 0.0, time.perf_counter()
-    _, totals = prepared.train_steps(state, totals, 10, WAITING_STEPS)
+    _, totals = program.train_steps(state, totals, stream, 10, WAITING_STEPS)
     totals.loss.block_until_ready()
     seconds = time.perf_counter() - before
     return {"share": round(waited / seconds, 4), "step_milliseconds": round(1000 * seconds / WAITING_STEPS, 1)}
@@ -153,7 +151,7 @@ def main():
         return
     show = functools.partial(print, file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as jpegs:
-        from experiments.jpegs import write
+        from experiments.benchmarks.jpegs import write
 
         write(jpegs, per_class=100, test_per_class=1)
         rates, versions, sentences = measure(jpegs, options.rounds, show)

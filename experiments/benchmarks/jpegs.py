@@ -1,6 +1,6 @@
 """A folder of JPEGs of natural size, made from what packages carry: parts of two photographs, with a handwritten digit on each.
 
-    python -m experiments.jpegs FOLDER [--per_class=100] [--test_per_class=20]
+    python -m experiments.benchmarks.jpegs FOLDER [--per_class=100] [--test_per_class=20]
 
 About 500×375 pixels, as in ImageNet on average; the class is the digit's. The photographs and digits are scikit-learn's.
 """

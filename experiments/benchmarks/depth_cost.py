@@ -1,6 +1,6 @@
 """What depth costs before and during training: seconds to trace and compile a training step, and the memory that it takes.
 
-    python -m experiments.depth_cost [--networks=resnet20,resnet1202] [--folder=runs/depth_cost]
+    python -m experiments.benchmarks.depth_cost [--networks=resnet20,resnet1202] [--folder=runs/depth_cost]
 
 Batches of 128 images of 32×32, each network in a process of its own, nothing from the cache of compiled programs. Blocks of equal
 shape are one scan, so that the program hardly grows with depth; memory grows, with `model.remat` to less than half of it.
@@ -32,7 +32,7 @@ def measure(name, remat):
     from plain56.ops import native
     from plain56.training.schedules import make_schedule
     from plain56.training.state import create_train_state, make_optimizer
-    from plain56.training.step import train_step
+    from plain56.training.step import Update, train_step
 
     native.lanes()  # compiled once, for all networks
     model, config = create_model(name, 10, remat=remat), base.get_config()
@@ -40,7 +40,7 @@ def measure(name, remat):
     state = jax.eval_shape(lambda: create_train_state(model, optimizer, 0, (SIDE, SIDE, 3)))
     images = jax.ShapeDtypeStruct((BATCH_SIZE, SIDE, SIDE, 3), jnp.float32)
     batch = Batch(images, jax.ShapeDtypeStruct((BATCH_SIZE,), jnp.int32), jax.ShapeDtypeStruct((BATCH_SIZE,), jnp.bool_))
-    step = jax.jit(functools.partial(train_step, model=model, optimizer=optimizer, seed=0), donate_argnums=0)
+    step = jax.jit(functools.partial(train_step, update=Update(model, optimizer, seed=0)), donate_argnums=0)
     start = time.perf_counter()
     lowered = step.lower(state, batch)
     traced = time.perf_counter()
@@ -61,24 +61,25 @@ def main():
     if options.run:
         print(json.dumps(measure(options.networks, options.run == "remat")))
         return
-    from rich.console import Console
     from rich.table import Column, Table
 
+    from plain56.cli.terminal import print_rows
+
     table = Table(*(Column(header, justify="right") for header in ("network", "remat", "trace (s)", "compile (s)", "step (MB)")))
-    rows = []
+    rows, shown = [], []
     for name in options.networks.split(","):
         for run in ("kept", "remat"):
             print(f"{name}: {run}", file=sys.stderr, flush=True)
-            command = [sys.executable, "-m", "experiments.depth_cost", f"--networks={name}", f"--run={run}"]
+            command = [sys.executable, "-m", "experiments.benchmarks.depth_cost", f"--networks={name}", f"--run={run}"]
             environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_PLATFORMS": "cpu"}
             result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
             rows.append(json.loads(result.stdout))
             row = rows[-1]
             values = row["trace_seconds"], row["compile_seconds"], f"{row['step_bytes'] / 1e6:,.0f}"
-            table.add_row(name, "yes" if row["remat"] else "no", *map(str, values))
+            shown.append((name, "yes" if row["remat"] else "no", *map(str, values)))
     options.folder.mkdir(parents=True, exist_ok=True)
     (options.folder / "depth_cost.json").write_text(json.dumps(rows, indent=1) + "\n")
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    print_rows(table, shown)
     print(json.dumps({"folder": str(options.folder)}))
 
 

@@ -1,0 +1,167 @@
+"""The modes `sweep` and `report`: many runs, how they stand, and their table."""
+
+import importlib.util
+import logging
+import sys
+from pathlib import Path
+
+from ml_collections import config_flags
+
+from plain56.cli.flags import SLURM, overridden, refuse_config, required
+from plain56.cli.terminal import FAILED, percent, print_result, print_table, progress
+from plain56.cluster import INTERRUPTED
+from plain56.errors import UserError
+
+LAUNCH = Path(__file__).resolve().parents[3] / "launch.py"  # of this checkout
+
+
+def sweep(options, arguments):
+    """Runs a sweep, submits it to Slurm, or shows what it consists of and how it stands."""
+    from plain56 import sweeps
+
+    if options.status or options.dry_run:
+        return _show_elements(options)
+    given = [name for name in SLURM if options[name].value is not None]
+    if options.executor == "slurm":
+        return _submit(options)
+    if given:
+        raise UserError(f"--{given[0]} belongs to --executor=slurm, and is not allowed here.")
+    rows = run_sweep(options)
+    print_result({"workdir": options.workdir, "runs": rows})
+    ran = rows if options.index is None else [rows[options.index]]
+    if any(row["state"] in sweeps.NOT_TRAINED for row in ran):
+        return FAILED
+    # What another process still trains, or what was killed, is left.
+    return 0 if options.index is not None or sweeps.is_complete(options.workdir) else INTERRUPTED
+
+
+def _submit(options):
+    """Submits the runs of a sweep to Slurm; how they stand is in the sweep's directory from then on."""
+    from plain56 import sweeps
+
+    if options.index is not None or options.workers > 1:
+        raise UserError("--executor=slurm submits every run as a job of its own; --index and --workers are not allowed with it.")
+    elements, workdir = _elements(options), str(Path(required(options, "workdir")).absolute())
+    parameters = {parameter: options[name].value for name, parameter in SLURM.items()}
+    jobs = sweeps.submit(elements, workdir, _sweep_command(workdir), **parameters)
+    print_table("submitted", [{"job": job, "run": run} for run, job in jobs.items()] or [{"job": "–", "run": "all have ended"}])
+    print_result({"workdir": options.workdir, "jobs": jobs})
+    return 0
+
+
+def _sweep_command(workdir):
+    """What runs the sweep that is written in a directory."""
+    return [sys.executable, str(LAUNCH), "sweep", f"--workdir={workdir}"]
+
+
+def run_sweep(options):
+    """Runs the sweep of --config in --workdir with a progress display, prints its summary as a table and returns the rows."""
+    from plain56 import machine, sweeps
+
+    machine.set_up()
+    elements, workdir = _elements(options), required(options, "workdir")
+    if options.index is not None and options.workers > 1:
+        raise UserError("--index runs one element, and --workers several at a time; allowed is one of them.")
+    with progress() as show:
+        if options.workers > 1:
+            rows = sweeps.run_workers(
+                elements,
+                workdir,
+                _sweep_command(workdir),
+                options.workers,
+                lambda ended, total, share: show(f"{ended} of {total} runs", share),
+            )
+        else:
+            rows = sweeps.run_sweep(elements, workdir, show, options.index)
+    _print_summary(rows)
+    return rows
+
+
+def _elements(options):
+    """The elements of --config, or those that were written to --workdir by an earlier launch."""
+    from plain56 import sweeps
+
+    if not options.config:
+        return sweeps.read(required(options, "workdir"))
+    elements = sweeps.expand(options.config, _sweep_function(options))
+    for key in overridden(options):
+        if any(key in element.overrides for element in elements):
+            raise UserError(f"--config.{key} is chosen by the sweep itself; allowed are its own keys, --config.sweep.….")
+    return elements
+
+
+def _show_elements(options):
+    """Prints what a sweep consists of (--dry_run), or how its runs stand (--status); runs and writes nothing."""
+    from plain56 import runs
+
+    elements = _elements(options)
+    if options.status:
+        required(options, "workdir")
+    rows = []
+    for index, (name, overrides, config, damage) in enumerate(elements):
+        row, steps = {"index": index, "run": name}, None if damage else config.train.steps
+        if options.dry_run:
+            row |= {"model": overrides.get("model.name", config and config.model.name)}
+            row |= {"seed": overrides.get("seed", config and config.seed), "steps": steps}
+            row |= {"other overrides": {key: overrides[key] for key in overrides.keys() - {"model.name", "seed"}}}
+        if options.workdir:
+            planned = runs.Run(Path(options.workdir) / name), overrides, {} if damage else config.to_dict()
+            status = runs.SweepRun(*planned, damage).status()
+            row |= {"state": status.state, "step": status.step, "of": steps, "seconds": status.seconds}
+            row |= {"reason": status.reason}
+        rows.append(row)
+    print_table("sweep", [row | {key: row[key] or "" for key in ("reason", "other overrides") if key in row} for row in rows])
+    print_result({"workdir": options.workdir, "runs": rows})
+
+
+def report(options, arguments):
+    """Writes the figure, the table and the report of a sweep from its run directories."""
+    from plain56 import sweeps
+    from plain56.figures import report as page
+
+    refuse_config(options, "the run directories alone")
+    rows, figure = sweeps.summarise(required(options, "workdir")), draw_degradation(options.workdir)
+    path = page.write(options.workdir, rows)
+    _print_summary(rows)
+    print(f"figure: {figure}\nreport: {path}")
+    print_result({"figure": figure, "report": str(path), "runs": rows})
+
+
+def draw_degradation(workdir):
+    """The path of the figure, or None with a warning: it is of sweeps over depths, and tables are of any."""
+    from plain56.figures import degradation
+
+    try:
+        return str(degradation.draw(workdir))
+    except UserError as error:
+        logging.getLogger("plain56").warning("%s", error)
+        return None
+
+
+def _print_summary(rows):
+    """Prints the rows of a sweep's summary as a table, errors in percent."""
+    # Measured on request only.
+    # Nor does a name say more than network and seed, where these tell all runs apart.
+    apart = len({(row["model"], row["seed"]) for row in rows}) == len(rows)
+    hidden = {"run"} if apart else {"model", "depth", "residual"}
+    unused = hidden | {key for key in ("train_clean_error", "validation_error") if all(row[key] is None for row in rows)}
+    errors = [key for key in rows[0] if key.endswith("_error") and key not in unused]
+    shown = [{key: row[key] for key in row if key not in unused} | {key: percent(row[key]) for key in errors} for row in rows]
+    for row in shown:
+        row["train_loss"] = "–" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
+        row["parameters"] = f"{row['parameters']:,}"
+    print_table("sweep", shown)
+
+
+def _sweep_function(options):
+    """The function `sweep` beside the config's `get_config`."""
+    path = config_flags.get_config_filename(options["config"])
+    if not isinstance(path, str):  # it is the config itself, which `_run_config` has read
+        raise UserError("--config must be a sweep, such as configs/sweeps/degradation.py, not a single run's config.json.")
+    path = path.split(":")[0]
+    spec = importlib.util.spec_from_file_location("sweep_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "sweep"):
+        raise UserError(f"{path} is not a sweep: it has no function sweep(config); configs/sweeps/degradation.py has one.")
+    return module.sweep

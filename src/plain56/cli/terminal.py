@@ -1,0 +1,215 @@
+"""What the command line prints, and how a mode or an experiment is run: one sentence per mistake, and an exit status."""
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import absl.logging
+
+from plain56.cli import flags
+from plain56.cluster import INTERRUPTED
+from plain56.errors import UserError
+
+FAILED, MISTAKE = 1, 2
+
+
+def run(function, argv, usage="", mode=flags.EXPERIMENT):
+    """Runs a mode or an experiment with its flags and arguments, or prints its usage, and returns the exit status.
+
+    Args:
+        function: `(options, arguments) -> exit status`, or None for 0.
+        argv: the command line, without the mode.
+        usage: what `--help` prints above the flags.
+        mode: the mode's name, which decides what flags are taken.
+    """
+    if {"--help", "-h"} & set(argv):
+        function, argv = (lambda options, arguments: print(usage + flags.help_text())), []
+    with _standard_streams() as out:
+        try:
+            _prepare_process()
+            status = function(*flags.parse(argv, mode)) or 0
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return MISTAKE
+        except KeyboardInterrupt as error:
+            reason = f" ({error})" if str(error) else ""
+            print(f"Interrupted{reason}; the same command goes on from there.", file=sys.stderr)
+            return INTERRUPTED
+        finally:
+            out.flush()
+            sys.stderr.flush()
+        if out.failure and not status:
+            print(f"error: The result could not be printed ({out.failure}); all else is done.", file=sys.stderr, flush=True)
+            return FAILED
+        return status
+
+
+@contextlib.contextmanager
+def _standard_streams():
+    """Has nothing that is printed end a run; gives the stream of results, which keeps why it failed."""
+    _open_closed_streams()
+    with Path(os.devnull).open("w") as nowhere:
+        out, errors = (_Stream(stream or nowhere) for stream in (sys.stdout, sys.stderr))
+        if sys.stdout is None:
+            out.failure = "it is closed"
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+            yield out
+
+
+def _prepare_process():
+    """Sends warnings to stderr, and has SIGTERM interrupt as Ctrl-C does."""
+    absl.logging.set_verbosity(absl.logging.FATAL)  # what concerns a user comes as an exception, too
+    logger = logging.getLogger("plain56")
+    logger.handlers, logger.propagate, logger.level = [_ToStderr()], False, logging.INFO
+    # Until training holds them back to save, both signals interrupt alike. A test may run this outside the main thread.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _open_closed_streams():
+    """Gives the standard streams that are closed a place of their own: else the next file to be opened would be printed into."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+
+
+def run_experiment(function, defaults, usage):
+    """Runs the experiment of a module from the command line, with these flags unless others are given, and exits.
+
+    Another config comes without the default's overrides.
+    """
+    given = {argument.split("=")[0].lstrip("-") for argument in sys.argv[1:]}
+    if "config" in given:
+        defaults = {key: value for key, value in defaults.items() if not key.startswith("config.")}
+    flags_left = [f"--{key}={value}" for key, value in defaults.items() if key not in given]
+    sys.exit(run(function, [*flags_left, *sys.argv[1:]], usage))
+
+
+def print_claim(held, sentence, figure):
+    """Prints whether an experiment's claim held and what says so, and returns the exit status."""
+    print(f"figure: {figure}\n{sentence}")
+    print_result({"held": held, "claim": sentence, "figure": str(figure)})
+    return 0 if held else FAILED
+
+
+class _Stream:
+    """A stream whose reader may leave before the end, and whose disk may be full: nothing that is printed ends a run."""
+
+    def __init__(self, stream):
+        self.stream = stream
+        self.failure = None  # why something could not be printed, for another reason than that its reader has left
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # not every terminal has a ×
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        with self._printing():
+            return self.stream.write(text)
+        return len(text)
+
+    def flush(self):
+        with self._printing():
+            self.stream.flush()
+
+    @contextlib.contextmanager
+    def _printing(self):
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                self.failure = error.strerror
+            with Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), self.stream.fileno())
+
+
+class _ToStderr(logging.Handler):
+    def emit(self, record):
+        kind = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        print(f"{kind}{record.getMessage()}", file=sys.stderr, flush=True)
+
+
+def print_table(title, rows):
+    """Prints rows of the same keys, which head the columns, as a table."""
+    from rich.table import Table
+
+    print_rows(Table(*rows[0], title=title), (map(str, row.values()) for row in rows))
+
+
+def print_numbers(title, headers, rows):
+    """Prints a table whose columns from the second on are aligned on the right. A narrow terminal folds cells, and cuts none."""
+    from rich.table import Column, Table
+
+    first, *rest = headers
+    columns = Column(first, overflow="fold"), *(Column(header, justify="right", overflow="fold") for header in rest)
+    print_rows(Table(*columns, title=title), rows)
+
+
+def print_rows(table, rows):
+    """Prints a table with these rows, each of which is a sequence of texts."""
+    from rich.console import Console
+
+    for row in rows:
+        table.add_row(*row)
+    # A pipe has no width; cutting columns there would lose numbers.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def print_result(result):
+    """Prints the last line of a mode: one JSON object."""
+    print(json.dumps(result))
+
+
+def percent(fraction):
+    """A fraction in [0, 1] as text, or a dash where there is none."""
+    return "–" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+@contextlib.contextmanager
+def progress():
+    """Shows progress on stderr, with the time left; gives `show(description, share of the work, rate)`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    if not sys.stderr.isatty():  # rich would take a notebook for a terminal
+        start, shown = time.monotonic(), set()
+
+        def show(description, share, images_per_second=0):
+            tenth = int(10 * share)
+            if (description, tenth) not in shown:
+                shown.add((description, tenth))
+                line = [f"{description}: {10 * tenth} % of all work done"]
+                if share:
+                    line += [_rate(images_per_second)] * bool(images_per_second)
+                    line += [f"{(time.monotonic() - start) * (1 - share) / share:.0f} s left"]
+                print(", ".join(line), file=sys.stderr, flush=True)
+
+        yield show
+        return
+    left = (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[rate]}"))
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), *left)
+    progress = Progress(*columns, console=Console(stderr=True), speed_estimate_period=600)
+    task = progress.add_task("", total=1.0, rate="")
+
+    def show(description, share, images_per_second=0):
+        progress.start()  # not before: reading the data may show a display of its own
+        progress.update(task, description=description, completed=share, rate=_rate(images_per_second))
+
+    try:
+        yield show
+    finally:
+        progress.stop()
+
+
+def _rate(images_per_second):
+    return f"{images_per_second:,.0f} images/s" if images_per_second else ""

@@ -1,0 +1,84 @@
+"""The modes `train`, `finetune` and `evaluate`."""
+
+import logging
+import os
+import sys
+
+from plain56.cli.flags import refuse_config, refuse_unused, required
+from plain56.cli.terminal import FAILED, percent, print_result, print_table, progress
+from plain56.errors import UserError
+
+
+def finetune(options, arguments):
+    """Trains a run that begins with weights."""
+    source = required(options, "weights")
+    required(options, "config").transfer.weights = source
+    return train(options, arguments)
+
+
+def train(options, arguments):
+    """Trains a run."""
+    from plain56 import machine, parallel, training
+
+    config, workdir = required(options, "config"), required(options, "workdir")
+    try:
+        with parallel.explaining_lost_processes():
+            several = _join(options)
+            machine.set_up()
+            if config.transfer.weights:
+                config = parallel.on_all(training.initial_weights.choose, config, options.model, workdir)
+        if several and not parallel.is_first():  # process 0 speaks for all
+            logging.getLogger("plain56").setLevel(logging.WARNING)
+            status = training.train(config, workdir)
+        else:
+            with progress() as show:
+                status = training.train(config, workdir, lambda share, rate: show(config.model.name, share, rate))
+            if status.reason:
+                print(f"{status.state}: {status.reason}", file=sys.stderr)
+            print_result(status._asdict())
+    except parallel.Lost as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(FAILED)  # at its own end, JAX would wait for the lost process, and abort
+    return FAILED if status.state == "diverged" else 0
+
+
+def _join(options):
+    """Whether this is one of several processes, which have found each other then."""
+    from plain56 import parallel
+
+    names = ("coordinator", "num_processes", "process_id")
+    given = {name: options[name].value for name in names}
+    missing = [f"--{name}" for name in names if given[name] is None]
+    if len(missing) < len(names):
+        if missing or options.distributed:
+            wrong = "--distributed is too much" if options.distributed else f"{' and '.join(missing)} missing"
+            raise UserError(f"One of several processes is told by --coordinator, --num_processes and --process_id: {wrong}.")
+        parallel.join(**given)
+    elif options.distributed:
+        parallel.join()
+    return options.distributed or not missing
+
+
+def evaluate(options, arguments):
+    """Tests a run, or weights with a config, on the test split."""
+    from plain56 import machine, training
+
+    choices = {"protocol": options.protocol, "sides": tuple(options.side or ()), "exact_statistics": options.exact_statistics}
+    with progress() as show:
+        choices["on_progress"] = lambda share: show("evaluate", share)
+        if options.weights:
+            from plain56 import pretrained
+
+            if options.workdir:
+                raise UserError("--weights and --workdir are both there; give --weights with --config, or only --workdir.")
+            config = required(options, "config")
+            refuse_unused(options, ("model.", "batch_norm.epsilon", "data.", "train.batch_size"))
+            machine.set_up()
+            result = pretrained.evaluate_weights(config, options.weights, **choices)
+        else:
+            refuse_config(options, "the run's own config")
+            workdir = required(options, "workdir")
+            machine.set_up()
+            result = training.evaluate_run(workdir, **choices)
+    print_table("test split", [result | {key: percent(result[key]) for key in ("top1_error", "top5_error")}])
+    print_result(result)

@@ -1,0 +1,69 @@
+"""What all figures share: colors, line styles and words, how their tables are read, and how they are written."""
+
+import io
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.lines import Line2D
+
+from plain56 import runs
+
+# Okabe and Ito's colors, which colorblind readers can tell apart; without their lightest one.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+FAMILIES = {False: "plain", True: "residual"}
+SPLITS = {"train": "training", "test": "test"}
+LINES = {"train": {"linestyle": "--", "linewidth": 1}, "test": {"linestyle": "-", "linewidth": 2}}  # as in Fig. 6
+# Fonts stay text in the SVG, and its ids do not change from one drawing to the next.
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "plain56", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+styled = matplotlib.rc_context(STYLE)  # decorates what draws a figure and saves it
+
+
+def grouped(rows, key):
+    """Lists of the rows that have the same `key(row)`, by it, in the order in which they come."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def kind_of(row):
+    """`(residual, depth)` of a row of a table that has been read from a file."""
+    return row["residual"] == "True", int(row["depth"])
+
+
+def name_of(kind):
+    """A network of a kind `(residual, depth)` as legends name it."""
+    residual, depth = kind
+    return f"{FAMILIES[residual]}, {depth} layers"
+
+
+def color_by_depth(depths):
+    """A color for each depth, in rising order."""
+    return {depth: COLORS[i % len(COLORS)] for i, depth in enumerate(sorted(set(depths)))}
+
+
+def depth_handles(colors):
+    """What the legend shows of the colors of `color_by_depth`."""
+    return [Line2D([], [], color=color, linewidth=2, label=f"{depth} layers") for depth, color in colors.items()]
+
+
+def mean_and_range(groups):
+    """Means of groups of values [N], and how far each group extends below and above its mean [2, N], as error bars take it."""
+    means = np.array([np.mean(values) for values in groups])
+    # A mean of equal values may differ from them in the last bit.
+    return means, np.maximum(0, [means - [min(values) for values in groups], [max(values) for values in groups] - means])
+
+
+def save(figure, folder, name):
+    """Writes a figure as SVG, PDF and PNG, each at once, and returns the path of the PNG.
+
+    Raises:
+        UserError: one of them cannot be written.
+    """
+    undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": None}
+    for suffix, metadata in undated.items():
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=suffix[1:], dpi=160, metadata=metadata)
+        runs.write_bytes(Path(folder) / f"{name}{suffix}", drawn.getvalue())
+    return Path(folder) / f"{name}.png"

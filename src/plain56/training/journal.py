@@ -1,0 +1,73 @@
+"""What a run writes down while it trains: records, and how it stands. Only this module of the loop knows of process 0."""
+
+import time
+from contextlib import ExitStack
+
+from plain56 import parallel, runs
+
+
+class Journal:
+    """The records and the status of a run, which process 0 writes for all processes; a context manager.
+
+    A record belongs to the step of the status, which `advance` sets.
+
+    Args:
+        run: held by process 0.
+        step: the updates done in earlier launches; later records are dropped.
+        parameters: the number of trained values.
+        examples: in the training split: so many make an epoch.
+        batch_size: of the whole batch.
+    """
+
+    def __init__(self, run, step, parameters, examples, batch_size):
+        self.run, self.examples, self.batch_size = run, examples, batch_size
+        seconds = parallel.on_first(lambda: run.status().seconds)
+        self.status = runs.Status("running", step, "", parameters, seconds)
+        self._start, self._begin = time.perf_counter() - seconds, time.time() - seconds
+        self._records, self._append, self._stack = [], None, ExitStack()
+        self.write_status()
+        self.restart_clock()
+
+    def __enter__(self):
+        parallel.on_first(self._open)
+        return self
+
+    def __exit__(self, *error):
+        self._stack.close()
+
+    def _open(self):
+        self._append = self._stack.enter_context(self.run.open_log(self.status.step, self._begin))
+
+    def advance(self, step, state="running", reason=""):
+        """Sets the status to that of a step."""
+        seconds = round(time.perf_counter() - self._start, 3)
+        self.status = self.status._replace(state=state, step=step, reason=reason, seconds=seconds)
+
+    def record(self, split, values):
+        """Notes numbers by name, for the next `flush`."""
+        epoch = round(self.status.step * self.batch_size / self.examples, 4)
+        self._records.append({"step": self.status.step, "epoch": epoch, "split": split, **values, "seconds": self.status.seconds})
+
+    def flush(self, sync=False):
+        """Writes all new records; with `sync` they and all before are on the disk. What cannot be written stops all processes."""
+        parallel.on_first(lambda: self._append(*self._records, sync=sync))
+        self._records.clear()
+
+    def lacks(self, split):
+        """Whether the run has no record of a split."""
+        return parallel.on_first(lambda: not self.run.metrics(split))
+
+    def write_status(self):
+        parallel.on_first(lambda: self.run.write_status(self.status))
+
+    def read_status(self):
+        """The status that was written, the same in all processes, one of which may have been interrupted."""
+        return runs.Status(*parallel.on_first(self.run.status))
+
+    def restart_clock(self):
+        """Begins to measure the rate anew: evaluating and saving are no part of it."""
+        self._clock = self.status.step, time.perf_counter()
+
+    def images_per_second(self):
+        step, begin = self._clock
+        return (self.status.step - step) * self.batch_size / (time.perf_counter() - begin)

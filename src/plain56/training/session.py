@@ -1,0 +1,157 @@
+"""One launch of a run: it holds the directory, finds out whether the run is new or goes on, trains it, and tells how it ended."""
+
+import contextlib
+import datetime
+import importlib.metadata
+import logging
+import os
+import platform
+import subprocess
+import sys
+import traceback
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import jax
+
+from plain56 import machine, parallel, runs
+from plain56.config import check, check_used
+from plain56.errors import UserError
+from plain56.ops import native
+from plain56.training import checkpoints, loop, probe, transfer
+from plain56.training.initial_weights import initial_weights
+from plain56.training.program import load, prepare
+from plain56.training.stored import check_data, decide_mode
+
+# Beside JAX's own: the compiler's flags, and the width of its thread pool.
+VARIABLES = ("XLA_FLAGS", "NPROC")
+
+logger = logging.getLogger(__name__)
+
+
+@machine.explaining_memory_errors(
+    "a smaller train.batch_size, a larger train.accumulate, or model.remat=True where the network has it, needs less"
+)
+@parallel.explaining_lost_processes()
+def train(config, workdir, on_progress=lambda share, images_per_second: None):
+    """Trains a run to its end, or to `train.stop_after`, going on from its last checkpoint.
+
+    Killed at any moment and called again, it ends with the same bits on the same devices, and with every record once.
+
+    Args:
+        config: `ConfigDict` as in `configs/base.py`. With `transfer.weights`, it is what `initial_weights.choose` returns.
+        workdir: the run directory, new or to be continued.
+        on_progress: called after each compiled call with the share done, in [0, 1], of the steps that this call began with,
+            and the rate of the newest steps, 0 where it is not known yet.
+
+    Returns:
+        The run's `Status`: "finished", "diverged" (a loss, parameter or statistic became non-finite; the history and the last
+        finite state are kept), or "preempted" (stopped by `train.stop_after`).
+
+    Raises:
+        UserError: a mistake in the config or the run directory, a run that another process holds (`runs.Held`), or data that
+            has changed since the run began; nothing is left behind. Or memory or a disk that is full; the run can go on.
+        KeyboardInterrupt: SIGINT or SIGTERM came; the state has been saved, and the same call goes on from there.
+    """
+    parallel.check_same({"--workdir": str(Path(workdir).absolute()), **runs.flatten(config.to_dict())})
+    with _hold(workdir) as run:
+        parallel.on_first(runs.check_identity, run, config.to_dict())
+        status = parallel.on_first(run.status)
+        if status[0] in runs.ENDED:
+            return runs.Status(*status)
+        check(config)
+        check_used(config)
+        decided = decide_mode(config, run)
+        parallel.on_all(load, decided)
+        program = prepare(decided)
+        parallel.on_first(check_data, run, program.found)
+        if config.transfer.weights and parallel.is_first():
+            _log_stages(program)
+        new = not parallel.on_first(run.has_checkpoint)
+        initial = initial_weights(program) if new else program.initial
+        parallel.on_first(_write_beginning, run, config, program.found)
+        with _noting_the_end(run), closing(checkpoints.open_checkpoints(run.checkpoints)) as manager:
+            if initial is not program.initial:  # what it was taken from may change or go, so it is kept
+                checkpoints.save(manager, 0, initial)
+            return (probe.train if config.transfer.probe else loop.train)(program, run, manager, initial, on_progress)
+
+
+@contextlib.contextmanager
+def _hold(workdir):
+    """The run in a directory, which process 0 holds for all, and all can see."""
+    run = runs.Run(Path(workdir))
+    with ExitStack() as stack:
+        holder = parallel.on_first(lambda: stack.enter_context(runs.hold(workdir)).holder())
+        blind = [process for process, same in enumerate(parallel.gather(run.holder() == holder)) if not same]
+        if blind:
+            raise UserError(
+                f"--workdir is {workdir}, where process {blind[0]} does not see what process 0 writes; all processes must share "
+                "the directory."
+            )
+        yield run
+
+
+def _log_stages(program):
+    """Says what of a network is trained, and how fast."""
+    config, (state, _) = program.config, program.initial
+    how = "fitted to the features" if config.transfer.probe else "trained at {:.3g}"
+    for stage in transfer.describe(state.params, config.transfer, program.model, program.image_shape):
+        rate = f"{stage.trained:,} {how.format(config.optimizer.learning_rate * stage.rate)}" if stage.trained else "frozen"
+        logger.info("%-10s %12s parameters, %s", stage.name, f"{stage.parameters:,}", rate)
+    stays = config.transfer.freeze_statistics or config.transfer.probe
+    logger.info("Statistics of batch norm %s.", "stay" if stays else "follow the images")
+
+
+def _write_beginning(run, config, found):
+    before, now = run.environment().get("convolution"), native.describe()
+    if before not in (None, now):
+        logger.warning("The run goes on with the convolution %s, and began with %s: not with the same bits.", now, before)
+    run.write_config(config.to_dict())
+    run.forget_error()
+    run.write_environment(_environment() | {"convolution": now, "data": found})
+
+
+@contextlib.contextmanager
+def _noting_the_end(run):
+    """Keeps in the run directory why training ended, where an exception ended it."""
+    try:
+        with parallel.explaining_lost_processes():
+            yield
+    except UserError as error:
+        _write_end(run, "failed", str(error))
+        raise
+    except KeyboardInterrupt as error:
+        _write_end(run, "preempted", str(error) or "interrupted")
+        raise
+    except BaseException as error:
+        _write_end(run, "failed", f"{type(error).__name__}: {error}".strip(": ")[:500])
+        if parallel.is_first():
+            run.write_error(traceback.format_exc())
+        raise
+
+
+def _write_end(run, state, reason):
+    if parallel.is_first() and run.status().state not in runs.ENDED:
+        with contextlib.suppress(UserError):  # it may be the disk that fails
+            run.write_status(run.status()._replace(state=state, reason=reason))
+
+
+def _environment():
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        commit = ""
+    return {
+        "host": platform.node(),
+        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "devices": [str(device) for device in jax.devices()],
+        "variables": {name: os.environ[name] for name in sorted(os.environ) if name in VARIABLES or name.startswith("JAX_")},
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "commit": commit,
+    }
