@@ -66,8 +66,8 @@ def step_with(chosen, momentum=0.9, **choices):
     model = create_model("resnet8", 10, widths=(4, 4, 8), **choices)
     model = model.clone(numerics=model.numerics._replace(fixed_statistics=chosen.freeze_statistics))
     settings = ConfigDict({"momentum": momentum, "weight_decay": 0.01, "decay_all": True})
-    optimizer = make_optimizer(settings, lambda step: 0.1, transfer.rates(chosen, model, (8, 8, 1)))
-    decide = transfer.is_trained(chosen, model, (8, 8, 1))
+    decide, multiples = transfer.plan(chosen, model, (8, 8, 1))
+    optimizer = make_optimizer(settings, lambda step: 0.1, multiples)
     state = jax.jit(lambda: create_train_state(model, optimizer, 0, (8, 8, 1), decide))()
     images = jax.random.normal(jax.random.key(1), (8, 8, 8, 1)) * 2 + 1
     batch = Batch(images, jnp.arange(8, dtype=jnp.int32), jnp.ones(8, bool))

@@ -45,7 +45,7 @@ def _describe_all(options, arguments):
     from plain56.models import create_model, list_models, parse_name
 
     if arguments or options.config or options["image_size"].present or options["num_classes"].present:
-        raise UserError("--all describes every network as published; allowed beside it are no name and no other flags.")
+        raise UserError("--all describes every network as published; it takes no name and no other flags.")
     networks, names = [], list_models()
     with progress() as show:
         for i, name in enumerate(names, start=1):

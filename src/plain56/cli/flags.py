@@ -104,7 +104,7 @@ def parse(argv, mode=EXPERIMENT):
             named = ", ".join(owner for owner in modes if owner != EXPERIMENT)
             raise UserError(f"--{given[0]} belongs to launch.py {named}, and is not allowed here.")
     if arguments and mode not in WITH_ARGUMENTS:
-        raise UserError(f"{arguments[0]!r} is not understood; allowed are flags such as --workdir=FOLDER (see --help).")
+        raise UserError(f"{arguments[0]!r} is not understood; only flags such as --workdir=FOLDER are expected (see --help).")
     return options, arguments
 
 

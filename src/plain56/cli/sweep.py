@@ -61,7 +61,7 @@ def run_sweep(options):
     machine.set_up()
     elements, workdir = _elements(options), required(options, "workdir")
     if options.index is not None and options.workers > 1:
-        raise UserError("--index runs one element, and --workers several at a time; allowed is one of them.")
+        raise UserError("--index runs one element, and --workers several at a time; only one of them may be given.")
     with progress() as show:
         if options.workers > 1:
             rows = sweeps.run_workers(
@@ -86,7 +86,7 @@ def _elements(options):
     elements = sweeps.expand(options.config, _sweep_function(options))
     for key in overridden(options):
         if any(key in element.overrides for element in elements):
-            raise UserError(f"--config.{key} is chosen by the sweep itself; allowed are its own keys, --config.sweep.….")
+            raise UserError(f"--config.{key} is chosen by the sweep itself; only its own keys, --config.sweep.…, may be given.")
     return elements
 
 

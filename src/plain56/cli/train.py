@@ -51,8 +51,8 @@ def _join(options):
     missing = [f"--{name}" for name in names if given[name] is None]
     if len(missing) < len(names):
         if missing or options.distributed:
-            wrong = "--distributed is too much" if options.distributed else f"{' and '.join(missing)} missing"
-            raise UserError(f"One of several processes is told by --coordinator, --num_processes and --process_id: {wrong}.")
+            wrong = "--distributed must be left out" if options.distributed else f"it lacks {' and '.join(missing)}"
+            raise UserError(f"One of several processes needs --coordinator, --num_processes and --process_id; {wrong}.")
         parallel.join(**given)
     elif options.distributed:
         parallel.join()

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import fnmatch
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +87,7 @@ def option_names(name):
     return entry.options(variant)
 
 
-def create_model(name, num_classes, *, dtype="float32", momentum=0.9, epsilon=None, **options: Any):
+def create_model(name, num_classes, *, dtype="float32", momentum=0.9, epsilon=None, **options):
     """Builds the Flax module of a network.
 
     Args:

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 from flax import traverse_util
 
-from plain56 import parallel, runs
+from plain56 import machine, parallel, runs
 from plain56.config import check, from_json
 from plain56.errors import UserError
 from plain56.models import stack
@@ -81,8 +81,9 @@ def _transfer(program, drawn):
     config, source = program.config, program.config.transfer.weights
     tensors, about = read(source)
     needed = about or foreign(config.model.name, model_options(config), is_of_keras(tensors))
-    for key, value in runs.flatten(_with(config, needed, source, source).to_dict()).items():
-        if runs.flatten(config.to_dict())[key] != value:
+    given, fitting = (runs.flatten(c.to_dict()) for c in (config, _with(config, needed, source, source)))
+    for key, value in fitting.items():
+        if given[key] != value:
             raise UserError(f"The weights in {source} need {key} {value!r}; the config has another one.")
     trained = to_variables(source, tensors, needed)
     stages = stack.stages(program.model, program.image_shape)
@@ -96,6 +97,7 @@ def _transfer(program, drawn):
     return begun
 
 
+@machine.explaining_memory_errors()
 def read(source):
     """Tensors by PyTorch's or Keras' names, finite float32 in NumPy arrays, and an `About`, or None where the source has none.
 
@@ -133,24 +135,31 @@ def choose(config, model=None, workdir=None):
     if workdir and runs.Run(Path(workdir)).has_checkpoint():
         begun = from_json(runs.read_run(workdir).config())
         check(begun)
-        if _are_gone(source, begun):
+        if _began_with(source, begun):
             about = About(begun.model.name, model_options(begun), (begun.data.image_size,) * 3, begun.data.mean, begun.data.std)
+            _check_name(source, about, model)
             return _with(config, about, "the run", begun.transfer.weights)
     tensors, about = read(source)
-    if about and model not in (None, about.model):
-        raise UserError(f"{source} holds {about.model}; it cannot be {model}.")
+    if about:
+        _check_name(source, about, model)
     about = about or foreign(model or config.model.name, model_options(config), is_of_keras(tensors))
+    to_variables(source, tensors, about)  # raises where they are not of this network
     path = runs.user_path(source)
     return _with(config, about, source, str(path.absolute()) if path.exists() else str(source))
 
 
-def _are_gone(source, begun):
-    """Whether a run, by its config, began with weights that are no longer where they were, the source's or moved ones."""
+def _check_name(source, about, model):
+    if model not in (None, about.model):
+        raise UserError(f"{source} holds {about.model}; it cannot be {model}.")
+
+
+def _began_with(source, begun):
+    """Whether a run, by its config, began with these weights, or with some that are gone; it has kept what it took from them."""
     path, there = runs.user_path(source), begun.transfer.weights
     if path.exists() and Path(there).is_absolute() and not Path(there).exists():
         logger.warning("The run began with %s, which is gone; it goes on without %s.", there, source)
         return True
-    return not path.exists() and there in (str(path.absolute()), str(source))
+    return there in (str(path.absolute()), str(source))
 
 
 def _with(config, about, source, weights):

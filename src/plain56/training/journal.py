@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: records, and how it stands. Only this module of the loop knows of process 0."""
+"""What a run writes down while it trains, by process 0 for all: records, and how it stands."""
 
 import time
 from contextlib import ExitStack

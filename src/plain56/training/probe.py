@@ -96,7 +96,7 @@ def train(program, run, manager, initial, on_progress):
         state = state.replace(**jax.device_put(fitted_state, places))
         journal.advance(int(step))
         journal.record("train", fitted.means())
-        for split in ("train_clean", "validation", "test")[not config.train.evaluate_train_every :]:
+        for split in (["train_clean"] if config.train.evaluate_train_every else []) + ["validation", "test"]:
             loop.evaluate_split(program, journal, state, split)
         journal.flush(sync=True)
         checkpoints.save(manager, int(step), (state, totals))

@@ -87,7 +87,8 @@ class Program:
     @functools.cached_property
     def initial(self):
         """State and totals before the first step, as drawn by the seed."""
-        return self.layout.compile(functools.partial(initial_state, self.config, self.model, self.image_shape))()
+        draw = functools.partial(initial_state, self.config, self.model, self.image_shape, self._plan)
+        return self.layout.compile(draw)()
 
     def stream(self, step):
         """The batches of all steps from `step` on, for `train_steps`; None where these are made on the devices."""
@@ -137,16 +138,20 @@ class Program:
         return gradients.flow(self.model, measured, self.image_shape)
 
     @functools.cached_property
+    def _plan(self):
+        return transfer.plan(self.config.transfer, self.model, self.image_shape)
+
+    @functools.cached_property
     def _update(self):
         config, layout, streamed = self.config, self.layout, isinstance(self.dataset.train, Pictures)
         axis_name = layout.axis_name if config.batch_norm.sync else None
         update = Update(
             model=self._with_numerics(axis_name=axis_name, fixed_statistics=config.transfer.freeze_statistics),
-            optimizer=_optimizer(config, self.model, self.image_shape),
+            optimizer=make_optimizer(config.optimizer, self.schedule, self._plan.multiples),
             seed=config.seed,
             label_smoothing=config.train.label_smoothing,
             accumulate=config.train.accumulate,
-            is_trained=transfer.is_trained(config.transfer, self.model, self.image_shape),
+            is_trained=self._plan.is_trained,
             axis_name=layout.axis_name,
         )
         if streamed:
@@ -237,17 +242,10 @@ class Program:
             yield batch(split, number)
 
 
-def initial_state(config, model, image_shape):
-    """State and totals before the first step."""
-    decide = transfer.is_trained(config.transfer, model, image_shape)
-    optimizer = _optimizer(config, model, image_shape)
-    return create_train_state(model, optimizer, config.seed, image_shape=image_shape, is_trained=decide), Totals.zero()
-
-
-def _optimizer(config, model, image_shape):
-    options = config.transfer
-    multiples = None if options.rate_factor == 1 else transfer.rates(options, model, image_shape)
-    return make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.steps), multiples)
+def initial_state(config, model, image_shape, plan):
+    """State and totals before the first step; `plan` is of `transfer.plan`."""
+    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.steps), plan.multiples)
+    return create_train_state(model, optimizer, config.seed, image_shape, plan.is_trained), Totals.zero()
 
 
 def _describe(dataset, shape):

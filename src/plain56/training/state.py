@@ -27,7 +27,7 @@ def make_optimizer(options, schedule, multiples=None):
 
     Args:
         options: the config's `optimizer` section.
-        multiples: of each layer's learning rate, as of `transfer.rates`; None for one rate.
+        multiples: of each layer's learning rate, as of `transfer.Plan`; None for one rate.
     """
     mask = None if options.decay_all else _is_kernel
     return optax.chain(
@@ -46,7 +46,7 @@ def create_train_state(model, optimizer, seed, image_shape, is_trained=None):
 
     Args:
         image_shape: `(H, W, C)`.
-        is_trained: of `transfer.is_trained`; the optimizer has no state for the other parameters.
+        is_trained: of `transfer.Plan`; the optimizer has no state for the other parameters.
     """
     variables = model.init(jax.random.key(seed), jnp.zeros((1, *image_shape)))
     params = variables["params"]

@@ -20,7 +20,7 @@ class Update(NamedTuple):
     accumulate: the batch goes through the network in so many parts, one after another, in as much less memory. The update is by
         the gradient of the whole batch, but batch norm normalizes each part by its own statistics, and running statistics take
         the mean of the parts'. Part k has the slots k, k + accumulate, …
-    is_trained: of `transfer.is_trained`; other parameters have no gradient, and stay.
+    is_trained: of `transfer.Plan`; other parameters have no gradient, and stay.
     axis_name: of the devices that each compute an update with a share of the batch. All make the same update, by the gradient of
         the whole batch; running statistics take the mean of the devices'. A device draws its own dropout.
     """

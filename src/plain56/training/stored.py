@@ -11,7 +11,7 @@ from plain56 import parallel, runs
 from plain56.config import build_model, check, from_json
 from plain56.data import choose_mode
 from plain56.errors import UserError
-from plain56.training import checkpoints
+from plain56.training import checkpoints, transfer
 from plain56.training.program import initial_state
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,8 @@ def load_run(path):
     image_shape = tuple(data["image_shape"])
     model = build_model(config, len(data["class_names"]))
     whole = parallel.layout().whole
-    shapes = jax.eval_shape(lambda: initial_state(config, model, image_shape))
+    plan = transfer.plan(config.transfer, model, image_shape)
+    shapes = jax.eval_shape(lambda: initial_state(config, model, image_shape, plan))
     shapes = jax.tree.map(lambda shape: shape.update(sharding=whole), shapes)
     with closing(checkpoints.open_checkpoints(run.checkpoints, read_only=True)) as manager:
         state, _ = checkpoints.restore(manager, shapes)

@@ -1,6 +1,7 @@
 """Which layers of a network are trained, and how fast: what fine-tuning chooses, stage by stage (see `models.stack.stages`)."""
 
 import fnmatch
+from collections.abc import Callable
 from typing import NamedTuple
 
 import optax
@@ -19,18 +20,44 @@ class Stage(NamedTuple):
     rate: float
 
 
-def is_trained(options, model, image_shape):
-    """A function of a parameter's path, or None where all are trained.
+class Plan(NamedTuple):
+    """What a config's `transfer` section does to training.
+
+    `is_trained` is a function of a parameter's path, or None where all are trained; `multiples` are those of the layers'
+    learning rates, by layer, or None where all have one rate.
+    """
+
+    is_trained: Callable | None
+    multiples: dict[str, float] | None
+
+
+def plan(options, model, image_shape):
+    """The `Plan` of a network.
 
     Args:
         options: the config's `transfer` section. The last layer is trained in any case.
         image_shape: `(H, W, C)`.
+
+    Raises:
+        UserError: a pattern of `freeze` that no layer fits.
     """
     if options.probe:
-        return lambda path: path[0] == "head"
+        return Plan(lambda path: path[0] == "head", None)
+    if not (options.freeze or options.freeze_scales or options.rate_factor != 1):
+        return Plan(None, None)
+    stages = stack.stages(model, image_shape)
+    return Plan(_is_trained(options, stages), None if options.rate_factor == 1 else _rates(options, stages))
+
+
+def _is_trained(options, stages):
+    unused = [pattern for pattern in options.freeze if not fnmatch.filter({*stages, *stages.values()}, pattern)]
+    if unused:
+        raise UserError(
+            f"transfer.freeze has {unused[0]!r}, which is no part of the network; its stages are "
+            f"{', '.join(dict.fromkeys(stages.values()))}, and patterns may name layers, too."
+        )
     if not (options.freeze or options.freeze_scales):
         return None
-    stages = stack.stages(model, image_shape)
 
     def decide(path):
         layer, stage = path[0], stages[path[0]]
@@ -42,41 +69,27 @@ def is_trained(options, model, image_shape):
     return decide
 
 
+def _rates(options, stages):
+    """The learning rate of every layer as a multiple of the last layer's: each stage's is `rate_factor` times the next one's."""
+    order = list(dict.fromkeys(stages.values()))
+    return {layer: options.rate_factor ** (len(order) - 1 - order.index(stage)) for layer, stage in stages.items()}
+
+
 def split(params, decide):
-    """Parameters as the trained ones and the others, two dicts by path; `decide` is of `is_trained`."""
+    """Parameters as the trained ones and the others, two dicts by path; `decide` is a plan's `is_trained`."""
     flat = traverse_util.flatten_dict(params)
     trained = {path: leaf for path, leaf in flat.items() if decide(path)}
     return trained, {path: leaf for path, leaf in flat.items() if path not in trained}
 
 
-def rates(options, model, image_shape):
-    """The learning rate of every layer as a multiple of the last layer's, from the images to the classes, by layer.
-
-    The rate of each stage is `rate_factor` times that of the stage after it, whether that is trained or not.
-    """
-    stages = stack.stages(model, image_shape)
-    order = list(dict.fromkeys(stages.values()))
-    return {layer: options.rate_factor ** (len(order) - 1 - order.index(stage)) for layer, stage in stages.items()}
-
-
 def describe(params, options, model, image_shape):
-    """The network's `Stage`s, from the images to the classes.
+    """The network's `Stage`s, from the images to the classes; arguments and errors as of `plan`.
 
     Args:
         params: parameters or their shapes.
-        options: the config's `transfer` section.
-
-    Raises:
-        UserError: a pattern of `freeze` that no layer fits.
     """
-    stages, multiples = stack.stages(model, image_shape), rates(options, model, image_shape)
-    unused = [pattern for pattern in options.freeze if not fnmatch.filter({*stages, *stages.values()}, pattern)]
-    if unused:
-        raise UserError(
-            f"transfer.freeze has {unused[0]!r}, which is no part of the network; its stages are "
-            f"{', '.join(dict.fromkeys(stages.values()))}, and patterns may name layers, too."
-        )
-    decide = is_trained(options, model, image_shape) or (lambda path: True)
+    stages = stack.stages(model, image_shape)
+    multiples, decide = _rates(options, stages), plan(options, model, image_shape).is_trained or (lambda path: True)
     described = {stage: Stage(stage, 0, 0, multiples[layer]) for layer, stage in stages.items()}
     for path, leaf in traverse_util.flatten_dict(params).items():
         stage = described[stages[path[0]]]
@@ -86,7 +99,7 @@ def describe(params, options, model, image_shape):
 
 
 def scale_by_layer(multiples):
-    """An optax transformation that multiplies the updates of every layer by its number of `rates`."""
+    """An optax transformation that multiplies the updates of every layer by its number of a plan's `multiples`."""
 
     def scale(updates, params=None):
         return traverse_util.path_aware_map(lambda path, leaf: leaf * multiples[path[0]], updates)
