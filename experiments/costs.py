@@ -24,7 +24,7 @@ def costs_of(workdir):
         if row["state"] == "finished":
             data = planned.run.environment()["data"]
             model = build_model(from_json(planned.run.config()), len(data["class_names"]))
-            total = complexity.total(complexity.stages(model, tuple(data["image_shape"])))
+            total = complexity.total(complexity.parts(model, tuple(data["image_shape"])))
             kept = {key: row[key] for key in ("run", "model", "seed", "train_error", "test_error", "seconds")}
             rows.append(kept | {"multiply_adds": total.multiply_adds, "parameters": total.parameters})
     return rows
@@ -39,7 +39,7 @@ def measure(options, arguments):
     saved = []
     for name in ("googlenet", "vgg16"):
         model = create_model(name, 1000)
-        found = savings.savings(model, (224, 224, 3), complexity.stages(model, (224, 224, 3)))
+        found = savings.savings(model, (224, 224, 3), complexity.parts(model, (224, 224, 3)))
         saved += [{"network": name, **saving._asdict()} for saving in found]
     runs.write_table(options.workdir, "savings", saved)
     rows = costs_of(options.workdir) if runs.is_sweep(options.workdir) else []

@@ -24,11 +24,11 @@ PAPER = {
 
 def compare(options, arguments):
     """Prints both tables side by side, without auxiliary heads, which the paper's leaves out."""
-    from plain56.analysis.complexity import stages
+    from plain56.analysis.complexity import parts
     from plain56.models import create_model
 
     lines = []
-    for row in stages(create_model("googlenet", 1000), (224, 224, 3)):
+    for row in parts(create_model("googlenet", 1000), (224, 224, 3)):
         if not row.training_only:
             parameters, operations = PAPER[row.name]
             line = {"block": row.name, "parameters (K)": f"{row.parameters / 1024:.1f}", "paper's": f"{parameters:g}"}

@@ -43,9 +43,9 @@ def lesions_of(trained):
     found = [("none", (), lambda: (model, variables))]
     for block in lesions.removable(model, variables):
         found.append(("without", (block,), functools.partial(lesions.without, model, variables, block)))
-    for pair in lesions.neighbours(model, variables):
-        found.append(("swapped", pair, lambda pair=pair: (model, lesions.swapped(variables, *pair))))
-    if model.residual:
+    for pair in lesions.neighbors(model, variables):
+        found.append(("swapped", pair, lambda pair=pair: (model, lesions.swapped(model, variables, *pair))))
+    if model.block_options.residual:
         blocks, generator = lesions.blocks(model), np.random.default_rng(0)
         for count in range(1, len(blocks), max(1, len(blocks) // 9)):
             for _ in range(DRAWS):

@@ -63,7 +63,7 @@ def test_without_a_block_a_residual_network_passes_its_input_on(options):
         """The network by hand, from its parts."""
 
         def norm(x, *path):
-            if not model.normalise:
+            if not model.block_options.normalise:
                 return x
             statistics = variables["batch_stats"]
             for part in path[:-1]:
@@ -126,15 +126,15 @@ def test_a_plain_network_without_a_block_is_one_in_which_it_does_nothing():
 @pytest.mark.slow
 def test_swapped_blocks():
     model, variables, images = network("resnet20")
-    assert lesions.neighbours(model, variables) == [((1, 0), (1, 1)), ((1, 1), (1, 2)), ((2, 1), (2, 2)), ((3, 1), (3, 2))]
-    for pair in lesions.neighbours(model, variables):
-        once = lesions.swapped(variables, *pair)
+    assert lesions.neighbors(model, variables) == [((1, 0), (1, 1)), ((1, 1), (1, 2)), ((2, 1), (2, 2)), ((3, 1), (3, 2))]
+    for pair in lesions.neighbors(model, variables):
+        once = lesions.swapped(model, variables, *pair)
         stage = f"stage{pair[0][0]}"
         places = [number - (f"{stage}_first" in variables["params"]) for _, number in pair]
         kernel, moved = (np.asarray(v["params"][stage]["conv1"]["kernel"]) for v in (variables, once))
         np.testing.assert_array_equal(moved[places], kernel[places[::-1]])
         assert np.abs(logits(model, once, images) - logits(model, variables, images)).max() > 1e-3
-        jax.tree.map(np.testing.assert_array_equal, lesions.swapped(once, *pair), variables)
+        jax.tree.map(np.testing.assert_array_equal, lesions.swapped(model, once, *pair), variables)
 
 
 def test_directions_have_filters_of_the_networks_length():

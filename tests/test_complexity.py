@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from plain56.analysis.complexity import count_multiply_adds, stages, total
+from plain56.analysis.complexity import count_multiply_adds, parts, total
 from plain56.analysis.savings import savings
 from plain56.analysis.savings import total as total_saving
 from plain56.models import create_model
@@ -17,7 +17,7 @@ CIFAR, IMAGENET = (32, 32, 3), (224, 224, 3)
 
 @functools.cache
 def rows_of(name, num_classes, image_shape, **options):
-    return stages(create_model(name, num_classes, **options), image_shape)
+    return parts(create_model(name, num_classes, **options), image_shape)
 
 
 def rows_by_name(name, num_classes, image_shape, **options):
@@ -68,7 +68,7 @@ def test_projections_are_counted_with_their_stage():
     with_projections, without = (create_model("resnet14", 10, shortcut=shortcut) for shortcut in "BA")
     added = count_multiply_adds(with_projections, (16, 16, 3)) - count_multiply_adds(without, (16, 16, 3))
     assert added == 16 * 32 * 8 * 8 + 32 * 64 * 4 * 4
-    parameters = [total(stages(model, (16, 16, 3))).parameters for model in (with_projections, without)]
+    parameters = [total(parts(model, (16, 16, 3))).parameters for model in (with_projections, without)]
     assert parameters[0] - parameters[1] == 2_752
 
 
@@ -100,7 +100,7 @@ def test_activation_memory_by_hand():
         assert total(rows_of(name, 10, CIFAR)).activation_bytes == 4 * (2 * maps + 64)
     # Averages are made in float32.
     half = create_model("resnet20", 10, dtype="bfloat16")
-    assert total(stages(half, CIFAR)).activation_bytes == 2 * 2 * maps + 4 * 64
+    assert total(parts(half, CIFAR)).activation_bytes == 2 * 2 * maps + 4 * 64
 
 
 def test_a_scan_costs_what_its_blocks_cost():
@@ -133,7 +133,7 @@ def test_activation_memory_is_what_jax_keeps(name):
         if kind not in ("gt", "broadcast_in_dim", "reshape") and ("norm" not in module or kind == "sub"):
             kept += 4 * variable.aval.size
     # The last ReLU's output is read by no layer, and JAX keeps the mask alone.
-    assert total(stages(model, IMAGENET)).activation_bytes == kept + 4 * 4096
+    assert total(parts(model, IMAGENET)).activation_bytes == kept + 4 * 4096
 
 
 # Araujo et al. 2019, "Computing receptive fields of convolutional neural networks"; VGG's with its first layer as a convolution
@@ -173,7 +173,7 @@ def test_receptive_field_stage_by_stage():
 )
 def test_receptive_field_is_what_the_logits_depend_on(name, options, height, width, monkeypatch):
     model = create_model(name, 2, **options)
-    field = total(stages(model, (height, width, 3))).receptive_field
+    field = total(parts(model, (height, width, 3))).receptive_field
     images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
     # A black image gives zeros everywhere, and a white row makes positive whatever it reaches.
     values = {"kernel": 0.1, "scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0}
@@ -230,4 +230,4 @@ def test_stacks_of_vgg():
 
 def test_other_networks_have_no_such_savings():
     model = create_model("resnet20", 10)
-    assert savings(model, CIFAR, stages(model, CIFAR)) == []
+    assert savings(model, CIFAR, parts(model, CIFAR)) == []

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from plain56.analysis.complexity import count_multiply_adds, stages
+from plain56.analysis.complexity import count_multiply_adds, parts
 from plain56.errors import UserError
 from plain56.models import create_model, list_models
 
@@ -98,7 +98,7 @@ def test_googlenet_costs_what_its_table_says():
     # Szegedy et al. 2014, Table 1, in millions. Two of its rows cannot be: 34M for the first convolution, which has
     # 112 · 112 · 64 · 7 · 7 · 3 = 118M, and 54M for 5a, which has 7 · 7 · 1,043,456 = 51M. Hence the whole is 1.58 billion.
     table = {"2": 360, "3a": 128, "3b": 304, "4a": 73, "4b": 88, "4c": 100, "4d": 119, "4e": 170, "5b": 71}
-    costs = {stage.name: stage.multiply_adds / 1e6 for stage in stages(create_model("googlenet", 1000), (224, 224, 3))}
+    costs = {stage.name: stage.multiply_adds / 1e6 for stage in parts(create_model("googlenet", 1000), (224, 224, 3))}
     assert costs["conv2"] == pytest.approx(table.pop("2"), rel=0.02)
     for name, millions in table.items():
         assert costs[f"inception{name}"] == pytest.approx(millions, rel=0.02), name
@@ -121,17 +121,17 @@ def test_listed_names_are_filtered():
         (("inception", 10), {}, "There is no network 'inception'"),
         (("resnet20", 1), {}, "at least two classes"),
         (("vgg16", 0), {}, "at least two classes"),
-        (("resnet20", 10), {"shortcut": "D"}, "model.shortcut is 'D'"),
+        (("resnet20", 10), {"shortcut": "D"}, "model.shortcut must be one of A, B, C, not 'D'"),
         (("resnet20", 10), {"widths": (32, 16, 8)}, "may not decrease"),
         (("resnet20", 10), {"widths": (16, 32)}, "3 numbers of filters"),
-        (("resnet50", 10), {"bottleneck_stride": "5x5"}, "model.bottleneck_stride is '5x5'; only 1x1, 3x3 are"),
+        (("resnet50", 10), {"bottleneck_stride": "5x5"}, "model.bottleneck_stride must be one of 1x1, 3x3, not '5x5'"),
         (("plain20", 10), {"zero_init": True}, "no gradient"),
-        (("resnet20", 10), {"zero_init": True, "pre_activation": True}, "only one of them may be True"),
-        (("resnet20", 10), {"dropout": 0.5}, "model.dropout is 0.5, which resnet20 does not have"),
-        (("vgg16", 10), {"dropout": 1.0}, "model.dropout is 1.0; only numbers from 0"),
-        (("vgg16", 10), {"form": "tiny"}, "model.form is 'tiny'; only imagenet, dense, small are"),
-        (("googlenet", 10), {"form": "dense"}, "model.form is 'dense'; only imagenet, small are"),
-        (("resnet20", 10), {"dtype": "int8"}, "model.dtype is 'int8'"),
+        (("resnet20", 10), {"zero_init": True, "pre_activation": True}, "may not both be True"),
+        (("resnet20", 10), {"dropout": 0.5}, "model.dropout is 0.5, and resnet20 has no such option"),
+        (("vgg16", 10), {"dropout": 1.0}, "model.dropout must be at least 0 and below 1, not 1.0"),
+        (("vgg16", 10), {"form": "tiny"}, "model.form must be one of imagenet, dense, small, not 'tiny'"),
+        (("googlenet", 10), {"form": "dense"}, "model.form must be one of imagenet, small, not 'dense'"),
+        (("resnet20", 10), {"dtype": "int8"}, "model.dtype must be one of float32, bfloat16, float64, not 'int8'"),
         (("resnet20", 10), {"dtype": "float64"}, "JAX_ENABLE_X64"),
     ],
 )
@@ -155,12 +155,12 @@ def test_mistakes(arguments, options, message):
 def test_images_too_small(name, options, least):
     model = create_model(name, 10, **options)
 
-    def initialise(size):
+    def initialize(size):
         return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, 250 if name != "vgg11" else size, 3)))
 
-    assert all(leaf.size for leaf in jax.tree.leaves(initialise(least)))
-    with pytest.raises(UserError, match=f"they are {least - 1}×.* pixels, and this network needs at least {least}×{least}"):
-        initialise(least - 1)
+    assert all(leaf.size for leaf in jax.tree.leaves(initialize(least)))
+    with pytest.raises(UserError, match=f"needs images of at least {least}×{least} pixels, not {least - 1}×"):
+        initialize(least - 1)
 
 
 def test_images_too_large():

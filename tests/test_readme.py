@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import resnet_table6
-from plain56.analysis.complexity import stages
+from plain56.analysis.complexity import parts
 from plain56.cli import MODES
 from plain56.cli.flags import parse
 from plain56.figures import costs, degradation, gradient_flow, transfer
@@ -105,7 +105,7 @@ def test_expected_hours_follow_from_what_was_measured():
     four = {row["model"]: row["seconds"] / row["steps"] for row, _ in recipe}
     alone = float(re.search(r"resnet56, 128, 32 \(ms\) \| ([\d.]+)", (THROUGHPUT / "README.md").read_text())[1]) / 1000
     sizes = {
-        depth: sum(row.multiply_adds for row in stages(create_model(f"resnet{depth}_cifar", 10), (32, 32, 3)))
+        depth: sum(row.multiply_adds for row in parts(create_model(f"resnet{depth}_cifar", 10), (32, 32, 3)))
         for depth in (56, 110, 152)
     }
     deeper = {depth: size / sizes[56] for depth, size in sizes.items() if depth > 56}
@@ -178,7 +178,7 @@ def test_network_table_is_true():
     table = re.findall(r"^\| (\d+) \| ([\d,]+) \| [^|]* \| ([\d,.]+) M \|", README, re.MULTILINE)
     assert [depth for depth, _, _ in table] == ["20", "32", "44", "56", "110", "152", "1202"]
     for depth, parameters, multiply_adds in table:
-        rows = stages(create_model(f"resnet{depth}_cifar", 10), (32, 32, 3))
+        rows = parts(create_model(f"resnet{depth}_cifar", 10), (32, 32, 3))
         assert f"{sum(row.parameters for row in rows):,}" == parameters
         assert sum(row.multiply_adds for row in rows) / 1e6 == pytest.approx(float(multiply_adds.replace(",", "")), abs=0.5)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from configs import base
 from plain56 import runs
 from plain56.errors import UserError
 
@@ -181,18 +182,20 @@ def test_summary_in_both_forms(tmp_path):
 @pytest.mark.parametrize(
     ("stored", "today"),
     [
-        ({"train": {"seeds": 1}}, {"train": {}}),  # written before several seeds became a sweep
+        ({"train": {"seeds": 1}}, {}),  # written before several seeds became a sweep
         (
             {"train": {"seeds": 2}},
-            r"train\.seeds, which was removed: several seeds are a sweep; only 1 is accepted",
+            r"train\.seeds, which was removed: several seeds are a sweep; it must be 1",
         ),
-        ({"data": {"augment": {"colour": 0.1, "pad": 4}}}, {"data": {"augment": {"color": 0.1, "pad": 4}}}),
-        ({"data": 1, "train": [2]}, {"data": 1, "train": [2]}),  # whoever reads it, will say what is wrong
+        ({"data": {"augment": {"colour": 0.1, "pad": 3}}}, {"data.augment.color": 0.1, "data.augment.pad": 3}),
+        ({"seed": 5, "model": {"name": "plain8"}}, {"seed": 5, "model.name": "plain8"}),  # before any other key was there
+        ({"data": 1, "train": [2]}, {"data": 1, "train": [2]}),  # whoever reads it says what is wrong
     ],
 )
 def test_keys_of_earlier_versions(tmp_path, stored, today):
+    """A key that was renamed has its value, and one that was added since has its default."""
     run = make_run(tmp_path / "run", {"seed": 0, "train": {"steps": 1}})
-    (run.path / "config.json").write_text(json.dumps({"seed": 0} | stored))
+    (run.path / "config.json").write_text(json.dumps(stored))
     (tmp_path / "sweep.json").write_text(json.dumps({"run": {"overrides": {"model.name": "a", "seed": 0}, "config": stored}}))
     (planned,) = runs.read_sweep(tmp_path)
     if isinstance(today, str):
@@ -200,7 +203,10 @@ def test_keys_of_earlier_versions(tmp_path, stored, today):
             run.config()
         assert planned.status().state == "damaged" and "train.seeds, which was removed" in planned.damage
     else:
-        assert run.config() == {"seed": 0} | today and planned.config == today
+        defaults = runs.flatten(json.loads(json.dumps(base.get_config().to_dict())))
+        others = {key: value for key, value in defaults.items() if key.split(".")[0] not in today}
+        assert runs.flatten(run.config()) == runs.flatten(planned.config) == others | today
+        runs.check_identity(run, stored)
 
 
 VALUES = (None, True, -1, 1.5, "x", [1], {"a": 1})

@@ -164,12 +164,12 @@ def test_auxiliary_heads_may_be_absent():
         (
             "resnet18",
             {"conv1.weight": np.zeros((64, 3, 3, 3))},
-            "'conv1.weight' for resnet18 has shape (64, 3, 3, 3); needed is (64, 3, 7, 7).",
+            "'conv1.weight' for resnet18 must have shape (64, 3, 7, 7), not (64, 3, 3, 3).",
         ),
         (
             "resnet18",
             {"fc.bias": np.zeros(11)},
-            "'fc.weight' for resnet18 has shape (10, 512); needed is (11, 512).",
+            "'fc.weight' for resnet18 must have shape (11, 512), not (10, 512).",
         ),
     ],
 )

@@ -235,7 +235,7 @@ def test_mistakes(trained, tmp_path, monkeypatch, capsys):
     assert launch.main(["train", "--config=configs/digits.py", weights_flag, f"--workdir={tmp_path / 'run'}"]) == 2
     assert "There are no weights digits.safetensors" in capsys.readouterr().err
     status, captured = finetuned(trained, tmp_path / "run", capsys, "--config.transfer.probe=True")
-    assert status == 2 and "data.augment.pad is 1, which changes nothing with a probe" in captured.err
+    assert status == 2 and "data.augment.pad must be 0 with a probe, which fits the last layer" in captured.err
     assert not (tmp_path / "run").exists()
 
 

@@ -188,7 +188,7 @@ def test_what_is_wrong_with_a_file_costs_one_sentence(trained, tmp_path):
         "absent.safetensors": (None, "There are no weights"),
         "short.safetensors": (good[:-100], "cannot be read as safetensors"),
         "page.safetensors": (b"<html>not found</html>", "cannot be read as safetensors"),
-        "weights.bin": (good, "no file of weights by its name"),
+        "weights.bin": (good, "must end in .safetensors, .pth"),
     }
     for name, (content, message) in cases.items():
         if content is not None:
@@ -209,7 +209,7 @@ def test_what_is_wrong_with_a_file_costs_one_sentence(trained, tmp_path):
     safetensors.numpy.save_file(initial_weights.read(trained / "run")[0], tmp_path / "foreign.safetensors")
     with pytest.raises(UserError, match="does not say which network it holds"):
         pretrained.load_pretrained(tmp_path / "foreign.safetensors")
-    with pytest.raises(UserError, match=r"'layer1.0.bn1.running_mean' for resnet8 has shape \(4,\); needed is \(16,\)"):
+    with pytest.raises(UserError, match=r"'layer1.0.bn1.running_mean' for resnet8 must have shape \(16,\), not \(4,\)"):
         pretrained.load_pretrained(tmp_path / "foreign.safetensors", "resnet8")
 
 

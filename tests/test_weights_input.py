@@ -21,6 +21,7 @@ from configs import digits
 from plain56 import pretrained
 from plain56.errors import UserError
 from plain56.models import create_model
+from plain56.runs import keys
 from plain56.training import initial_weights
 from plain56.weights import formats
 from plain56.weights.pytorch import to_pytorch
@@ -131,6 +132,11 @@ def test_keys_and_text_of_a_description(write):
     refusal(write(DESCRIPTION | {"std": [0.3] * 3}))
     assert "has names for 2 classes, and its last layer has 10" in refusal(write(DESCRIPTION | {"class_names": ["a", "b"]}))
     assert "There is no network" in refusal(write(DESCRIPTION | {"model": "x" * 1_000_000}))
+
+
+def test_a_description_of_an_earlier_version(monkeypatch):
+    monkeypatch.setitem(keys.RENAMED, "model.residual_widths", "model.widths")
+    assert formats.describe("FILE", DESCRIPTION | {"options": {"residual_widths": [4, 4, 8]}}).options == {"widths": (4, 4, 8)}
 
 
 def test_a_description_is_checked_wherever_weights_are_used(write, tmp_path):

@@ -7,29 +7,30 @@ from ml_collections import ConfigDict
 
 from plain56.errors import UserError, first_line
 from plain56.models import create_model, parse_name
+from plain56.runs import flatten
 
 
 def _number(holds, allowed):
-    """A rule on numbers; Python takes True and False for such."""
+    """A rule on numbers, which True and False are in Python, and not here."""
     return (lambda value: isinstance(value, int | float) and type(value) is not bool and holds(value), allowed)
 
 
 def _count(least, most=2**31 - 1):
     """The rule of integers in a range; steps are int32 on the devices."""
-    return (lambda value: type(value) is int and least <= value <= most, f"integers from {least} to {most}")
+    return (lambda value: type(value) is int and least <= value <= most, f"an integer from {least} to {most}")
 
 
 # What float32 holds is a little more.
-POSITIVE = _number(lambda value: 0 < value < 1e38, "positive numbers below 1e38")
-NOT_NEGATIVE = _number(lambda value: 0 <= value < 1e38, "numbers from 0 to below 1e38")
-FRACTION = _number(lambda value: 0 <= value < 1, "numbers from 0 up to, but not including, 1")
+POSITIVE = _number(lambda value: 0 < value < 1e38, "a positive number below 1e38")
+NOT_NEGATIVE = _number(lambda value: 0 <= value < 1e38, "a number from 0 to below 1e38")
+FRACTION = _number(lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
 SEED = _count(0, 2**32 - 1)
-BOOLEAN = (lambda value: type(value) is bool, "True and False")
-TEXT = (lambda value: type(value) is str, "texts")
+BOOLEAN = (lambda value: type(value) is bool, "True or False")
+TEXT = (lambda value: type(value) is str, "a text")
 
 
 def _choice(*allowed):
-    return (lambda value: value in allowed, ", ".join(allowed))
+    return (lambda value: value in allowed, " or ".join(map(repr, allowed)))
 
 
 def _not_empty(allowed):
@@ -50,7 +51,7 @@ def _range(least, most):
     within = _number(lambda value: least <= value <= most, "")
     return (
         lambda values: values == () or (_all_are(within, values) and len(values) == 2 and values[0] <= values[1]),
-        f"() and (least, most) with {least} ≤ least ≤ most ≤ {most}",
+        f"() or (least, most) with {least} ≤ least ≤ most ≤ {most}",
     )
 
 
@@ -58,25 +59,25 @@ def _range(least, most):
 OPTIONAL = re.compile(r"model\.(?!name$|dtype$)\w+|batch_norm\.epsilon")
 
 RULES = {
-    "model.name": _not_empty("names of networks"),
+    "model.name": _not_empty("the name of a network"),
     "model.dtype": TEXT,
     "model.dropout": _optional(FRACTION),
-    "model.widths": _optional((lambda values: _all_are(_count(1), values), "numbers of filters")),
+    "model.widths": _optional((lambda values: _all_are(_count(1), values), "a tuple of numbers of filters")),
     **dict.fromkeys((f"model.{key}" for key in ("shortcut", "bottleneck_stride", "form")), _optional(TEXT)),
     **dict.fromkeys(
         (f"model.{key}" for key in ("pre_activation", "normalise", "zero_init", "remat", "auxiliary")), _optional(BOOLEAN)
     ),
     "data.name": (
         lambda value: type(value) is str and value not in ("", "folder:"),
-        "'digits', names of TFDS sets, and 'folder:PATH'",
+        "'digits', the name of a TFDS set, or 'folder:PATH'",
     ),
     "data.dir": TEXT,
-    "data.train_split": _not_empty("names of splits"),
-    "data.test_split": _not_empty("names of splits"),
-    "data.test_share": _number(lambda value: 0 < value < 1, "numbers between 0 and 1"),
+    "data.train_split": _not_empty("the name of a split"),
+    "data.test_split": _not_empty("the name of a split"),
+    "data.test_share": _number(lambda value: 0 < value < 1, "a number between 0 and 1"),
     "data.classes": (
         lambda values: values == () or (_all_are(TEXT, values) and len(set(values)) == len(values) >= 2),
-        "() and different names of classes, at least two",
+        "() or at least two different names of classes",
     ),
     "data.validation_examples": _count(0),
     "data.examples_per_class": _count(0),
@@ -91,9 +92,9 @@ RULES = {
     "batch_norm.sync": BOOLEAN,
     "data.mean": (
         lambda values: _all_are(_number(lambda value: 0 <= value <= 1, ""), values) and len(values) in (1, 3),
-        "one number (grey) or three (RGB) in [0, 1]",
+        "one number (gray) or three (RGB) in [0, 1]",
     ),
-    "data.std": (lambda values: _all_are(POSITIVE, values), POSITIVE[1]),
+    "data.std": (lambda values: _all_are(POSITIVE, values), "a tuple of positive numbers below 1e38"),
     "data.augment.pad": _count(0, 1024),
     "data.augment.enlarge": _range(1, 100),
     "data.augment.area": _range(0.001, 1),
@@ -112,9 +113,9 @@ RULES = {
     "train.gradients_every": _count(0),
     "train.checkpoint_every": _count(1),
     "transfer.weights": TEXT,
-    "transfer.freeze": (lambda values: _all_are(TEXT, values), "names of stages and layers, or patterns"),
+    "transfer.freeze": (lambda values: _all_are(TEXT, values), "a tuple of names of stages and layers, or of patterns"),
     **dict.fromkeys((f"transfer.{key}" for key in ("probe", "freeze_scales", "freeze_statistics")), BOOLEAN),
-    "transfer.rate_factor": _number(lambda value: 0 < value <= 1, "numbers above 0 up to 1"),
+    "transfer.rate_factor": _number(lambda value: 0 < value <= 1, "a number above 0 and at most 1"),
     "optimizer.learning_rate": POSITIVE,
     "optimizer.momentum": FRACTION,
     "optimizer.weight_decay": NOT_NEGATIVE,
@@ -122,9 +123,9 @@ RULES = {
     "optimizer.schedule.name": _choice("step", "cosine"),
     "optimizer.schedule.boundaries": (
         lambda values: _all_are(_count(1), values) and all(a < b for a, b in pairwise(values)),
-        "rising positive integers",
+        "a tuple of rising positive integers",
     ),
-    "optimizer.schedule.factor": _number(lambda value: 0 < value < 1, "numbers between 0 and 1"),
+    "optimizer.schedule.factor": _number(lambda value: 0 < value < 1, "a number between 0 and 1"),
     "optimizer.schedule.warmup_steps": _count(0),
     "optimizer.schedule.warmup_learning_rate": NOT_NEGATIVE,
 }
@@ -181,18 +182,12 @@ UNUSED = (
 
 
 def check_used(config):
-    """Raises UserError where a sound config, of a run that is to be trained, has a key that would change nothing."""
-    flat = config.to_dict()
+    """Raises UserError where a sound config of a run that is to be trained has a key that would change nothing."""
+    flat = flatten(config.to_dict())
     for where, holds, values in UNUSED:
-        if not holds(config):
-            continue
         for key, unused in values.items():
-            section, *rest = key.split(".")
-            value = flat[section]
-            for part in rest:
-                value = value[part]
-            if value != unused:
-                raise UserError(f"{key} is {value!r}, which changes nothing with {where}; only {unused!r} is accepted there.")
+            if flat[key] != unused and holds(config):
+                raise UserError(f"{key} must be {unused!r} with {where}, where {flat[key]!r} would change nothing.")
 
 
 def from_json(nested):
@@ -223,52 +218,46 @@ def build_model(config, num_classes):
 
 
 def check_value(key, value):
-    """Raises UserError, with what is allowed, where a key may not have a value at all, whatever the others are."""
+    """Raises UserError where a key may not have a value, whatever the other keys have."""
     if value is None and not OPTIONAL.fullmatch(key):
-        raise UserError(f"{key} is None; it needs a value.")
+        raise UserError(f"{key} must have a value, not None.")
     holds, allowed = RULES.get(key, (lambda value: True, ""))
     try:
         sound = holds(value)
     except TypeError:
         sound = False
     if not sound:
-        raise UserError(f"{key} is {value!r}; allowed are {allowed}.")
+        raise UserError(f"{key} must be {allowed}, not {value!r}.")
 
 
 def check(config):
     """Checks a resolved config, as far as that goes without data and devices.
 
     Raises:
-        UserError: with the key, its value and what is allowed.
+        UserError: with the key, its value and what is expected.
     """
-    nested = config.to_dict()
+    flat = flatten(config.to_dict())
     for key in RULES:
-        value = nested
-        try:
-            for part in key.split("."):
-                value = value[part]
-        except (KeyError, TypeError) as error:
-            raise UserError(f"The config has no key {key}; it may have been written by another version.") from error
-        check_value(key, value)
+        if key not in flat:
+            raise UserError(f"The config must have the key {key}, as configs/base.py has.")
+        check_value(key, flat[key])
     build_model(config, num_classes=2)
     if len(config.data.std) != len(config.data.mean):
-        raise UserError(
-            f"data.std has {len(config.data.std)} numbers; needed are as many as data.mean has, {len(config.data.mean)}."
-        )
+        raise UserError(f"data.std must have as many numbers as data.mean, {len(config.data.mean)}, not {len(config.data.std)}.")
     options = config.data.augment
     crops = {f"data.augment.{key}": options[key] for key in ("pad", "enlarge", "area") if options[key]}
     if len(crops) > 1:
         given = " and ".join(f"{key} is {value}" for key, value in crops.items())
-        raise UserError(f"{given}; allowed is one of them.")
+        raise UserError(f"{given}; only one of them may be set.")
     if options.color and len(config.data.mean) != 3:
-        raise UserError(f"data.augment.color is {options.color}; it must be 0 for grey images.")
+        raise UserError(f"data.augment.color must be 0 for gray images, not {options.color}.")
     schedule = config.optimizer.schedule
     if schedule.name == "step" and schedule.warmup_steps and not schedule.warmup_learning_rate:
         raise UserError(
-            "optimizer.schedule.warmup_learning_rate is 0; allowed are positive rates, since the step schedule holds it for all "
+            "optimizer.schedule.warmup_learning_rate must be positive, not 0: the step schedule holds it for all "
             f"{schedule.warmup_steps} warm-up steps."
         )
     if schedule.name == "cosine" and schedule.warmup_steps >= config.train.steps:
         raise UserError(
-            f"optimizer.schedule.warmup_steps is {schedule.warmup_steps}; allowed is less than train.steps, {config.train.steps}."
+            f"optimizer.schedule.warmup_steps must be below train.steps, {config.train.steps}, not {schedule.warmup_steps}."
         )

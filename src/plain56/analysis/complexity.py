@@ -1,13 +1,13 @@
-"""What a network costs and what it sees, stage by stage, read off the traced program: nothing is computed.
+"""What a network costs and what it sees, part by part, read off the traced program: nothing is computed.
 
 parameters        trained values, those of auxiliary heads among them.
 multiply-adds     of convolutions and matrix products, for one image. Auxiliary heads only have them in training: a total is
                   that of evaluation, without them.
 activation bytes  what the backward pass reads of one image's forward pass in training: the values that go into convolutions,
-                  dense layers, normalisations and max pools, and those that leave ReLUs, each once, in its own dtype.
+                  dense layers, normalizations and max pools, and those that leave ReLUs, each once, in its own dtype.
                   Additions, averages and concatenations need nothing for their gradients. Not counted are the image itself,
                   dropout's masks and statistics, which are one number per channel. What a compiler keeps may be more or less.
-receptive field   side of the square of pixels that one value of the stage's output depends on, along the longest path. It
+receptive field   side of the square of pixels that one value of the part's output depends on, along the longest path. It
                   reaches into the padding, and so may be larger than the image.
 """
 
@@ -23,8 +23,8 @@ from jax.extend.core import Literal
 PUBLISHED_SIZES = {"imagenet": (224, 1000), "dense": (224, 1000), "cifar": (32, 10), "small": (32, 10)}
 
 
-class Stage(NamedTuple):
-    """A top-level part of a network, with the pools and ReLUs that follow it.
+class Part(NamedTuple):
+    """Layers of a network whose names begin alike, such as "stem" and "inception3a", with the pools and ReLUs that follow them.
 
     `output_shape` is `(H, W, C)`, or `(C,)` where no positions are left; `receptive_field` is None where that is the whole
     image, after a global average or a dense layer; `training_only` tells the auxiliary heads.
@@ -40,7 +40,7 @@ class Stage(NamedTuple):
 
 
 class Total(NamedTuple):
-    """Of all stages. Multiply-adds are those of evaluation; the receptive field is that of the last stage with positions."""
+    """Of all parts. Multiply-adds are those of evaluation; the receptive field is that of the last part with positions."""
 
     parameters: int
     multiply_adds: int
@@ -48,8 +48,8 @@ class Total(NamedTuple):
     receptive_field: int | None
 
 
-def stages(model, image_shape):
-    """The network's stages in the order of computation.
+def parts(model, image_shape):
+    """The network's parts in the order of computation.
 
     Args:
         image_shape: `(H, W, C)`.
@@ -60,21 +60,21 @@ def stages(model, image_shape):
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     parameters = {}
-    for part, values in variables["params"].items():
-        parameters[_stage(part)] = parameters.get(_stage(part), 0) + sum(leaf.size for leaf in jax.tree.leaves(values))
-    # Batch norm's averages over all positions are there in training alone, and hide what the layers themselves see.
+    for layer, values in variables["params"].items():
+        parameters[_part(layer)] = parameters.get(_part(layer), 0) + sum(leaf.size for leaf in jax.tree.leaves(values))
+    # Batch norm's averages over all positions are there only in training, and hide what the layers themselves see.
     evaluation, training = (_trace(model, variables, images, train) for train in (False, True))
     rows = []
     for name, cost in training.items():
         output = evaluation.get(name, cost).output
         field = None if output.field == math.inf else output.field
         kept = sum(value.bytes for value in cost.kept)
-        rows.append(Stage(name, output.shape[1:], parameters[name], cost.multiply_adds, kept, field, name not in evaluation))
+        rows.append(Part(name, output.shape[1:], parameters[name], cost.multiply_adds, kept, field, name not in evaluation))
     return rows
 
 
 def total(rows):
-    """The sum of `stages`."""
+    """The sum of `parts`."""
     return Total(
         sum(row.parameters for row in rows),
         sum(row.multiply_adds for row in rows if not row.training_only),
@@ -85,28 +85,28 @@ def total(rows):
 
 def count_multiply_adds(model, image_shape):
     """Multiply-adds of convolutions and matrix products in one forward pass of one image."""
-    return total(stages(model, image_shape)).multiply_adds
+    return total(parts(model, image_shape)).multiply_adds
 
 
-def _stage(part):
-    """The stage that a top-level module belongs to: "stage2_first" is a block of stage2, "stem_conv" a layer of the stem."""
-    return part.partition("_")[0]
+def _part(layer):
+    """The part that a top-level layer belongs to: "stage2_first" is a block of "stage2"."""
+    return layer.partition("_")[0]
 
 
 @dataclasses.dataclass(eq=False)  # two values are one only if they are the same object
 class _Value:
-    """A value that depends on the image: `field` is its receptive field, `jump` how many pixels lie between neighbouring rows."""
+    """A value that depends on the image: `field` is its receptive field, `jump` how many pixels lie between neighboring rows."""
 
     shape: tuple[int, ...]
     bytes: int = 0
-    stage: str | None = None
+    part: str | None = None
     field: float = 1
     jump: int = 1
 
 
 @dataclasses.dataclass
 class _Cost:
-    """What is known of a stage so far."""
+    """What is known of a part so far."""
 
     output: _Value | None = None
     multiply_adds: int = 0
@@ -114,7 +114,7 @@ class _Cost:
 
 
 def _trace(model, variables, images, train):
-    """Costs by stage, in the order of computation."""
+    """Costs by part, in the order of computation."""
 
     def forward(variables, images):
         return model.apply(variables, images, train, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
@@ -129,7 +129,7 @@ class _Tracer:
     """Follows through a program what depends on the image, and adds up its costs by the top-level module it was traced in."""
 
     def __init__(self, modules):
-        self.modules, self.costs, self.stage = modules, {}, None
+        self.modules, self.costs, self.part = modules, {}, None
 
     def walk(self, program, inputs, outer=""):
         """The outputs of a program; None stands for what does not depend on the image."""
@@ -161,12 +161,12 @@ class _Tracer:
         if kind == "convert_element_type":
             return operands
         self.keep(_read_by_gradient(kind, operands))
-        # What is done between two modules, such as a pool, belongs to the stage before it.
-        module = next((part for part in path.split("/") if part in self.modules), None)
-        self.stage = _stage(module) if module else self.stage
-        outputs = [_output(equation, operands, variable.aval, self.stage) for variable in equation.outvars]
-        if self.stage:
-            cost = self.costs.setdefault(self.stage, _Cost())
+        # What is done between two modules, such as a pool, belongs to the part before it.
+        module = next((name for name in path.split("/") if name in self.modules), None)
+        self.part = _part(module) if module else self.part
+        outputs = [_output(equation, operands, variable.aval, self.part) for variable in equation.outvars]
+        if self.part:
+            cost = self.costs.setdefault(self.part, _Cost())
             cost.multiply_adds += _multiply_adds(equation)
             if module or len(outputs[0].shape) == 4:  # not the global average
                 cost.output = outputs[0]
@@ -183,23 +183,23 @@ class _Tracer:
 
     def keep(self, values):
         for value in values:
-            # Statistics have one axis; the image has no stage.
-            if value and value.stage and len(value.shape) > 1:
-                self.costs[value.stage].kept.add(value)
+            # Statistics have one axis; the image has no part.
+            if value and value.part and len(value.shape) > 1:
+                self.costs[value.part].kept.add(value)
 
 
 def _read_by_gradient(kind, operands):
-    """The operands that the gradient of an operation is made from. A normalisation is known by the square of its input."""
+    """The operands that the gradient of an operation is made from. A normalization is known by the square of its input."""
     squared = kind == "square" or (kind == "mul" and operands[0] is operands[1])
     return operands if squared or kind in ("conv_general_dilated", "dot_general", "reduce_window_max") else ()
 
 
-def _output(equation, operands, output, stage):
-    """What an equation makes: it sees the most that one of its operands sees, and the neighbours that it adds itself."""
+def _output(equation, operands, output, part):
+    """What an equation makes: it sees the most that one of its operands sees, and the neighbors that it adds itself."""
     operands = [operand for operand in operands if operand]
     field, jump = max(operand.field for operand in operands), max(operand.jump for operand in operands)
     extent, stride = _window(equation, operands[0], output)
-    return _Value(output.shape, output.size * output.dtype.itemsize, stage, field + (extent - 1) * jump, jump * stride)
+    return _Value(output.shape, output.size * output.dtype.itemsize, part, field + (extent - 1) * jump, jump * stride)
 
 
 def _window(equation, operand, output):

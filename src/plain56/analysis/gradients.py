@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from plain56.analysis.places import in_order
-from plain56.models.stack import is_stacked
+from plain56.models.stack import in_order, is_stacked
 
 
 class Flow(NamedTuple):

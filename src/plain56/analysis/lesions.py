@@ -8,10 +8,10 @@ paper's tables: (1, 0) is the first block of stage 1.
 import itertools
 
 import jax
-import jax.numpy as jnp
-from flax import traverse_util
+import numpy as np
 
 from plain56.errors import UserError
+from plain56.models import stack
 
 
 def blocks(model):
@@ -19,11 +19,13 @@ def blocks(model):
     return [(stage, number) for stage, count in enumerate(model.blocks, start=1) for number in range(count)]
 
 
+def _shape_keeping(model, variables):
+    return [(stage, number) for stage, number in blocks(model) if number or not stack.first_is_alone(variables["params"], stage)]
+
+
 def removable(model, variables):
     """The blocks that `without` can leave out: all of a residual network, and of a plain one those that keep the shape."""
-    if model.residual:
-        return blocks(model)
-    return [(stage, number) for stage, number in blocks(model) if number >= _alone(variables, stage)]
+    return blocks(model) if model.block_options.residual else _shape_keeping(model, variables)
 
 
 def without(model, variables, block):
@@ -35,61 +37,52 @@ def without(model, variables, block):
     Raises:
         UserError: a plain network's block that changes the shape.
     """
-    if model.residual:
+    if model.block_options.residual:
         return model, silence(model, variables, [block])
     stage, number = block
-    place = number - _alone(variables, stage)
-    if place < 0:
+    if block not in removable(model, variables):
         raise UserError(f"Block {number} of stage {stage} changes the shape; a plain network cannot be without it.")
-    count = model.blocks[stage - 1] - _alone(variables, stage)
-    kept = jnp.array([i for i in range(count) if i != place], jnp.int32)
+    order = [other for other in range(model.blocks[stage - 1]) if other != number]
     fewer = tuple(n - (i == stage) for i, n in enumerate(model.blocks, start=1))
-    return model.clone(blocks=fewer), _with_order(variables, stage, kept)
+    return model.clone(blocks=fewer), _with_order(variables, stage, order)
 
 
 def silence(model, variables, silenced):
-    """Variables of a residual network in which the branches of some blocks give nothing, so that the shortcuts alone are left."""
-    flat = traverse_util.flatten_dict(variables["params"])
+    """Variables of a residual network in which the branches of some blocks give nothing, so that only the shortcuts are left."""
     last = len(model.block(1).layers())
-    zeroed = {f"norm{last}"} if model.normalise and not model.pre_activation else {f"conv{last}"}
-    for stage, number in silenced:
-        alone = _alone(variables, stage)
-        name, place = (f"stage{stage}_first", ...) if number < alone else (f"stage{stage}", number - alone)
-        for path, leaf in flat.items():
-            if path[0] == name and path[-2] in zeroed:
-                flat[path] = jnp.asarray(leaf).at[place].set(0)
-    return variables | {"params": traverse_util.unflatten_dict(flat)}
+    zeroed = f"norm{last}" if model.block_options.normalise and not model.block_options.pre_activation else f"conv{last}"
+    names = {f"stage{stage}.{number}" for stage, number in silenced}
+
+    def change(leaves):
+        return {path: np.zeros_like(v) if path[0] in names and path[-2] == zeroed else v for path, v in leaves.items()}
+
+    return variables | {"params": _changed(variables["params"], change)}
 
 
-def neighbours(model, variables):
+def neighbors(model, variables):
     """All pairs of blocks that follow each other, keep the shape, and may so change places."""
-    whole = [(stage, number) for stage, number in blocks(model) if number >= _alone(variables, stage)]
-    return [(a, b) for a, b in itertools.pairwise(whole) if a[0] == b[0]]
+    return [(a, b) for a, b in itertools.pairwise(_shape_keeping(model, variables)) if a[0] == b[0]]
 
 
-def swapped(variables, first, second):
+def swapped(model, variables, first, second):
     """Variables in which two blocks of a stage, which both keep the shape, have changed places."""
     (stage, one), (_, other) = first, second
-    order = list(range(jax.tree.leaves(variables["params"][f"stage{stage}"])[0].shape[0]))
-    alone = _alone(variables, stage)
-    order[one - alone], order[other - alone] = order[other - alone], order[one - alone]
-    return _with_order(variables, stage, jnp.array(order, jnp.int32))
-
-
-def _alone(variables, stage):
-    """How many blocks of a stage stand by themselves, before those that are stacked: 1 where the first changes the shape."""
-    return int(f"stage{stage}_first" in variables["params"])
+    order = list(range(model.blocks[stage - 1]))
+    order[one], order[other] = other, one
+    return _with_order(variables, stage, order)
 
 
 def _with_order(variables, stage, order):
-    """Variables whose stacked blocks of a stage are the ones at these places, in this order."""
-    name = f"stage{stage}"
+    """Variables whose blocks of a stage are those of these numbers, in this order."""
+    names = {f"stage{stage}.{number}": f"stage{stage}.{new}" for new, number in enumerate(order)}
 
-    def arranged(collection):
-        if name not in collection:
-            return collection
-        if not len(order):
-            return {layer: leaves for layer, leaves in collection.items() if layer != name}
-        return collection | {name: jax.tree.map(lambda leaf: jnp.asarray(leaf)[order], collection[name])}
+    def change(leaves):
+        kept = {path: leaf for path, leaf in leaves.items() if path[0] in names or not path[0].startswith(f"stage{stage}.")}
+        return {(names.get(path[0], path[0]), *path[1:]): leaf for path, leaf in kept.items()}
 
-    return {key: arranged(collection) for key, collection in variables.items()}
+    return {name: _changed(collection, change) for name, collection in variables.items()}
+
+
+def _changed(collection, change):
+    """A collection of variables whose unstacked leaves a function has changed."""
+    return stack.stack(change(stack.unstack(jax.device_get(collection))), collection)

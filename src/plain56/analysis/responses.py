@@ -7,14 +7,12 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from plain56.analysis.places import in_order
 from plain56.errors import UserError
+from plain56.models.stack import in_order
 
 
 def layer_responses(model, params, batch_stats, moments, image_shape):
-    """Standard deviations over all images, positions and channels, by layer, from the images to the classes.
-
-    In evaluation mode, of post-activation networks, where batch norm stands behind its convolution.
+    """Standard deviations over all images, positions and channels in evaluation mode, by layer, from the images to the classes.
 
     Args:
         params, batch_stats: of a plain or residual network, or a VGG with batch norm.
@@ -28,8 +26,8 @@ def layer_responses(model, params, batch_stats, moments, image_shape):
     Returns:
         `{"stem_conv": …, "stage1.0.conv1": …}`, of every 3×3 convolution that batch norm follows.
     """
-    if not batch_stats or getattr(model, "pre_activation", False):
-        raise UserError("Layer responses are of networks with batch norm behind each convolution; this one has none there.")
+    if not batch_stats or "head_norm" in batch_stats:  # the latter: with pre-activation
+        raise UserError("Layer responses need batch norm behind each convolution, and this network has none there.")
     params, batch_stats, moments = (traverse_util.flatten_dict(jax.device_get(t)) for t in (params, batch_stats, moments))
     responses = {}
     for (*modules, name), running in batch_stats.items():

@@ -32,7 +32,7 @@ def savings(model, image_shape, rows):
     """A saving for each Inception block or stack of convolutions; none for other networks.
 
     Args:
-        rows: of `complexity.stages(model, image_shape)`.
+        rows: of `complexity.parts(model, image_shape)`.
     """
     rows = [row for row in rows if not row.training_only]
     inputs = [image_shape, *(row.output_shape for row in rows)]
@@ -64,7 +64,7 @@ def _reductions(model, row, input_shape):
     single, _, size3, _, size5, pooled = INCEPTIONS[row.name.removeprefix("inception")]
     large = 3 if model.normalise else 5
     naive = Inception((single, 0, size3, 0, size5, pooled), large, normalise=model.normalise, numerics=model.numerics)
-    (without,) = complexity.stages(_Alone(naive), input_shape)
+    (without,) = complexity.parts(_Alone(naive), input_shape)
     return Saving(row.name, row.parameters, without.parameters, row.multiply_adds, without.multiply_adds)
 
 

@@ -22,9 +22,9 @@ def describe(options, arguments):
 
 
 def _describe_one(options, arguments):
-    from configs import base
     from plain56.analysis import savings
     from plain56.config import build_model
+    from plain56.configs import base
     from plain56.models import parse_name
 
     if len(arguments) + bool(options.config) != 1:
@@ -67,7 +67,7 @@ def _measure(model, options, channels=3):
     side, num_classes = complexity.PUBLISHED_SIZES[model.form]
     side, num_classes = options.image_size or side, options.num_classes or num_classes
     model, size = model.clone(num_classes=num_classes), {"image_shape": (side, side, channels), "num_classes": num_classes}
-    return model, size, complexity.stages(model, size["image_shape"])
+    return model, size, complexity.parts(model, size["image_shape"])
 
 
 def _total(rows):
@@ -90,7 +90,7 @@ def _print_stages(name, model, size, rows):
     from plain56.models import resnet
 
     title = f"{name}: {size['num_classes']} classes, {'×'.join(map(str, size['image_shape']))} images"
-    if isinstance(model, resnet.ResNet) and not model.residual and model.block is resnet.BottleneckBlock:
+    if isinstance(model, resnet.ResNet) and not model.block_options.residual and model.block is resnet.BottleneckBlock:
         title += "\nnot in the paper: a plain network of bottlenecks"
     shown = [(row.name + " *" * row.training_only, "×".join(map(str, row.output_shape)), *_costs(row._asdict())) for row in rows]
     print_numbers(title, ("stage", "output", *COSTS), [*shown, ("total", "", *_costs(_total(rows)))])

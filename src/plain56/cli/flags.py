@@ -7,6 +7,7 @@ import re
 from absl import flags
 from ml_collections import config_flags
 
+from plain56.configs import base
 from plain56.errors import UserError
 from plain56.runs import flatten, read_json, upgraded, user_path
 
@@ -155,13 +156,15 @@ def _define(argv, config=None):
 
 def _run_config(path):
     """The config that a run was trained with, from its config.json."""
-    from configs import base
     from plain56.config import check_value, from_json
 
     try:
         if not user_path(path).exists():
             raise UserError("there is no such file.")
-        stored = flatten(from_json(upgraded(read_json(user_path(path)), path)).to_dict())
+        stored = read_json(user_path(path))
+        if not (isinstance(stored.get("model"), dict) and "name" in stored["model"]):
+            raise UserError("it names no network.")
+        stored = flatten(from_json(upgraded(stored, path)).to_dict())
     except UserError as error:
         raise UserError(f"--config is {path}, which does not hold a run's config: {error}") from error
     config = base.get_config()
@@ -170,9 +173,7 @@ def _run_config(path):
         if key not in known:
             raise UserError(f"--config is {path}, whose key {key!r} no config has.")
         check_value(key, stored[key])  # before it is taken for a value of another type
-    if "model.name" not in stored:
-        raise UserError(f"--config is {path}, which does not hold a run's config: it names no network.")
-    config.update_from_flattened_dict(stored)  # a key that was added since then has its default
+    config.update_from_flattened_dict(stored)
     return config
 
 

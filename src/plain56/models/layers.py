@@ -38,13 +38,13 @@ class Variant(NamedTuple):
 
 
 class Numerics(NamedTuple):
-    """How a network computes: `dtype` of activations, the batch norm's constants, and whose images it normalises by.
+    """How a network computes: `dtype` of activations, the batch norm's constants, and by whose images it normalizes.
 
     The running statistics follow Flax: `new = momentum · old + (1 − momentum) · batch` (PyTorch's momentum is one minus this),
     with the biased variance (PyTorch keeps the unbiased one, which is n / (n − 1) times that).
     Parameters and statistics are kept in float32, or in float64 where `dtype` is that. Where every device computes for itself,
     `axis_name` names the axis of the devices whose images form a batch; None: each device's own. With `fixed_statistics` training
-    normalises by the running statistics, too, and leaves them alone.
+    normalizes by the running statistics, too, and does not update them.
     """
 
     dtype: Any = jnp.float32
@@ -59,15 +59,15 @@ class Numerics(NamedTuple):
 
 
 def check_choice(key, value, allowed):
-    """Raises UserError where an option of a network has a value that is none of those allowed."""
+    """Raises UserError where an option of a network is not one of the allowed values."""
     if value not in allowed:
-        raise UserError(f"model.{key} is {value!r}; only {', '.join(allowed)} are accepted.")
+        raise UserError(f"model.{key} must be one of {', '.join(allowed)}, not {value!r}.")
 
 
 def check_dropout(rate):
-    """Raises UserError where a dropout rate is none."""
+    """Raises UserError where a dropout rate is not in [0, 1)."""
     if not 0 <= rate < 1:
-        raise UserError(f"model.dropout is {rate!r}; only numbers from 0 up to, but not including, 1 are accepted.")
+        raise UserError(f"model.dropout must be at least 0 and below 1, not {rate!r}.")
 
 
 def _convolve(x, w, strides, padding, *, lhs_dilation, rhs_dilation, feature_group_count, **unused):
@@ -119,9 +119,9 @@ def head(numerics, num_classes, x, kernel_init=he_normal):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all images of the batch and all positions; variables are named as in Flax's.
+    """Batch normalization over all images of the batch and all positions; variables are named as in Flax's.
 
-    In training it normalises by the batch and updates the running `mean` and `var` [C]; in evaluation it normalises by these.
+    In training it normalizes by the batch and updates the running `mean` and `var` [C]; in evaluation it normalizes by these.
     Where the collection "moments" is mutable, it also tells the moments of its input, `mean` and `var` [C].
     """
 
@@ -151,9 +151,9 @@ class BatchNorm(nn.Module):
 
 
 class Tap(nn.Module):
-    """Gives its input on: a place to measure the gradient at, as that of what the collection "taps" adds here.
+    """Identity. Adds the variable `added` of the collection "taps", if present, so that its gradient is the activation's.
 
-    Without that collection it does nothing. Where it is mutable, it gets zeros of the input's shape.
+    Where the collection is mutable, it gets zeros of the input's shape.
     """
 
     @nn.compact
@@ -188,18 +188,15 @@ def local_response_norm(x, size, alpha, beta, k):
 def check_image_size(images, least):
     """Raises UserError where images [N, H, W, C] have fewer than `least` pixels on a side."""
     if min(images.shape[1:3]) < least:
-        raise UserError(
-            f"The images are too small: they are {images.shape[1]}×{images.shape[2]} pixels, and this network needs at least "
-            f"{least}×{least}."
-        )
+        raise UserError(f"This network needs images of at least {least}×{least} pixels, not {images.shape[1]}×{images.shape[2]}.")
 
 
-def rematerialised(block, alone):
-    """A block of signature `(x, train)` whose inner values the backward pass computes anew, in place of keeping them.
+def rematerialized(block, in_loop):
+    """A block of signature `(x, train)` whose inner values are computed anew by the backward pass, and not kept.
 
-    Where it stands `alone`, not in a loop, the compiler has to be kept from finding that the two computations are one.
+    Outside of a loop, the compiler must be kept from finding that the two computations are one.
     """
-    return nn.remat(block, prevent_cse=alone, static_argnums=(2,))
+    return nn.remat(block, prevent_cse=not in_loop, static_argnums=(2,))
 
 
 def scan_blocks(block, length, remat, **fields):
@@ -210,7 +207,7 @@ def scan_blocks(block, length, remat, **fields):
     """
     unroll = GPU_UNROLL if jax.default_backend() == "gpu" and not remat else 1
     return nn.scan(
-        rematerialised(block, alone=False) if remat else block,
+        rematerialized(block, in_loop=True) if remat else block,
         variable_axes={"params": 0, "batch_stats": 0, "moments": 0, "taps": 0},
         split_rngs={"params": True},
         in_axes=nn.broadcast,

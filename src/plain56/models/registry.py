@@ -19,7 +19,8 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float
 class Entry(NamedTuple):
     """A kind of network: its module, its published names, `name -> Variant | None`, `module -> None` or an error, and a text.
 
-    The text stands for all of its names where there are more than are published.
+    The text stands for all of its names where there are more than are published. A module may hold its blocks' options
+    in one field, a NamedTuple `block_options`.
     """
 
     module: type
@@ -29,9 +30,20 @@ class Entry(NamedTuple):
     meant: str
 
     def options(self, variant):
-        """What a user may choose: the module's fields, without those that the name fixes."""
-        ours = {"num_classes", "numerics", "parent", "name", *variant.fixed}
-        return [field.name for field in dataclasses.fields(self.module) if field.name not in ours]
+        """What a user may choose: the module's fields and its blocks' options, without those that the name fixes."""
+        ours = {"num_classes", "numerics", "block_options", "parent", "name", *variant.fixed}
+        names = [*self._block_options, *(field.name for field in dataclasses.fields(self.module))]
+        return [name for name in names if name not in ours]
+
+    def build(self, **fields):
+        """The module with these fields, and these options of its blocks."""
+        if chosen := {name: fields.pop(name) for name in self._block_options if name in fields}:
+            fields["block_options"] = self.module.block_options._replace(**chosen)
+        return self.module(**fields)
+
+    @property
+    def _block_options(self):
+        return getattr(getattr(self.module, "block_options", None), "_fields", ())
 
 
 ENTRIES: list[Entry] = []
@@ -102,19 +114,19 @@ def create_model(name, num_classes, *, dtype="float32", momentum=0.9, epsilon=No
     """
     entry, variant = _find(name)
     if num_classes < 2:
-        raise UserError(f"A classifier needs at least two classes; given were {num_classes}.")
+        raise UserError(f"A classifier needs at least two classes, not {num_classes}.")
     if dtype not in DTYPES:
-        raise UserError(f"model.dtype is {dtype!r}; only {', '.join(DTYPES)} are accepted.")
+        raise UserError(f"model.dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
     if dtype == "float64" and not jax.config.jax_enable_x64:
         raise UserError("model.dtype is 'float64', which JAX allows only with JAX_ENABLE_X64=1 in the environment.")
     options = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items() if v is not None}
     known = entry.options(variant)
     for key in options:
         if key not in known:
-            raise UserError(f"model.{key} is {options[key]!r}, which {name} does not have; its options are {', '.join(known)}.")
+            raise UserError(f"model.{key} is {options[key]!r}, and {name} has no such option; it has {', '.join(known)}.")
     defaults = {"epsilon": 1e-5} | variant.defaults
     published = defaults.pop("epsilon")
     numerics = Numerics(DTYPES[dtype], momentum, published if epsilon is None else epsilon)
-    model = entry.module(num_classes=num_classes, numerics=numerics, **variant.fixed, **(defaults | options))
+    model = entry.build(num_classes=num_classes, numerics=numerics, **variant.fixed, **(defaults | options))
     entry.check(model)
     return model

@@ -18,7 +18,7 @@ the two have the same parameters. The paper has no plain bottleneck networks; th
 """
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -35,7 +35,7 @@ from plain56.models.layers import (
     check_image_size,
     convolution,
     head,
-    rematerialised,
+    rematerialized,
     scan_blocks,
 )
 
@@ -47,28 +47,41 @@ WIDTHS = {"cifar": (16, 32, 64), "imagenet": (64, 128, 256, 512)}
 MINIMUM_IMAGE_SIZE = {"cifar": 4, "imagenet": 32}  # survives all halvings
 
 
+class BlockOptions(NamedTuple):
+    """What all blocks of a network share.
+
+    Args:
+        residual: False leaves the shortcut out, and its projection with it.
+        shortcut: what carries the input where the shape changes (section 4.1). "A" is the identity, subsampled and padded with
+            zero channels, without parameters. "B" is a 1×1 projection there, and the identity elsewhere. "C" is a projection in
+            every block.
+        pre_activation: batch norm and ReLU come before each convolution, and nothing after the addition (He et al. 2016,
+            "Identity mappings in deep residual networks").
+        normalise: batch norm after every convolution, or before it with pre-activation. False is not in the paper.
+        zero_init: the last scale of every residual block starts at zero (Goyal et al. 2017). It is not in the paper.
+        bottleneck_stride: the convolution that has the stride: "1x1" is the paper's (v1), "3x3" torchvision's (v1.5), with the
+            same parameters.
+    """
+
+    residual: bool = True
+    shortcut: str = "A"
+    bottleneck_stride: str = "1x1"
+    pre_activation: bool = False
+    zero_init: bool = False
+    normalise: bool = True
+
+
 class Block(nn.Module):
     """What basic and bottleneck blocks share: the shortcut around their convolutions.
 
-    `shortcut` names what carries the input where the shape changes (section 4.1): "A" is the identity, subsampled and padded
-    with zero channels, without parameters; "B" is a 1×1 projection there, the identity elsewhere; "C" is a projection in every
-    block. `residual=False` leaves the shortcut out, and its projection with it.
-
-    `pre_activation` puts batch norm and ReLU before each convolution, and nothing after the addition (He et al. 2016,
-    "Identity mappings in deep residual networks"); with `activate_input` the first pair comes before the shortcut branches off.
-
-    Takes and returns `(images [N, H, W, C], train)`; the second output is there for `nn.scan`.
+    With `activate_input`, the first norm and ReLU of pre-activation come before the shortcut branches off.
+    It takes and returns `(images [N, H, W, C], train)`; the second output is there for `nn.scan`.
     """
 
     filters: int
     strides: int = 1
-    residual: bool = True
-    shortcut: str = "A"
-    pre_activation: bool = False
     activate_input: bool = False
-    zero_init: bool = False
-    bottleneck_stride: str = "1x1"
-    normalise: bool = True
+    options: BlockOptions = BlockOptions()
     numerics: Numerics = Numerics()
 
     def layers(self):
@@ -81,10 +94,10 @@ class Block(nn.Module):
         y = x if self.activate_input else Tap(name="branch")(x)
         for i, (filters, size, strides) in enumerate(layers, start=1):
             last = i == len(layers)
-            scale_init = nn.initializers.zeros if last and self.zero_init else nn.initializers.ones
+            scale_init = nn.initializers.zeros if last and self.options.zero_init else nn.initializers.ones
             norm = self._norm(train, f"norm{i}", scale_init)
             conv = convolution(self.numerics, filters, size, strides, name=f"conv{i}")
-            if self.pre_activation:
+            if self.options.pre_activation:
                 y = nn.relu(norm(y))
                 if i == 1 and self.activate_input:
                     x, y = y, Tap(name="branch")(y)
@@ -92,19 +105,19 @@ class Block(nn.Module):
             else:
                 y = norm(conv(y))
                 y = y if last else nn.relu(y)
-        if self.residual:
+        if self.options.residual:
             y = y + self._shortcut(Tap(name="shortcut")(x), y.shape[-1], train)
-        return Tap(name="output")(y if self.pre_activation else nn.relu(y)), None
+        return Tap(name="output")(y if self.options.pre_activation else nn.relu(y)), None
 
     def _norm(self, train, name, scale_init=nn.initializers.ones):
-        return BatchNorm(self.numerics, train, scale_init, name=name) if self.normalise else lambda x: x
+        return BatchNorm(self.numerics, train, scale_init, name=name) if self.options.normalise else lambda x: x
 
     def _shortcut(self, x, filters, train):
         same_shape = self.strides == 1 and x.shape[-1] == filters
-        if self.shortcut == "C" or (self.shortcut == "B" and not same_shape):
+        if self.options.shortcut == "C" or (self.options.shortcut == "B" and not same_shape):
             x = convolution(self.numerics, filters, 1, self.strides, name="shortcut_conv")(x)
-            # With its own batch norm: an unnormalised projection drowns the residual. With pre-activation its input has one.
-            return x if self.pre_activation else self._norm(train, "shortcut_norm")(x)
+            # With its own batch norm: an unnormalized projection drowns the residual. With pre-activation its input has one.
+            return x if self.options.pre_activation else self._norm(train, "shortcut_norm")(x)
         if same_shape:
             return x
         added = filters - x.shape[-1]
@@ -123,16 +136,12 @@ class BasicBlock(Block):
 
 
 class BottleneckBlock(Block):
-    """1×1 to fewer channels, 3×3, 1×1 to four times as many (Fig. 5, right).
-
-    `bottleneck_stride` names the convolution with the stride: "1x1" is the paper's (v1), "3x3" torchvision's (v1.5), with the
-    same parameters.
-    """
+    """1×1 to fewer channels, 3×3, 1×1 to four times as many (Fig. 5, right)."""
 
     expansion = 4
 
     def layers(self):
-        first, second = (self.strides, 1) if self.bottleneck_stride == "1x1" else (1, self.strides)
+        first, second = (self.strides, 1) if self.options.bottleneck_stride == "1x1" else (1, self.strides)
         return (self.filters, 1, first), (self.filters, 3, second), (4 * self.filters, 1, 1)
 
 
@@ -147,23 +156,15 @@ class ResNet(nn.Module):
         widths: filters of each stage, before a bottleneck's expansion.
         form: "cifar" or "imagenet", the stem.
         remat: keep only what lies between blocks for the backward pass, which computes the rest anew: less memory, more time.
-            On a CPU it helps in stages of three blocks and more: where a block stands alone, the compiler undoes it.
-        normalise: batch norm after every convolution, or before it with pre-activation; False is for comparison, and not in
-            the paper.
-        zero_init: the last scale of every residual block starts at zero (Goyal et al. 2017); not in the paper.
+            On a CPU it helps in stages of three blocks and more: the compiler undoes it in a block that is not in a loop.
     """
 
     blocks: tuple[int, ...]
     num_classes: int
     block: Any = BasicBlock
     form: str = "cifar"
-    residual: bool = True
-    shortcut: str = "A"
+    block_options: BlockOptions = BlockOptions()
     widths: tuple[int, ...] = WIDTHS["cifar"]
-    bottleneck_stride: str = "1x1"
-    pre_activation: bool = False
-    zero_init: bool = False
-    normalise: bool = True
     remat: bool = False
     numerics: Numerics = Numerics()
 
@@ -174,21 +175,13 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images, train=False):
         check_image_size(images, MINIMUM_IMAGE_SIZE[self.form])
-        fields = {
-            "residual": self.residual,
-            "shortcut": self.shortcut,
-            "pre_activation": self.pre_activation,
-            "zero_init": self.zero_init,
-            "bottleneck_stride": self.bottleneck_stride,
-            "normalise": self.normalise,
-            "numerics": self.numerics,
-        }
-        alone_block = rematerialised(self.block, alone=True) if self.remat else self.block
+        options, shared = self.block_options, {"options": self.block_options, "numerics": self.numerics}
+        single_block = rematerialized(self.block, in_loop=False) if self.remat else self.block
         x = images.astype(self.numerics.dtype)
         size, strides = (3, 1) if self.form == "cifar" else (7, 2)
         x = convolution(self.numerics, self.widths[0], size, strides, name="stem_conv")(x)
-        if not self.pre_activation:
-            x = nn.relu(BatchNorm(self.numerics, train, name="stem_norm")(x) if self.normalise else x)
+        if not options.pre_activation:
+            x = nn.relu(BatchNorm(self.numerics, train, name="stem_norm")(x) if options.normalise else x)
         if self.form == "imagenet":
             x = ops.max_pool(x, 3, 2, ((1, 1), (1, 1)))
         x = Tap(name="stem")(x)
@@ -197,16 +190,14 @@ class ResNet(nn.Module):
             changes = strides != 1 or x.shape[-1] != filters * self.block.expansion
             # "We adopt the first activation right after conv1 and before splitting into two paths", and projections take
             # activated input, too (He et al. 2016, section 3.2 and appendix).
-            activate_input = self.pre_activation and (stage == 1 or (changes and self.shortcut != "A"))
-            first = alone_block(filters, strides, activate_input=activate_input, **fields, name=f"stage{stage}_first")
-            alone = changes or activate_input
-            if alone:
-                x, _ = first(x, train)
-            if blocks - alone:
-                following = {"filters": filters, **fields, "name": f"stage{stage}"}
-                x, _ = scan_blocks(self.block, blocks - alone, self.remat, **following)(x, train)
-        if self.pre_activation:
-            x = nn.relu(BatchNorm(self.numerics, train, name="head_norm")(x) if self.normalise else x)
+            activate_input = options.pre_activation and (stage == 1 or (changes and options.shortcut != "A"))
+            first_differs = changes or activate_input
+            if first_differs:
+                x, _ = single_block(filters, strides, activate_input, **shared, name=f"stage{stage}_first")(x, train)
+            if equal := blocks - first_differs:
+                x, _ = scan_blocks(self.block, equal, self.remat, filters=filters, **shared, name=f"stage{stage}")(x, train)
+        if options.pre_activation:
+            x = nn.relu(BatchNorm(self.numerics, train, name="head_norm")(x) if options.normalise else x)
         return Output(head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2))))
 
 
@@ -257,19 +248,20 @@ def variant(name):
 
 def check(model):
     """Raises UserError where options are out of range, or do not go together."""
-    check_choice("shortcut", model.shortcut, SHORTCUTS)
-    check_choice("bottleneck_stride", model.bottleneck_stride, BOTTLENECK_STRIDES)
+    options = model.block_options
+    check_choice("shortcut", options.shortcut, SHORTCUTS)
+    check_choice("bottleneck_stride", options.bottleneck_stride, BOTTLENECK_STRIDES)
     stages, widths = len(model.blocks), tuple(model.widths)
     if len(widths) != stages or not all(isinstance(width, int) and 0 < width <= MOST_FILTERS for width in widths):
-        raise UserError(f"model.widths is {widths}; only {stages} numbers of filters from 1 to {MOST_FILTERS} are accepted.")
-    if model.residual and model.shortcut == "A" and sorted(widths) != list(widths):
-        raise UserError(f"model.widths is {widths}; with shortcut A, which pads channels, the widths may not decrease.")
-    if model.zero_init and not model.residual:
-        raise UserError("model.zero_init is True; a plain network with last scales of zero has no gradient; it must be False.")
-    if model.zero_init and not model.normalise:
-        raise UserError("model.zero_init is True and model.normalise False; without batch norm no scale can begin at zero.")
-    if model.zero_init and model.pre_activation:
+        raise UserError(f"model.widths must be {stages} numbers of filters from 1 to {MOST_FILTERS}, not {widths}.")
+    if options.residual and options.shortcut == "A" and sorted(widths) != list(widths):
+        raise UserError(f"model.widths may not decrease with shortcut A, which pads channels; it is {widths}.")
+    if options.zero_init and not options.residual:
+        raise UserError("model.zero_init must be False: a plain network whose last scales are zero has no gradient.")
+    if options.zero_init and not options.normalise:
+        raise UserError("model.zero_init must be False with model.normalise=False: without batch norm there is no scale.")
+    if options.zero_init and options.pre_activation:
         raise UserError(
-            "model.pre_activation and model.zero_init are True; the norm at zero would stand before the last convolution, which "
-            "then has no gradient, so only one of them may be True."
+            "model.pre_activation and model.zero_init may not both be True: the norm at zero would stand before the last "
+            "convolution, which then has no gradient."
         )

@@ -1,41 +1,91 @@
-"""The layers of a network by name: in what order they come, which blocks lie stacked, and the stage that a layer belongs to."""
+"""The layers of a network by name: their order, their stages, and stacked blocks one by one. Only this module knows the stacks.
+
+A stage's blocks of equal shape share one set of leaves with a leading `block` axis, "stage2". A block of another shape comes
+before them, as "stage2_first". Unstacked, the blocks of a stage are "stage2.0", "stage2.1", …
+"""
 
 import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from flax import traverse_util
 
 
 def is_stacked(path):
-    """Whether what has this path in the parameters belongs to blocks of equal shape, which share a leading axis."""
+    """Whether the leaf at a path of a network's parameters has a leading `block` axis."""
     return bool(re.fullmatch(r"stage\d", path[0]))
 
 
-def call_order(model, image_shape):
-    """The number of each module, by path, in the order of first calls.
+def first_is_alone(layers, stage):
+    """Whether the first block of a stage (1, 2, …) is not stacked, because it changes the shape; `layers` are names."""
+    return f"stage{stage}_first" in layers
+
+
+def unstack(tree):
+    """Leaves of single blocks, by path: `{("stage2.0", "conv1", "kernel"): leaf}`.
 
     Args:
+        tree: nested dicts, such as a network's parameters, of arrays or `jax.ShapeDtypeStruct`s.
+    """
+    flat = traverse_util.flatten_dict(tree)
+    return {name: flat[path] if block is None else _part(flat[path], block) for name, path, block in _singles(flat)}
+
+
+def stack(leaves, like):
+    """The inverse of `unstack`: NumPy arrays, nested as in the tree `like`. What `leaves` does not have is left out."""
+    grouped = {}
+    for name, path, _ in _singles(traverse_util.flatten_dict(like)):
+        if name in leaves:
+            grouped.setdefault(path, []).append(np.asarray(leaves[name]))
+    return traverse_util.unflatten_dict({p: np.stack(parts) if is_stacked(p) else parts[0] for p, parts in grouped.items()})
+
+
+def _singles(flat):
+    """`(name, path, block)` of every leaf, and of every block's part of a stacked one; otherwise `block` is None."""
+    layers = {path[0] for path in flat}
+    for path, leaf in flat.items():
+        layer, *rest = path
+        if is_stacked(path):
+            begin = f"{layer}_first" in layers
+            for block in range(leaf.shape[0]):
+                yield (f"{layer}.{begin + block}", *rest), path, block
+        else:
+            yield (re.sub(r"(stage\d)_first", r"\1.0", layer), *rest), path, None
+
+
+def _part(leaf, block):
+    return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf[block]
+
+
+def in_order(model, values, image_shape):
+    """Numbers by module, from the images to the classes: `{("stage1.0", "conv1"): 0.5}`.
+
+    Args:
+        values: arrays by path of modules: one number, or one for each block where blocks are stacked.
         image_shape: `(H, W, C)`.
     """
-    return _traced(model, image_shape)[0]
+    order, _ = _traced(model, image_shape)
+    rows = sorted((order[path[:1]], block or 0, order.get(path, 0), path, name) for name, path, block in _singles(values))
+    return {name: np.ravel(values[path])[block].item() for _, block, _, path, name in rows}
 
 
 def stages(model, image_shape):
     """The stage of every top-level layer: stages in order from the images to the classes, and in each the layers in theirs.
 
-    A network declares its stages by a method `stage_of(layer)`. In one that does not, a layer's stage is its name up to the first
-    underscore. A stage comes where its last layer does: auxiliary heads, which stand in the middle, belong to the last one.
+    A network declares its stages by a method `stage_of(layer)`. Without one, a layer's stage is its name up to the first
+    underscore. A stage's position is that of its last layer: auxiliary heads, which stand in the middle, belong to the last one.
     """
     stage_of = getattr(model, "stage_of", lambda layer: layer.partition("_")[0])
     order, variables = _traced(model, image_shape)
     found = {path[0]: stage_of(path[0]) for path in order if len(path) == 1 and path[0] in variables["params"]}
-    place = {stage: number for number, stage in enumerate(found.values())}  # of its last layer
-    return dict(sorted(found.items(), key=lambda item: place[item[1]]))
+    position = {stage: number for number, stage in enumerate(found.values())}  # of its last layer
+    return dict(sorted(found.items(), key=lambda item: position[item[1]]))
 
 
 def _traced(model, image_shape):
-    """The order of calls, and the shapes of the variables."""
+    """The number of each module, by path, in the order of first calls; and the shapes of the variables."""
     order = {}
 
     def watch(call, arguments, named, context):

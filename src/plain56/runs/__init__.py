@@ -1,7 +1,7 @@
 """Run and sweep directories: the only thing that training, sweeps and figures share; these modules alone know their files."""
 
 from plain56.runs.files import finite, flatten, lock_file, read_json, read_table, user_path, write_bytes, write_table, write_text
-from plain56.runs.keys import upgraded
+from plain56.runs.keys import renamed, upgraded
 from plain56.runs.run import ENDED, Held, Run, Status, View, check_identity, hold, planned_status, read_run, view
 from plain56.runs.sweep import NAME, NAMES_ARE, SweepRun, is_name, is_sweep, read_summary, read_sweep, write_summary, write_sweep
 
@@ -27,6 +27,7 @@ __all__ = [
     "read_summary",
     "read_sweep",
     "read_table",
+    "renamed",
     "upgraded",
     "user_path",
     "view",

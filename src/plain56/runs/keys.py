@@ -1,5 +1,10 @@
-"""The keys of configs that were written by earlier versions: the only code for the sake of older files."""
+"""Configs of earlier versions, with today's keys: the only code for the sake of older files."""
 
+import copy
+import functools
+import json
+
+from plain56.configs import base
 from plain56.errors import UserError
 
 RENAMED = {"data.augment.colour": "data.augment.color"}
@@ -8,30 +13,46 @@ REMOVED = {"train.seeds": (1, "several seeds are a sweep")}
 
 
 def upgraded(config, source):
-    """A stored config, as nested dicts, with today's keys; what is not as it should be stays as it is.
+    """A stored config, as nested dicts, with today's keys. A key that it is older than has its default of `configs/base.py`.
+
+    An empty config stays empty, and a part that is not a section where one is expected stays as it is.
 
     Raises:
         UserError: a key that was removed has a value that means more than its absence; `source` names the file.
     """
-    config = _copied(config)
+    return _completed(renamed(config, source), _defaults()) if config else config
+
+
+def renamed(config, source):
+    """A stored config, or some of its sections, with the names of today; arguments and errors as of `upgraded`."""
+    config = copy.deepcopy(config)
     for key, (accepted, reason) in REMOVED.items():
-        part, name = _part(config, key)
-        if part.pop(name, accepted) != accepted:
-            raise UserError(f"{source} has {key}, which was removed: {reason}; only {accepted} is accepted.")
+        section, name = _section(config, key)
+        if section.pop(name, accepted) != accepted:
+            raise UserError(f"{source} has {key}, which was removed: {reason}; it must be {accepted}.")
     for old, new in RENAMED.items():
-        part, name = _part(config, old)
-        if name in part:
-            section, renamed = _part(config, new)
-            section.setdefault(renamed, part.pop(name))
+        section, name = _section(config, old)
+        if name in section:
+            target, new_name = _section(config, new)
+            target.setdefault(new_name, section.pop(name))
     return config
 
 
-def _copied(value):
-    return {key: _copied(part) for key, part in value.items()} if isinstance(value, dict) else value
+@functools.cache
+def _defaults():
+    return json.loads(json.dumps(base.get_config().to_dict()))
 
 
-def _part(config, key):
-    """The section that holds a key, empty where there is none, and the key's own name."""
+def _completed(config, defaults):
+    for key, default in defaults.items():
+        there = config.setdefault(key, copy.deepcopy(default))
+        if isinstance(default, dict) and isinstance(there, dict):
+            _completed(there, default)
+    return config
+
+
+def _section(config, key):
+    """The section that a key belongs to, empty where there is none, and the key's name in it."""
     *sections, name = key.split(".")
     for section in sections:
         config = config.get(section)

@@ -286,7 +286,7 @@ def refuse_strangers(folder, kind):
 
 def differences(there, new):
     """The keys, with both values, in which two configs, as nested dicts, are of different runs; "" where one is empty."""
-    there, new = flatten(there), flatten(json.loads(json.dumps(new)))
+    there, new = flatten(there), flatten(upgraded(json.loads(json.dumps(new)), "the config"))
     keys = sorted(key for key in there.keys() | new.keys() if key not in NOT_IDENTITY and there.get(key) != new.get(key))
     if not (there and new and keys):
         return ""

@@ -61,9 +61,9 @@ def read(source):
         path = _download(str(source))
         mode = mode_of(path)
     if not stat.S_ISREG(mode):
-        raise UserError(f"There are no weights {path}; a file, a run directory, or a Hugging Face repository is expected.")
+        raise UserError(f"There are no weights {path}; weights are a file, a run directory, or a Hugging Face repository.")
     if path.suffix not in SUFFIXES:
-        raise UserError(f"{path} is no file of weights by its name; a name must end in {', '.join(SUFFIXES)}.")
+        raise UserError(f"{path} must end in {', '.join(SUFFIXES)} to be read as weights.")
     _check_memory(path, path.stat().st_size)
     kind = _read_safetensors if path.suffix == SUFFIXES[0] else _read_keras if path.suffix == KERAS_SUFFIX else _read_torch
     tensors, about = kind(path)
@@ -71,7 +71,7 @@ def read(source):
 
 
 def mode_of(path):
-    """What is at a path, as `stat` has it; 0 where nothing is. Raises UserError where that cannot be told."""
+    """The `stat` mode of a path; 0 where there is nothing. Raises UserError where that cannot be told."""
     try:
         return path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -93,13 +93,13 @@ def numbers(source, name, tensor):
     """A tensor as float32; raises UserError where that cannot be, or no network could have such values."""
     tensor = np.asarray(tensor)
     if tensor.dtype.kind not in "iu" and not jnp.issubdtype(tensor.dtype, jnp.floating):
-        raise UserError(f"{source} holds {name!r}, which is no tensor of real numbers.")
+        raise UserError(f"{source} holds {name!r}, which is not a tensor of real numbers.")
     with np.errstate(over="ignore"):
         numbers = tensor.astype(np.float32, copy=False)
     if not np.isfinite(numbers).all():
         raise UserError(f"{source} is damaged: {name!r} has values that are not finite in float32.")
     if name.endswith(VARIANCES) and (numbers < 0).any():
-        raise UserError(f"{source} is damaged: {name!r} has negative values, which no variance has.")
+        raise UserError(f"{source} is damaged: {name!r} has negative values, which no variance can have.")
     return numbers
 
 
@@ -109,7 +109,9 @@ def describe(source, described):
         needed = set(About._fields) - set(About._field_defaults)
         if not isinstance(described, dict) or not needed <= described.keys() <= set(About._fields):
             raise UserError(f"it must have the keys {', '.join(About._fields)}")
-        about = About(**{key: _tuples(value) for key, value in described.items()})
+        # Options have the names of the config's section `model`.
+        options = runs.renamed({"model": described["options"]}, "it")["model"]
+        about = About(**{key: _tuples(value) for key, value in {**described, "options": options}.items()})
         _check(about)
     except UserError as error:
         raise UserError(f"{source} has a description that cannot be used: {first_line(error)}.") from error
@@ -205,7 +207,7 @@ def _read_torch(path):
             # NumPy has no bfloat16, and the like.
             arrays[name] = (tensor.float() if tensor.is_floating_point() else tensor).numpy(force=True)
         except Exception as error:  # of many kinds: sparse, quantized, nested, or without values
-            raise UserError(f"{path} holds {name!r}, which is no dense tensor of numbers: {first_line(error)}.") from error
+            raise UserError(f"{path} holds {name!r}, which is not a dense tensor of numbers: {first_line(error)}.") from error
     return arrays, None
 
 
@@ -229,7 +231,7 @@ def _read_keras(path):
             if item.external or item.is_virtual:
                 raise UserError(f"{path} is refused: the values of {name!r} lie in another file.")
             if item.shape is None or item.dtype.kind not in "fiu":
-                raise UserError(f"{path} holds {name!r}, which is no tensor of real numbers.")
+                raise UserError(f"{path} holds {name!r}, which is not a tensor of real numbers.")
             layer, *_, variable = name.removeprefix("model_weights/").removesuffix(":0").split("/")
             # As the older ones of the published files have it.
             variable = re.sub(r".*_W_\d+$", "kernel", re.sub(r".*_b_\d+$", "bias", variable))

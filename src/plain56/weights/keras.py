@@ -10,9 +10,9 @@ mean, so it goes into the running mean: mean − bias.
 import re
 
 import numpy as np
-from flax import traverse_util
 
 from plain56.errors import UserError
+from plain56.models import stack
 
 NAMES = ("resnet50", "resnet101", "resnet152", "vgg16", "vgg19")
 MEAN, STD = (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3
@@ -43,40 +43,36 @@ def from_keras(name, tensors, shapes):
             raise UserError(f"{key!r} is missing in the tensors for {name} by Keras' names.")
         tensor = np.asarray(left.pop(key), np.float32)
         if tensor.shape != shape:
-            raise UserError(f"{key!r} for {name} has shape {tensor.shape}; needed is {shape}.")
+            raise UserError(f"{key!r} for {name} must have shape {shape}, not {tensor.shape}.")
         return tensor
 
-    for path, leaf in traverse_util.flatten_dict({"batch_stats": {}, **shapes}).items():
-        collection, *modules, variable = path
-        stacked = re.fullmatch(r"stage\d", modules[0])
-        pieces = []
-        for block in range(leaf.shape[0]) if stacked else (None,):
-            position = block + (f"{modules[0]}_first" in shapes[collection]) if stacked else 0
-            layer = _layer(modules, position)
-            shape = leaf.shape[1:] if stacked else leaf.shape
-            is_norm = layer.endswith("_bn")
-            piece = take(f"{layer}/{VARIABLES[variable] if is_norm else variable}", shape)
+    for collection, tree in ({"batch_stats": {}} | shapes).items():
+        leaves = {}
+        for path, leaf in stack.unstack(tree).items():
+            *modules, variable = path
+            layer = _layer(modules)
+            piece = take(f"{layer}/{VARIABLES[variable] if layer.endswith('_bn') else variable}", leaf.shape)
             if variable == "mean":
                 with np.errstate(over="ignore"):
-                    piece = piece - take(f"{layer.removesuffix('_bn')}_conv/bias", shape)
+                    piece = piece - take(f"{layer.removesuffix('_bn')}_conv/bias", leaf.shape)
                 if not np.isfinite(piece).all():
                     raise UserError(f"The mean and bias of {layer!r} for {name} are too large for float32.")
-            pieces.append(piece)
-        variables[path] = np.stack(pieces) if stacked else pieces[0]
-        if variable == "kernel" and modules[0] in ("stem_conv", "block1_conv1"):
-            variables[path] = variables[path][:, :, ::-1]
+            if variable == "kernel" and modules[0] in ("stem_conv", "block1_conv1"):
+                piece = piece[:, :, ::-1]
+            leaves[path] = piece
+        variables[collection] = stack.stack(leaves, tree)
     if left:
         more = f" and {len(left) - 1} more are" if len(left) > 1 else " is"
         raise UserError(f"{min(left)!r}{more} left over in the tensors for {name} by Keras' names.")
-    return {"batch_stats": {}, **traverse_util.unflatten_dict(variables)}
+    return variables
 
 
-def _layer(modules, position):
-    """Keras' name for one of our modules; `position` is the block's in its stage."""
+def _layer(modules):
+    """Keras' name for one of our modules, unstacked."""
     first, *rest = modules
     if not rest:
         return STEM_AND_HEAD.get(first, first)  # VGG's convolutions are named as ours
     (layer,) = rest
     kind, number = re.fullmatch(r"(?:shortcut_)?(conv|norm)(\d?)", layer).groups()
-    stage = int(first[len("stage")]) + 1
-    return f"conv{stage}_block{position + 1}_{number or 0}_{'bn' if kind == 'norm' else 'conv'}"
+    stage, block = map(int, first.removeprefix("stage").split("."))
+    return f"conv{stage + 1}_block{block + 1}_{number or 0}_{'bn' if kind == 'norm' else 'conv'}"

@@ -19,16 +19,14 @@ The published GoogLeNet takes images of mean and deviation 0.5 in every channel,
 
 import functools
 import math
-import re
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from plain56.errors import UserError
-from plain56.models import create_model, is_cifar_form, parse_name, vgg
+from plain56.models import create_model, is_cifar_form, parse_name, stack, vgg
 
 PARAMETERS = {"kernel": "weight", "bias": "bias", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 IGNORED = "num_batches_tracked"
@@ -62,12 +60,12 @@ INSIDE_GOOGLENET = {
 class Place(NamedTuple):
     """Where one of PyTorch's tensors stands among our variables.
 
-    `block` is its index along the leading axis of our leaf where blocks of equal shape are stacked, else None. `layout` is a key
-    of `LAYOUTS`, or the side of the map that a fully-connected layer flattens, and `shape` is PyTorch's.
+    `path` is that of our leaf in its collection, unstacked. `layout` is a key of `LAYOUTS`, or the side of the map that a
+    fully-connected layer flattens, and `shape` is PyTorch's.
     """
 
+    collection: str
     path: tuple[str, ...]
-    block: int | None
     name: str
     layout: str | int
     shape: tuple[int, ...]
@@ -105,27 +103,23 @@ def places(name, variables):
         name: the network's.
         variables: ours, {"params": …, "batch_stats": …} or one of the two, or their shapes (`jax.ShapeDtypeStruct`).
     """
-    for path, leaf in traverse_util.flatten_dict(variables).items():
-        collection, *modules, parameter = path
-        stacked = re.fullmatch(r"stage\d", modules[0])
-        shape = leaf.shape[1:] if stacked else leaf.shape
-        layout = {1: "vector", 2: "dense", 4: "convolution"}[len(shape)]
-        if layout == "dense" and modules[-1] in FLATTENED_CHANNELS:
-            channels = FLATTENED_CHANNELS[modules[-1]]
-            side = math.isqrt(shape[0] // channels)
-            # PyTorch's networks are for square images; for others ours are written as they are.
-            layout = side if side**2 * channels == shape[0] else "dense"
-        # (H, W, in, out) → (out, in, H, W), and (in, out) → (out, in).
-        theirs = shape[:-3:-1] + shape[:-2]
-        for block in range(leaf.shape[0]) if stacked else (None,):
-            # The block that changes the shape stands by itself, before the stacked ones.
-            position = block + (f"{modules[0]}_first" in variables[collection]) if stacked else 0
-            module = _module(name, modules, position)
-            yield Place(path, block, f"{module}.{PARAMETERS[parameter]}", layout, theirs)
+    for collection, tree in variables.items():
+        for path, leaf in stack.unstack(tree).items():
+            *modules, parameter = path
+            shape = leaf.shape
+            layout = {1: "vector", 2: "dense", 4: "convolution"}[len(shape)]
+            if layout == "dense" and modules[-1] in FLATTENED_CHANNELS:
+                channels = FLATTENED_CHANNELS[modules[-1]]
+                side = math.isqrt(shape[0] // channels)
+                # PyTorch's networks are for square images; for others ours are written as they are.
+                layout = side if side**2 * channels == shape[0] else "dense"
+            # (H, W, in, out) → (out, in, H, W), and (in, out) → (out, in).
+            theirs = shape[:-3:-1] + shape[:-2]
+            yield Place(collection, path, f"{_module(name, modules)}.{PARAMETERS[parameter]}", layout, theirs)
 
 
-def _module(name, modules, position=0):
-    """PyTorch's name for one of our modules; `position` is the block's in its stage."""
+def _module(name, modules):
+    """PyTorch's name for one of our modules, unstacked."""
     family = parse_name(name)[0]
     first, *rest = modules
     if family == "vgg":
@@ -139,7 +133,7 @@ def _module(name, modules, position=0):
         return RESNET[first]
     (layer,) = rest
     layer = (CIFAR_SHORTCUT if cifar else SHORTCUT).get(layer) or layer.replace("norm", "bn")
-    return f"layer{first[len('stage')]}.{position}.{layer}"
+    return f"layer{first.removeprefix('stage')}.{layer}"
 
 
 @functools.cache
@@ -178,18 +172,14 @@ def from_pytorch(name, tensors, image_shape=(224, 224, 3), **options):
     if len(tensors) < len(given):
         twice = next(key for key in given if f"module.{key}" in given)
         raise UserError(f"{twice!r} is there twice in the tensors for {name}, with the prefix 'module.' and without.")
-    table = list(places(name, _variable_shapes(name, tensors, image_shape, options)))
+    shapes = _variable_shapes(name, tensors, image_shape, options)
+    table = list(places(name, shapes))
     _check(name, table, tensors)
-    leaves = {}
+    leaves = {"params": {}, "batch_stats": {}}
     for place in table:
         to_ours, _ = _conversions(place.layout)
-        leaves.setdefault(place.path, []).append(to_ours(tensors[place.name]))
-    stacked = {place.path for place in table if place.block is not None}
-    leaves = {
-        path: np.stack(values, dtype=np.float32) if path in stacked else np.asarray(values[0], np.float32)
-        for path, values in leaves.items()
-    }
-    return {"batch_stats": {}, **traverse_util.unflatten_dict(leaves)}
+        leaves[place.collection][place.path] = np.asarray(to_ours(tensors[place.name]), np.float32)
+    return {collection: stack.stack(found, shapes.get(collection, {})) for collection, found in leaves.items()}
 
 
 def _variable_shapes(name, tensors, image_shape, options):
@@ -210,12 +200,11 @@ def to_pytorch(name, variables):
         name: the network's.
         variables: {"params": …, "batch_stats": …} or one of the two.
     """
-    leaves = traverse_util.flatten_dict(variables)
+    leaves = {collection: stack.unstack(tree) for collection, tree in variables.items()}
     tensors = {}
     for place in places(name, variables):
         _, to_theirs = _conversions(place.layout)
-        leaf = np.asarray(leaves[place.path])
-        tensors[place.name] = to_theirs(leaf if place.block is None else leaf[place.block])
+        tensors[place.name] = to_theirs(np.asarray(leaves[place.collection][place.path]))
     return tensors
 
 
@@ -229,4 +218,4 @@ def _check(name, table, tensors):
     for place in table:
         shape = tensors[place.name].shape
         if shape != place.shape:
-            raise UserError(f"{place.name!r} for {name} has shape {shape}; needed is {place.shape}.")
+            raise UserError(f"{place.name!r} for {name} must have shape {place.shape}, not {shape}.")
