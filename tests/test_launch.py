@@ -80,7 +80,10 @@ MISTAKES = [
     (["sweep", f"{SWEEP}:cifar10", "--config.sweep.depths=('deep',)", "--workdir=W"], "holds a value of the wrong type"),
     (["sweep", SWEEP, "--workdir=configs"], "configs is there already and is not a sweep directory"),
     (["train", DIGITS, "--workdir="], "--workdir is missing"),
-    (["train", DIGITS, "--config.transfer.freeze=('stage9',)", "--workdir=W"], "transfer.freeze has 'stage9', which is no part"),
+    (
+        ["train", DIGITS, "--config.transfer.freeze=('stage9',)", "--workdir=W"],
+        "'stage9', which fits no stage or layer",
+    ),
     (["evaluate", DIGITS, "--workdir=W"], "--config is not allowed here"),
     (["sweep", f"{SWEEP}:mnist", "--workdir=W"], "There is no recipe 'mnist' for this sweep; allowed are digits, cifar10"),
     (["sweep", SWEEP, "--config.sweep.depths=(20,57)", "--workdir=W"], "nearest is 'plain56'"),

@@ -273,7 +273,7 @@ def test_a_network_without_batch_norm_begins_with_a_shallower_ones_layers(tmp_pa
     tiny_config.train.warm_start = str(tmp_path / "vgg11")
     tiny_config.train.batch_size = 8
     tiny_config.data.examples_per_class = 1
-    with pytest.raises(UserError, match="shares no layer of the same name and shape with resnet8"):
+    with pytest.raises(UserError, match="has no layer of the name and shape of one in resnet8"):
         train(tiny_config, tmp_path / "resnet8")
 
 

@@ -164,5 +164,5 @@ def test_images_too_small(name, options, least):
 
 
 def test_images_too_large():
-    with pytest.raises(UserError, match="are 256×256 pixels; the fully-connected layers need 224×224, model.form 'dense' takes"):
+    with pytest.raises(UserError, match="need images of 224×224 pixels, not 256×256; model.form 'dense' takes"):
         jax.eval_shape(create_model("vgg11", 10).init, jax.random.key(0), jnp.zeros((1, 256, 256, 3)))

@@ -136,5 +136,5 @@ def test_a_run_is_evaluated_by_every_protocol(finished_run):
     assert dense["examples"] == plain["examples"] == 449
     with pytest.raises(UserError, match="--side needs --protocol=dense"):
         evaluate_run(finished_run, sides=(8,))
-    with pytest.raises(UserError, match="2×2 pixels, and this network needs at least"):
+    with pytest.raises(UserError, match="at least 4×4 pixels, not 2×2"):
         evaluate_run(finished_run, protocol="dense", sides=(2,))

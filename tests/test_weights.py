@@ -186,8 +186,8 @@ def test_what_is_wrong_with_a_file_costs_one_sentence(trained, tmp_path):
     good = (trained / "digits.safetensors").read_bytes()
     cases = {
         "absent.safetensors": (None, "There are no weights"),
-        "short.safetensors": (good[:-100], "cannot be read as safetensors"),
-        "page.safetensors": (b"<html>not found</html>", "cannot be read as safetensors"),
+        "short.safetensors": (good[:-100], "cannot be read as a safetensors file"),
+        "page.safetensors": (b"<html>not found</html>", "cannot be read as a safetensors file"),
         "weights.bin": (good, "must end in .safetensors, .pth"),
     }
     for name, (content, message) in cases.items():

@@ -165,7 +165,7 @@ UNUSED = (
         },
     ),
     ("the embedded digits", lambda config: config.data.name == "digits", {"data.dir": ""}),
-    ("data that is no folder", lambda config: not config.data.name.startswith("folder:"), {"data.test_share": 0.2}),
+    ("data that is not in a folder", lambda config: not config.data.name.startswith("folder:"), {"data.test_share": 0.2}),
     ("a split that is not drawn", lambda config: not _splits_by_seed(config.data), {"data.split_seed": 0}),
     ("resident data", lambda config: config.data.mode == "resident", {"data.workers": 0}),
     (

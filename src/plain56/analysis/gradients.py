@@ -48,7 +48,7 @@ def gradients(model, variables, images, loss):
 
     Args:
         variables: {"params": …, "batch_stats": …}.
-        images: normalised, [N, H, W, C].
+        images: normalized, [N, H, W, C].
     """
     fixed = {name: collection for name, collection in variables.items() if name != "params"}
     rngs = {"dropout": jax.random.key(0)}

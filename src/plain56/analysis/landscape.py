@@ -1,6 +1,6 @@
 """The loss around a trained network, along random directions whose filters are as long as the network's own.
 
-Li, Xu, Taylor, Studer, Goldstein 2018, "Visualizing the loss landscape of neural nets", section 4: without that normalisation a
+Li, Xu, Taylor, Studer, Goldstein 2018, "Visualizing the loss landscape of neural nets", section 4: without that normalization a
 network with larger weights would look flatter, although batch norm makes their size meaningless.
 """
 

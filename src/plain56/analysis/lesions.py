@@ -49,7 +49,7 @@ def without(model, variables, block):
 
 def silence(model, variables, silenced):
     """Variables of a residual network in which the branches of some blocks give nothing, so that only the shortcuts are left."""
-    last = len(model.block(1).layers())
+    last = len(model.block(1).convolutions())
     zeroed = f"norm{last}" if model.block_options.normalise and not model.block_options.pre_activation else f"conv{last}"
     names = {f"stage{stage}.{number}" for stage, number in silenced}
 

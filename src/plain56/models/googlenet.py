@@ -2,10 +2,10 @@
 
 Szegedy et al. 2014, "Going deeper with convolutions", Table 1, in two variants:
 
-    googlenet     as in the paper and in Caffe's reference model: 5×5 convolutions with biases, local response normalisation
+    googlenet     as in the paper and in Caffe's reference model: 5×5 convolutions with biases, local response normalization
                   (alpha divided by the window size, as in Caffe), 3×3 pools, dropout 0.4, 0.7 in the auxiliary heads
     googlenet_bn  as published in torchvision: 3×3 in the place of 5×5 (a slip that was kept for the weights' sake), batch norm
-                  with epsilon 1e-3 instead of biases and response normalisation, the last pool 2×2, dropout 0.2, auxiliary
+                  with epsilon 1e-3 instead of biases and response normalization, the last pool 2×2, dropout 0.2, auxiliary
                   heads on an adaptive 4×4 average
 
     parameters           without auxiliary heads  with both
@@ -18,23 +18,7 @@ import functools
 import jax.numpy as jnp
 from flax import linen as nn
 
-from plain56.models.layers import (
-    BatchNorm,
-    Numerics,
-    Output,
-    Tap,
-    Variant,
-    check_choice,
-    check_dropout,
-    check_image_size,
-    convolution,
-    dense,
-    head,
-    local_response_norm,
-    max_pool,
-    small_normal,
-    taps_on_image,
-)
+from plain56.models import layers
 
 # Table 1: 1×1; reduction before 3×3, 3×3; reduction before 5×5, 5×5; projection after the pool.
 INCEPTIONS = {
@@ -63,13 +47,13 @@ class ConvolutionUnit(nn.Module):
     strides: int = 1
     normalise: bool = False
     small: bool = False
-    numerics: Numerics = Numerics()
+    numerics: layers.Numerics = layers.Numerics()
 
     @nn.compact
     def __call__(self, x, train):
-        taps = taps_on_image(self.size, x) if self.small else 1.0
-        x = convolution(self.numerics, self.filters, self.size, self.strides, not self.normalise, taps, name="conv")(x)
-        return nn.relu(BatchNorm(self.numerics, train, name="norm")(x) if self.normalise else x)
+        taps = layers.taps_on_image(self.size, x) if self.small else 1.0
+        x = layers.convolution(self.numerics, self.filters, self.size, self.strides, not self.normalise, taps, name="conv")(x)
+        return nn.relu(layers.BatchNorm(self.numerics, train, name="norm")(x) if self.normalise else x)
 
 
 class Inception(nn.Module):
@@ -84,7 +68,7 @@ class Inception(nn.Module):
     large: int = 5
     normalise: bool = False
     small: bool = False
-    numerics: Numerics = Numerics()
+    numerics: layers.Numerics = layers.Numerics()
 
     @nn.compact
     def __call__(self, x, train):
@@ -96,9 +80,9 @@ class Inception(nn.Module):
             unit(single, 1, name="conv1x1")(x, train),
             unit(size3, 3, name="conv3x3")(middle, train),
             unit(size5, self.large, name="conv5x5")(wide, train),
-            unit(pooled, 1, name="project_pool")(max_pool(x, 3, 1, padding=1), train),
+            unit(pooled, 1, name="project_pool")(layers.max_pool(x, 3, 1, padding=1), train),
         ]
-        return Tap(name="output")(jnp.concatenate(branches, axis=-1))
+        return layers.Tap(name="output")(jnp.concatenate(branches, axis=-1))
 
 
 class AuxiliaryHead(nn.Module):
@@ -108,7 +92,7 @@ class AuxiliaryHead(nn.Module):
     dropout: float = AUXILIARY_DROPOUT
     normalise: bool = False
     small: bool = False
-    numerics: Numerics = Numerics()
+    numerics: layers.Numerics = layers.Numerics()
 
     @nn.compact
     def __call__(self, x, train):
@@ -119,9 +103,9 @@ class AuxiliaryHead(nn.Module):
         else:
             x = nn.avg_pool(x, (5, 5), (3, 3))
         x = ConvolutionUnit(128, 1, normalise=self.normalise, small=self.small, numerics=self.numerics, name="conv")(x, train)
-        x = nn.relu(dense(self.numerics, 1024, self.numerics.dtype, name="fc")(x.reshape(x.shape[0], -1)))
+        x = nn.relu(layers.dense(self.numerics, 1024, self.numerics.dtype, name="fc")(x.reshape(x.shape[0], -1)))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return head(self.numerics, self.num_classes, x, small_normal)
+        return layers.head(self.numerics, self.num_classes, x, layers.small_normal)
 
 
 def _adaptive_average(x, size):
@@ -143,7 +127,7 @@ class GoogLeNet(nn.Module):
     `Output(logits [N, num_classes], (logits of 4a, logits of 4d))`.
 
     Args:
-        normalise: the variant of torchvision, "googlenet_bn".
+        normalise: torchvision's variant, "googlenet_bn", with batch norm.
         form: "imagenet", or "small" for small images: a 3×3 stem without strides and pools, further pools left out where
             they would leave nothing, and auxiliary heads on a global average.
         auxiliary: False leaves the auxiliary heads out of the parameters.
@@ -155,7 +139,7 @@ class GoogLeNet(nn.Module):
     form: str = "imagenet"
     auxiliary: bool = True
     dropout: float = 0.4
-    numerics: Numerics = Numerics()
+    numerics: layers.Numerics = layers.Numerics()
 
     @staticmethod
     def stage_of(layer):
@@ -168,45 +152,46 @@ class GoogLeNet(nn.Module):
         small = self.form == "small"
         with_heads = self.auxiliary and (train or self.is_initializing())
         pooled_heads = with_heads and not self.normalise
-        check_image_size(images, 1 if small else MINIMUM_AUXILIARY_IMAGE_SIZE if pooled_heads else MINIMUM_IMAGE_SIZE)
+        layers.check_image_size(images, 1 if small else MINIMUM_AUXILIARY_IMAGE_SIZE if pooled_heads else MINIMUM_IMAGE_SIZE)
         shared = {"normalise": self.normalise, "small": small, "numerics": self.numerics}
         x = images.astype(self.numerics.dtype)
         x = ConvolutionUnit(64, 3 if small else 7, 1 if small else 2, **shared, name="conv1")(x, train)
-        x = self._normalise_response(x if small else max_pool(x, 3, 2))
-        x = ConvolutionUnit(64, 1, **shared, name="conv2_reduce")(Tap(name="tap1")(x), train)
-        x = self._normalise_response(ConvolutionUnit(192, 3, **shared, name="conv2")(x, train))
-        x = Tap(name="tap2")(x if small else max_pool(x, 3, 2))
+        x = self._normalize_response(x if small else layers.max_pool(x, 3, 2))
+        x = ConvolutionUnit(64, 1, **shared, name="conv2_reduce")(layers.Tap(name="tap1")(x), train)
+        x = self._normalize_response(ConvolutionUnit(192, 3, **shared, name="conv2")(x, train))
+        x = layers.Tap(name="tap2")(x if small else layers.max_pool(x, 3, 2))
         auxiliary_logits = []
         for name, filters in INCEPTIONS.items():
             if name in ("4a", "5a") and (not small or min(x.shape[1:3]) > 1):
-                x = max_pool(x, 2 if self.normalise and name == "5a" else 3, 2)
+                x = layers.max_pool(x, 2 if self.normalise and name == "5a" else 3, 2)
             x = Inception(filters, 3 if self.normalise else 5, **shared, name=f"inception{name}")(x, train)
             if with_heads and name in AUXILIARY_AFTER:
                 dropout = AUXILIARY_DROPOUT if self.dropout else 0.0
                 auxiliary = AuxiliaryHead(self.num_classes, dropout, **shared, name=f"auxiliary{name}")
                 auxiliary_logits.append(auxiliary(x, train))
         x = nn.Dropout(self.dropout, deterministic=not train)(jnp.mean(x, axis=(1, 2)))
-        return Output(head(self.numerics, self.num_classes, x, small_normal), tuple(auxiliary_logits) if train else ())
+        logits = layers.head(self.numerics, self.num_classes, x, layers.small_normal)
+        return layers.Output(logits, tuple(auxiliary_logits) if train else ())
 
-    def _normalise_response(self, x):
+    def _normalize_response(self, x):
         # Caffe divides alpha by the window size, and the paper's network was Caffe's.
-        return x if self.normalise else local_response_norm(x, size=5, alpha=1e-4 / 5, beta=0.75, k=1.0)
+        return x if self.normalise else layers.local_response_norm(x, size=5, alpha=1e-4 / 5, beta=0.75, k=1.0)
 
 
 NAMES = ("googlenet", "googlenet_bn")
 
 
 def variant(name):
-    """The `Variant` of a name; None where it is none of `NAMES`."""
+    """The `Variant` of a name; None where it is not in `NAMES`."""
     if name not in NAMES:
         return None
     normalise = name == "googlenet_bn"
     # torchvision's rate and epsilon.
     defaults = {"dropout": 0.2, "epsilon": 1e-3} if normalise else {}
-    return Variant("googlenet", 22, {"normalise": normalise}, defaults)
+    return layers.Variant("googlenet", 22, {"normalise": normalise}, defaults)
 
 
 def check(model):
     """Raises UserError where options are out of range."""
-    check_choice("form", model.form, FORMS)
-    check_dropout(model.dropout)
+    layers.check_choice("form", model.form, FORMS)
+    layers.check_dropout(model.dropout)

@@ -12,8 +12,8 @@ from plain56.errors import UserError
 
 # He et al. 2015 ("Delving deep into rectifiers"), equation 10: variance 2 / fan-in, not truncated.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-# For the last layer of VGG and GoogLeNet (Simonyan & Zisserman 2014, section 3.1, have it in all layers): the first losses are
-# then near ln(classes); without batch norm, the gradients of larger ones end the training before it begins.
+# For the last layer of VGG and GoogLeNet (Simonyan & Zisserman 2014, section 3.1, have it in all layers): the first loss is then
+# near ln(classes). Without batch norm, the gradients of a larger loss end the training before it begins.
 small_normal = nn.initializers.normal(0.01)
 GPU_UNROLL = 8  # blocks; as many as the stages of ResNet-56 have after their first
 
@@ -28,7 +28,7 @@ class Output(NamedTuple):
 class Variant(NamedTuple):
     """What a network's name stands for: its family, its depth, and fields of its module.
 
-    An option of the user's may replace one of the `defaults`, and none of the `fixed` fields.
+    A user's option may replace one of the `defaults`, and never one of the `fixed` fields.
     """
 
     family: str
@@ -78,8 +78,8 @@ def _convolve(x, w, strides, padding, *, lhs_dilation, rhs_dilation, feature_gro
 def taps_on_image(size, x):
     """The share of a size×size kernel's taps that meet the image and not its zero padding, over all positions of x [N, H, W, C].
 
-    He's variance counts them all. On maps of 2×2 pixels only 4 of 9 are there, and 15 layers of a network without batch norm
-    lose their signal over that: what is made for small images divides the variance by this share.
+    He's variance counts them all. On maps of 2×2 pixels only 4 of 9 meet the image, and 15 layers without batch norm lose their
+    signal by that. Networks for small images divide the variance by this share.
     """
     share = 1.0
     for length in x.shape[1:3]:
@@ -90,9 +90,9 @@ def taps_on_image(size, x):
 
 
 def convolution(numerics, filters, size, strides=1, use_bias=False, taps=1.0, name=None):
-    """A size×size convolution, zero-padded by size // 2 on every side as in Caffe and PyTorch.
+    """A size×size convolution, zero-padded by size // 2 on every side as in Caffe and PyTorch; `taps` is of `taps_on_image`.
 
-    Flax's "SAME" would pad a strided kernel on one side only and shift the image. `taps`: see `taps_on_image`.
+    Flax's "SAME" would pad a strided kernel on one side only and shift the image.
     """
     return nn.Conv(
         filters,

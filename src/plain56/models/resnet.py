@@ -25,19 +25,7 @@ from flax import linen as nn
 
 from plain56 import ops
 from plain56.errors import UserError
-from plain56.models.layers import (
-    BatchNorm,
-    Numerics,
-    Output,
-    Tap,
-    Variant,
-    check_choice,
-    check_image_size,
-    convolution,
-    head,
-    rematerialized,
-    scan_blocks,
-)
+from plain56.models import layers
 
 SHORTCUTS = ("A", "B", "C")
 IMAGENET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -82,40 +70,40 @@ class Block(nn.Module):
     strides: int = 1
     activate_input: bool = False
     options: BlockOptions = BlockOptions()
-    numerics: Numerics = Numerics()
+    numerics: layers.Numerics = layers.Numerics()
 
-    def layers(self):
+    def convolutions(self):
         """`(filters, kernel size, strides)` of each convolution."""
         raise NotImplementedError
 
     @nn.compact
     def __call__(self, x, train):
-        layers = self.layers()
-        y = x if self.activate_input else Tap(name="branch")(x)
-        for i, (filters, size, strides) in enumerate(layers, start=1):
-            last = i == len(layers)
+        convolutions = self.convolutions()
+        y = x if self.activate_input else layers.Tap(name="branch")(x)
+        for i, (filters, size, strides) in enumerate(convolutions, start=1):
+            last = i == len(convolutions)
             scale_init = nn.initializers.zeros if last and self.options.zero_init else nn.initializers.ones
             norm = self._norm(train, f"norm{i}", scale_init)
-            conv = convolution(self.numerics, filters, size, strides, name=f"conv{i}")
+            conv = layers.convolution(self.numerics, filters, size, strides, name=f"conv{i}")
             if self.options.pre_activation:
                 y = nn.relu(norm(y))
                 if i == 1 and self.activate_input:
-                    x, y = y, Tap(name="branch")(y)
+                    x, y = y, layers.Tap(name="branch")(y)
                 y = conv(y)
             else:
                 y = norm(conv(y))
                 y = y if last else nn.relu(y)
         if self.options.residual:
-            y = y + self._shortcut(Tap(name="shortcut")(x), y.shape[-1], train)
-        return Tap(name="output")(y if self.options.pre_activation else nn.relu(y)), None
+            y = y + self._shortcut(layers.Tap(name="shortcut")(x), y.shape[-1], train)
+        return layers.Tap(name="output")(y if self.options.pre_activation else nn.relu(y)), None
 
     def _norm(self, train, name, scale_init=nn.initializers.ones):
-        return BatchNorm(self.numerics, train, scale_init, name=name) if self.options.normalise else lambda x: x
+        return layers.BatchNorm(self.numerics, train, scale_init, name=name) if self.options.normalise else lambda x: x
 
     def _shortcut(self, x, filters, train):
         same_shape = self.strides == 1 and x.shape[-1] == filters
         if self.options.shortcut == "C" or (self.options.shortcut == "B" and not same_shape):
-            x = convolution(self.numerics, filters, 1, self.strides, name="shortcut_conv")(x)
+            x = layers.convolution(self.numerics, filters, 1, self.strides, name="shortcut_conv")(x)
             # With its own batch norm: an unnormalized projection drowns the residual. With pre-activation its input has one.
             return x if self.options.pre_activation else self._norm(train, "shortcut_norm")(x)
         if same_shape:
@@ -131,7 +119,7 @@ class BasicBlock(Block):
 
     expansion = 1
 
-    def layers(self):
+    def convolutions(self):
         return (self.filters, 3, self.strides), (self.filters, 3, 1)
 
 
@@ -140,7 +128,7 @@ class BottleneckBlock(Block):
 
     expansion = 4
 
-    def layers(self):
+    def convolutions(self):
         first, second = (self.strides, 1) if self.options.bottleneck_stride == "1x1" else (1, self.strides)
         return (self.filters, 1, first), (self.filters, 3, second), (4 * self.filters, 1, 1)
 
@@ -166,7 +154,7 @@ class ResNet(nn.Module):
     block_options: BlockOptions = BlockOptions()
     widths: tuple[int, ...] = WIDTHS["cifar"]
     remat: bool = False
-    numerics: Numerics = Numerics()
+    numerics: layers.Numerics = layers.Numerics()
 
     @staticmethod
     def stage_of(layer):
@@ -174,17 +162,17 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images, train=False):
-        check_image_size(images, MINIMUM_IMAGE_SIZE[self.form])
+        layers.check_image_size(images, MINIMUM_IMAGE_SIZE[self.form])
         options, shared = self.block_options, {"options": self.block_options, "numerics": self.numerics}
-        single_block = rematerialized(self.block, in_loop=False) if self.remat else self.block
+        single_block = layers.rematerialized(self.block, in_loop=False) if self.remat else self.block
         x = images.astype(self.numerics.dtype)
         size, strides = (3, 1) if self.form == "cifar" else (7, 2)
-        x = convolution(self.numerics, self.widths[0], size, strides, name="stem_conv")(x)
+        x = layers.convolution(self.numerics, self.widths[0], size, strides, name="stem_conv")(x)
         if not options.pre_activation:
-            x = nn.relu(BatchNorm(self.numerics, train, name="stem_norm")(x) if options.normalise else x)
+            x = nn.relu(layers.BatchNorm(self.numerics, train, name="stem_norm")(x) if options.normalise else x)
         if self.form == "imagenet":
             x = ops.max_pool(x, 3, 2, ((1, 1), (1, 1)))
-        x = Tap(name="stem")(x)
+        x = layers.Tap(name="stem")(x)
         for stage, (blocks, filters) in enumerate(zip(self.blocks, self.widths, strict=True), start=1):
             strides = 1 if stage == 1 else 2
             changes = strides != 1 or x.shape[-1] != filters * self.block.expansion
@@ -195,10 +183,11 @@ class ResNet(nn.Module):
             if first_differs:
                 x, _ = single_block(filters, strides, activate_input, **shared, name=f"stage{stage}_first")(x, train)
             if equal := blocks - first_differs:
-                x, _ = scan_blocks(self.block, equal, self.remat, filters=filters, **shared, name=f"stage{stage}")(x, train)
+                fields = {"filters": filters, **shared, "name": f"stage{stage}"}
+                x, _ = layers.scan_blocks(self.block, equal, self.remat, **fields)(x, train)
         if options.pre_activation:
-            x = nn.relu(BatchNorm(self.numerics, train, name="head_norm")(x) if options.normalise else x)
-        return Output(head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2))))
+            x = nn.relu(layers.BatchNorm(self.numerics, train, name="head_norm")(x) if options.normalise else x)
+        return layers.Output(layers.head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2))))
 
 
 # Table 6's depths, and 152, the depth of the deepest ImageNet network. 50 and 152 fit both forms (6·8 + 2 and 6·25 + 2): bare,
@@ -243,14 +232,14 @@ def variant(name):
         )
     form = fixed["form"]
     defaults = {"shortcut": {"cifar": "A", "imagenet": "B"}[form], "widths": WIDTHS[form]}
-    return Variant(family, depth, fixed | {"residual": family == "resnet"}, defaults)
+    return layers.Variant(family, depth, fixed | {"residual": family == "resnet"}, defaults)
 
 
 def check(model):
     """Raises UserError where options are out of range, or do not go together."""
     options = model.block_options
-    check_choice("shortcut", options.shortcut, SHORTCUTS)
-    check_choice("bottleneck_stride", options.bottleneck_stride, BOTTLENECK_STRIDES)
+    layers.check_choice("shortcut", options.shortcut, SHORTCUTS)
+    layers.check_choice("bottleneck_stride", options.bottleneck_stride, BOTTLENECK_STRIDES)
     stages, widths = len(model.blocks), tuple(model.widths)
     if len(widths) != stages or not all(isinstance(width, int) and 0 < width <= MOST_FILTERS for width in widths):
         raise UserError(f"model.widths must be {stages} numbers of filters from 1 to {MOST_FILTERS}, not {widths}.")

@@ -8,7 +8,7 @@ convolutions with 64, 128, 256, 512 and 512 filters, each followed by a 2×2 poo
     with batch norm      132,868,840  –                  133,053,736  –              138,365,992  143,678,248
 
 Batch norm after every convolution is not in the paper, which is older; the convolutions keep their biases then, as in
-torchvision. Initialisation is He et al. 2015's, N(0, 0.01²) in the last layer; the paper
+torchvision. Initialization is He et al. 2015's, N(0, 0.01²) in the last layer; the paper
 drew all from N(0, 0.01²) and copied layers of A into the deeper ones.
 """
 
@@ -19,23 +19,7 @@ from flax import linen as nn
 
 from plain56 import ops
 from plain56.errors import UserError
-from plain56.models.layers import (
-    BatchNorm,
-    Numerics,
-    Output,
-    Tap,
-    Variant,
-    check_choice,
-    check_dropout,
-    check_image_size,
-    convolution,
-    dense,
-    he_normal,
-    head,
-    local_response_norm,
-    small_normal,
-    taps_on_image,
-)
+from plain56.models import layers
 
 # Kernel sizes of the convolutions of each block.
 CONFIGURATIONS = {
@@ -58,12 +42,12 @@ class FullyConnectedMap(nn.Module):
     """
 
     features: int
-    numerics: Numerics = Numerics()
+    numerics: layers.Numerics = layers.Numerics()
 
     @nn.compact
     def __call__(self, x):
         rows = MAP * MAP * x.shape[-1]
-        kernel = self.param("kernel", he_normal, (rows, self.features), self.numerics.parameter_dtype)
+        kernel = self.param("kernel", layers.he_normal, (rows, self.features), self.numerics.parameter_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.numerics.parameter_dtype)
         kernel, bias = (value.astype(self.numerics.dtype) for value in (kernel, bias))
         if x.shape[1:3] == (MAP, MAP):
@@ -86,7 +70,7 @@ class VGG(nn.Module):
     Args:
         configuration: kernel sizes of the convolutions, block by block.
         normalise: batch norm after every convolution.
-        respond: local response normalisation after the first one (A-LRN).
+        respond: local response normalization after the first one (A-LRN).
         form: "imagenet" takes images of 224 pixels. "dense" is the same network with the same parameters, its
             fully-connected layers read as convolutions, for images of any size from 224: logits are means over positions.
             "small" leaves out pools that would leave nothing, and has a global average and one layer for a head.
@@ -100,45 +84,45 @@ class VGG(nn.Module):
     respond: bool = False
     form: str = "imagenet"
     dropout: float = 0.5
-    numerics: Numerics = Numerics()
+    numerics: layers.Numerics = layers.Numerics()
     pools: int = 0
 
     @nn.compact
     def __call__(self, images, train=False):
-        check_image_size(images, {"small": 1}.get(self.form, 32 * MAP))
+        layers.check_image_size(images, {"small": 1}.get(self.form, 32 * MAP))
         x = images.astype(self.numerics.dtype)
         pools = (self.pools or possible_pools(images.shape[1:])) if self.form == "small" else len(WIDTHS)
         for block, (sizes, filters) in enumerate(zip(self.configuration, WIDTHS, strict=True), start=1):
             for i, size in enumerate(sizes, start=1):
-                taps = taps_on_image(size, x) if self.form == "small" else 1.0
-                x = convolution(self.numerics, filters, size, use_bias=True, taps=taps, name=f"block{block}_conv{i}")(x)
+                taps = layers.taps_on_image(size, x) if self.form == "small" else 1.0
+                x = layers.convolution(self.numerics, filters, size, use_bias=True, taps=taps, name=f"block{block}_conv{i}")(x)
                 if self.normalise:
-                    x = BatchNorm(self.numerics, train, name=f"block{block}_norm{i}")(x)
-                x = Tap(name=f"block{block}_tap{i}")(nn.relu(x))
+                    x = layers.BatchNorm(self.numerics, train, name=f"block{block}_norm{i}")(x)
+                x = layers.Tap(name=f"block{block}_tap{i}")(nn.relu(x))
                 if self.respond and (block, i) == (1, 1):
-                    x = local_response_norm(x, size=5, alpha=1e-4, beta=0.75, k=2.0)  # Krizhevsky et al. 2012's constants
+                    x = layers.local_response_norm(x, size=5, alpha=1e-4, beta=0.75, k=2.0)  # Krizhevsky et al. 2012's constants
             if block <= pools:
                 x = ops.max_pool(x, 2, 2, ((0, 0), (0, 0)))
         if self.form == "small":
-            return Output(head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2)), small_normal))
+            return layers.Output(layers.head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2)), layers.small_normal))
         if self.form == "imagenet" and x.shape[1:3] != (MAP, MAP):
             raise UserError(
-                f"The images are {images.shape[1]}×{images.shape[2]} pixels; the fully-connected layers need 224×224, model.form "
-                "'dense' takes larger ones and 'small' takes any."
+                f"The fully-connected layers need images of 224×224 pixels, not {images.shape[1]}×{images.shape[2]}; model.form "
+                "'dense' takes larger ones, and 'small' takes any."
             )
         x = nn.relu(FullyConnectedMap(HIDDEN, self.numerics, name="fc6")(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x = nn.relu(dense(self.numerics, HIDDEN, self.numerics.dtype, name="fc7")(x))
+        x = nn.relu(layers.dense(self.numerics, HIDDEN, self.numerics.dtype, name="fc7")(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         # A linear layer and a mean over positions may change places.
-        return Output(head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2)), small_normal))
+        return layers.Output(layers.head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2)), layers.small_normal))
 
 
 NAMES = ("vgg11", "vgg11_bn", "vgg11_lrn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg16_1x1", "vgg19", "vgg19_bn")
 
 
 def variant(name):
-    """The `Variant` of a name; None where it is none of `NAMES`."""
+    """The `Variant` of a name; None where it is not in `NAMES`."""
     if name not in NAMES:
         return None
     fixed = {
@@ -147,10 +131,10 @@ def variant(name):
         "respond": name.endswith("_lrn"),
         "pools": 0,
     }
-    return Variant("vgg", int(re.search(r"\d+", name)[0]), fixed, {})
+    return layers.Variant("vgg", int(re.search(r"\d+", name)[0]), fixed, {})
 
 
 def check(model):
     """Raises UserError where options are out of range."""
-    check_choice("form", model.form, FORMS)
-    check_dropout(model.dropout)
+    layers.check_choice("form", model.form, FORMS)
+    layers.check_dropout(model.dropout)

@@ -25,7 +25,7 @@ def open_checkpoints(folder, read_only=False):
     """The Orbax manager of a run's checkpoint folder. Saving is synchronous, so a failed save fails the run at once.
 
     Raises:
-        UserError: the folder is none, or cannot be read or written.
+        UserError: the folder cannot be read or written.
     """
     _ignore_abandoned_work()
     options = ocp.CheckpointManagerOptions(

@@ -1,7 +1,7 @@
 """How a new run begins with trained weights: one way in for runs, files and published weights.
 
 A *warm start* (`train.warm_start`) takes every layer of another run that has the same name and shape. A *transfer*
-(`transfer.weights`) takes all layers but the last ones, which stay as they are drawn.
+(`transfer.weights`) takes all layers but the last ones, which keep their random values.
 """
 
 import copy
@@ -25,11 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def initial_weights(program):
-    """State and totals with which a new run of a `Program` begins.
-
-    Raises:
-        UserError: weights cannot be read or do not fit, or both a warm start and a transfer are asked for.
-    """
+    """State and totals with which a new run of a `Program` begins; raises UserError where its weights do not fit."""
     config, (state, totals) = program.config, program.initial
     if not (config.train.warm_start or config.transfer.weights):
         return program.initial
@@ -43,18 +39,17 @@ def initial_weights(program):
 
 
 def _warm_start(program, drawn):
-    """Variables with the layers that the network shares with that of the run `train.warm_start`.
+    """Variables with all layers that the network shares with that of the run `train.warm_start`.
 
-    All of them: Simonyan & Zisserman 2014, section 3.1, began deeper networks with the first four convolutions and the
-    fully-connected layers of VGG-11, and drew the others anew.
+    Simonyan & Zisserman 2014, section 3.1, took the first four convolutions and the fully-connected layers of VGG-11.
     """
     config = program.config
     source = load_run(config.train.warm_start)
     params, layers = copy_layers(drawn["params"], source.state.params)
     if not layers:
         raise UserError(
-            f"train.warm_start is {config.train.warm_start!r}, whose network {source.config.model.name} shares no layer of "
-            f"the same name and shape with {config.model.name}."
+            f"train.warm_start is {config.train.warm_start!r}, whose network {source.config.model.name} has no layer of the name "
+            f"and shape of one in {config.model.name}."
         )
     if parallel.is_first():
         logger.info("From step %d of %s: %s.", source.state.step, config.train.warm_start, ", ".join(layers))
@@ -84,7 +79,7 @@ def _transfer(program, drawn):
     given, fitting = (runs.flatten(c.to_dict()) for c in (config, _with(config, needed, source, source)))
     for key, value in fitting.items():
         if given[key] != value:
-            raise UserError(f"The weights in {source} need {key} {value!r}; the config has another one.")
+            raise UserError(f"The weights in {source} need {key} {value!r}, and the config has {given[key]!r}.")
     trained = to_variables(source, tensors, needed)
     stages = stack.stages(program.model, program.image_shape)
     begun = {}
@@ -126,10 +121,10 @@ def choose(config, model=None, workdir=None):
 
     Args:
         model: the network's name, where the weights do not say it.
-        workdir: a run directory; where the run has begun with these weights, it goes on without them.
+        workdir: a run directory; a run that has begun with these weights goes on without them.
 
     Raises:
-        UserError: the weights cannot be read, or the config asks for something else than they are.
+        UserError: the weights cannot be read, or the config asks for another network.
     """
     source = config.transfer.weights
     if workdir and runs.Run(Path(workdir)).has_checkpoint():
@@ -154,7 +149,7 @@ def _check_name(source, about, model):
 
 
 def _began_with(source, begun):
-    """Whether a run, by its config, began with these weights, or with some that are gone; it has kept what it took from them."""
+    """Whether a run with this config began with these weights, or with some that are gone; it has kept what it took from them."""
     path, there = runs.user_path(source), begun.transfer.weights
     if path.exists() and Path(there).is_absolute() and not Path(there).exists():
         logger.warning("The run began with %s, which is gone; it goes on without %s.", there, source)
@@ -178,7 +173,7 @@ def model_options(config):
 
 
 def take_options(config, about, source):
-    """Gives a config the options that weights need; raises UserError where it has others that would change what they compute."""
+    """Gives a config the options that weights need; raises UserError where the config has others that change their results."""
     for key, value in about.options.items():
         section = config.batch_norm if key in config.batch_norm else config.model
         if section[key] is None:

@@ -1,4 +1,4 @@
-"""What a run writes down while it trains, by process 0 for all: records, and how it stands."""
+"""What a run writes down while it trains: records, and its status."""
 
 import time
 from contextlib import ExitStack
@@ -49,7 +49,7 @@ class Journal:
         self._records.append({"step": self.status.step, "epoch": epoch, "split": split, **values, "seconds": self.status.seconds})
 
     def flush(self, sync=False):
-        """Writes all new records; with `sync` they and all before are on the disk. What cannot be written stops all processes."""
+        """Writes all new records, with `sync` to the disk itself; an error stops all processes."""
         parallel.on_first(lambda: self._append(*self._records, sync=sync))
         self._records.clear()
 
@@ -61,11 +61,11 @@ class Journal:
         parallel.on_first(lambda: self.run.write_status(self.status))
 
     def read_status(self):
-        """The status that was written, the same in all processes, one of which may have been interrupted."""
+        """The status that was written, the same in all processes; one of them may have been interrupted."""
         return runs.Status(*parallel.on_first(self.run.status))
 
     def restart_clock(self):
-        """Begins to measure the rate anew: evaluating and saving are no part of it."""
+        """Starts to measure the rate anew, which does not count evaluating and saving."""
         self._clock = self.status.step, time.perf_counter()
 
     def images_per_second(self):

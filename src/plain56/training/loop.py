@@ -43,7 +43,7 @@ def train(program, run, manager, initial, on_progress):
     with Journal(run, step, parameters, program.found["train"], batch_size) as journal, postponed_interrupts() as interrupts:
         on_progress(0.0, 0.0)
         if options.gradients_every and step == 0 and journal.lacks("gradients"):
-            journal.record("gradients", program.gradients(state.params, state.batch_stats)._asdict())
+            measure(program, journal, state, "gradients")
             journal.flush()
         while step < last:
             steps_per_call, interrupted = _agree(steps_per_call, interrupts)
@@ -76,10 +76,8 @@ def train(program, run, manager, initial, on_progress):
                 journal.flush(sync=True)
                 checkpoints.save(manager, journal.status.step, (state, totals))
                 break
-            for split in due:
-                evaluate_split(program, journal, state, split)
-            if "gradients" in due:
-                journal.record("gradients", program.gradients(state.params, state.batch_stats)._asdict())
+            for name in due:
+                measure(program, journal, state, name)
             journal.flush(sync="checkpoint" in due)
             if "checkpoint" in due:
                 checkpoints.save(manager, step, (state, totals))
@@ -90,13 +88,13 @@ def train(program, run, manager, initial, on_progress):
 
 
 def _agree(steps_per_call, interrupts):
-    """What each process finds out for itself, and all have to agree on: the steps of a call, and the request to stop, if any."""
+    """What all processes must agree on: the steps of a call, and the name of the request to stop, or None."""
     agreed = parallel.gather([steps_per_call, *interrupts])
     return agreed[0][0], next((names[0] for _, *names in agreed if names), None)
 
 
 def _save_and_stop(journal, manager, state, totals, interrupted):
-    """Raises KeyboardInterrupt after saving; no record is left to be written, but to be synced."""
+    """Saves, and raises KeyboardInterrupt. All records are written already, and only have to be synced."""
     journal.flush(sync=True)
     saved = int(state.step)
     checkpoints.save(manager, saved, (state, totals))
@@ -106,7 +104,7 @@ def _save_and_stop(journal, manager, state, totals, interrupted):
 
 
 def _advance(journal, done, step):
-    """Sets the status to that of a state after `done` updates, which should be `step`; says whether training has diverged."""
+    """Sets the status to that of a state after `done` updates, which should be `step`; returns whether training has diverged."""
     if done == step:
         journal.advance(step)
         return False
@@ -140,19 +138,19 @@ def _warn_if_stuck(loss, labels, num_classes, step):
         )
 
 
-def evaluate_split(program, journal, state, name):
-    """Records loss and errors on a split, by the name of its records; nothing for another name or a split that is not there."""
-    split = program.splits.get(name.removesuffix("_clean"))
-    if not split:
-        return
-    tested = jax.device_get(program.evaluate(state.params, state.batch_stats, split))
-    examples = program.found[name.removesuffix("_clean")]
-    check_readable(name, examples - int(tested.examples), examples)
-    journal.record(name, tested.means())
+def measure(program, journal, state, name):
+    """Records what a name in `cadence.intervals` stands for: loss and errors on a split, if there is one, or the gradients."""
+    if name == "gradients":
+        journal.record(name, program.gradients(state.params, state.batch_stats)._asdict())
+    elif split := program.splits.get(name.removesuffix("_clean")):
+        tested = jax.device_get(program.evaluate(state.params, state.batch_stats, split))
+        examples = program.found[name.removesuffix("_clean")]
+        check_readable(name, examples - int(tested.examples), examples)
+        journal.record(name, tested.means())
 
 
 def check_readable(split, unread, examples):
-    """Raises UserError where too many of the examples that were asked for could not be read; so in all processes at once."""
+    """Raises UserError, in all processes at once, where too many of the examples could not be read."""
     if unread > UNREADABLE_SHARE * examples:
         raise UserError(
             f"{unread} of {examples} examples of the split {split!r} could not be read; at most "

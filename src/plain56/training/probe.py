@@ -17,7 +17,7 @@ TOLERANCE = 1e-6
 
 
 def features(model, variables, images):
-    """What a network's last layer gets of normalised images in evaluation mode: [N, D]."""
+    """What a network's last layer gets of normalized images in evaluation mode: [N, D]."""
     seen = []
 
     def watch(call, arguments, named, context):
@@ -97,7 +97,7 @@ def train(program, run, manager, initial, on_progress):
         journal.advance(int(step))
         journal.record("train", fitted.means())
         for split in (["train_clean"] if config.train.evaluate_train_every else []) + ["validation", "test"]:
-            loop.evaluate_split(program, journal, state, split)
+            loop.measure(program, journal, state, split)
         journal.flush(sync=True)
         checkpoints.save(manager, int(step), (state, totals))
         journal.advance(int(step), "finished")

@@ -35,22 +35,14 @@ from plain56.training.step import Feed, Start, Update, streamed_step, train_step
 
 
 def load(config):
-    """Loads a config's data set, and checks that config, data and devices fit.
-
-    Raises:
-        UserError: whatever in the config does not fit the data, the devices or itself.
-    """
+    """Loads a config's data set; raises UserError where the config does not fit the data, the devices or itself."""
     check(config)
     parallel.layout(config).check_batch_size(config.train.batch_size, config.train.accumulate)
     return load_dataset(config.data)
 
 
 def prepare(config):
-    """The `Program` of a config: loads its data and builds its network; nothing is compiled yet.
-
-    Raises:
-        UserError: as `load`.
-    """
+    """Loads a config's data, with the errors of `load`, and returns its `Program`; nothing is compiled yet."""
     dataset, layout = load(config), parallel.layout(config)
     shape = image_shape(dataset.train, config.data)
     found = _describe(dataset, shape)
@@ -60,12 +52,17 @@ def prepare(config):
     return Program(config, layout, dataset, found, shape, build_model(config, len(dataset.class_names)))
 
 
+def _compiled(method):
+    """Compiles a method of `Program` when it is first called."""
+    return functools.cached_property(lambda program: program.layout.compile(method.__get__(program)))
+
+
 @dataclasses.dataclass(eq=False)
 class Program:
     """What a run computes. Every function is compiled when it is first called.
 
-    `found` is what the run directory keeps of the data set: the size of each split, the names of the classes and checksums of it
-    all. `image_shape` is `(H, W, C)`. A state and totals come as they were returned, and a split is one of `splits`.
+    `found` is what the run directory keeps of the data set: the size of each split, the names of the classes and checksums.
+    `image_shape` is `(H, W, C)`. A state and totals are as they were returned, and a split is one of `splits`.
     """
 
     config: Any
@@ -87,8 +84,11 @@ class Program:
     @functools.cached_property
     def initial(self):
         """State and totals before the first step, as drawn by the seed."""
-        draw = functools.partial(initial_state, self.config, self.model, self.image_shape, self._plan)
-        return self.layout.compile(draw)()
+        return self._draw()
+
+    @_compiled
+    def _draw(self):
+        return initial_state(self.config, self.model, self.image_shape, self._plan)
 
     def stream(self, step):
         """The batches of all steps from `step` on, for `train_steps`; None where these are made on the devices."""
@@ -99,14 +99,14 @@ class Program:
         return train_stream(self.dataset.train, config.data, config.seed, step, left, config.train.batch_size, **part)
 
     def train_steps(self, state, totals, stream, step, steps):
-        """State and totals after the updates number `step` to `step + steps`, where it stops before one that is not finite."""
+        """State and totals after the updates number `step` to `step + steps`; stops before one that is not finite."""
         if stream is None:
             start = Start(step, *divmod(step * self.config.train.batch_size, self.found["train"]))
             return self._update(state, totals, self.dataset.train, start, steps)
         for number in range(step, step + steps):
             batch = next(stream)
             batch = batch if self.layout.by_pmap else self.layout.place(batch)
-            # The next batch goes to the devices while they compute, and no more than that, since each one takes their memory.
+            # Only the next batch goes to the devices while they compute, since each one takes their memory.
             jax.block_until_ready(totals)
             state, totals = self._update(state, totals, batch, number)
         return state, totals
@@ -144,9 +144,9 @@ class Program:
     @functools.cached_property
     def _update(self):
         config, layout, streamed = self.config, self.layout, isinstance(self.dataset.train, Pictures)
-        axis_name = layout.axis_name if config.batch_norm.sync else None
+        shared_by = layout.axis_name if config.batch_norm.sync else None
         update = Update(
-            model=self._with_numerics(axis_name=axis_name, fixed_statistics=config.transfer.freeze_statistics),
+            model=self._with_numerics(axis_name=shared_by, fixed_statistics=config.transfer.freeze_statistics),
             optimizer=make_optimizer(config.optimizer, self.schedule, self._plan.multiples),
             seed=config.seed,
             label_smoothing=config.train.label_smoothing,
@@ -163,50 +163,39 @@ class Program:
             function = functools.partial(train_steps, update=update, feed=feed)
         return layout.compile_update(function, batch_is_shared=streamed)
 
-    @functools.cached_property
-    def _split_totals(self):
-        return self._over_split(split_totals)
+    @_compiled
+    def _split_totals(self, params, batch_stats, split):
+        return split_totals(params, batch_stats, split, **self._of_batches)
 
-    @functools.cached_property
-    def _moments(self):
-        return self._over_split(measure_moments)
+    @_compiled
+    def _moments(self, params, batch_stats, split):
+        return measure_moments(params, batch_stats, split, **self._of_batches)
 
-    def _over_split(self, function):
-        """A compiled function of parameters, batch statistics and a resident split."""
-        of_batches = {"batch_size": self.config.train.batch_size, "data": self.config.data, "split_batch": self.layout.split}
-        return self.layout.compile(functools.partial(function, model=self.model, **of_batches))
+    @property
+    def _of_batches(self):
+        sizes = {"batch_size": self.config.train.batch_size, "data": self.config.data, "split_batch": self.layout.split}
+        return {"model": self.model, **sizes}
 
-    @functools.cached_property
+    @_compiled
     def _zero_totals(self):
-        return self.layout.compile(Totals.zero)
+        return Totals.zero()
 
-    @functools.cached_property
-    def _add_batch(self):
-        def add(params, batch_stats, totals, batch):
-            return add_batch(params, batch_stats, totals, self._normalized(batch), model=self.model)
+    @_compiled
+    def _add_batch(self, params, batch_stats, totals, batch):
+        return add_batch(params, batch_stats, totals, self._normalized(batch), model=self.model)
 
-        return self.layout.compile(add)
+    @_compiled
+    def _features(self, params, batch_stats, batch):
+        return batch._replace(images=features(self.model, {"params": params, "batch_stats": batch_stats}, batch.images))
 
-    @functools.cached_property
-    def _features(self):
-        def of_batch(params, batch_stats, batch):
-            variables = {"params": params, "batch_stats": batch_stats}
-            return batch._replace(images=features(self.model, variables, batch.images))
+    @_compiled
+    def _gradients(self, params, batch_stats, batch):
+        def loss(output):
+            losses = minimized_losses(output, batch.labels, self.config.train.label_smoothing)
+            return jnp.sum(jnp.where(batch.mask, losses, 0)) / jnp.sum(batch.mask)
 
-        return self.layout.compile(of_batch)
-
-    @functools.cached_property
-    def _gradients(self):
         model = self._with_numerics(fixed_statistics=self.config.transfer.freeze_statistics)
-
-        def of_batch(params, batch_stats, batch):
-            def loss(output):
-                losses = minimized_losses(output, batch.labels, self.config.train.label_smoothing)
-                return jnp.sum(jnp.where(batch.mask, losses, 0)) / jnp.sum(batch.mask)
-
-            return gradients.measure(model, {"params": params, "batch_stats": batch_stats}, batch.images, loss)
-
-        return self.layout.compile(of_batch)
+        return gradients.measure(model, {"params": params, "batch_stats": batch_stats}, batch.images, loss)
 
     @functools.cached_property
     def _gradient_batch(self):
@@ -233,11 +222,7 @@ class Program:
         if isinstance(split, Pictures):
             yield from map(jax.jit(self._normalized), self._placed(split, batch_size))
             return
-
-        @jax.jit
-        def batch(split, number):
-            return self.layout.split(evaluation_batch(split, number, batch_size, self.config.data))
-
+        batch = jax.jit(lambda split, number: self.layout.split(evaluation_batch(split, number, batch_size, self.config.data)))
         for number in range(-(-split.labels.shape[0] // batch_size)):
             yield batch(split, number)
 

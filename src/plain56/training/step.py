@@ -115,8 +115,8 @@ def _sum_over_parts(function, params, batch, key, parts):
 def train_steps(state, totals, split, start, steps, *, update, feed):
     """Many updates in one compiled loop, with the batches made on the devices.
 
-    The number of updates is no constant of the program: one compilation serves every call, and a run gives the same bits
-    however it is cut into calls.
+    The number of updates is an argument of the program: it is compiled once, and a run gives the same bits however it is cut
+    into calls.
 
     Args:
         totals: added to.

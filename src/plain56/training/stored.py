@@ -77,6 +77,6 @@ def check_data(run, found):
     times = differing.pop("times_crc32", None)
     if differing:
         changes = ", ".join(f"{key} ({before[key]} then, {new} now)" for key, new in differing.items())
-        raise UserError(f"The data set has changed since {run.path} began: {changes}; the same data is expected.")
+        raise UserError(f"The data set has changed since {run.path} began: {changes}; it must be the same.")
     if times:  # of which a copy has its own
         logger.warning("The data's files were copied or changed since %s began; only names and sizes are the same.", run.path)

@@ -53,8 +53,8 @@ def _is_trained(options, stages):
     unused = [pattern for pattern in options.freeze if not fnmatch.filter({*stages, *stages.values()}, pattern)]
     if unused:
         raise UserError(
-            f"transfer.freeze has {unused[0]!r}, which is no part of the network; its stages are "
-            f"{', '.join(dict.fromkeys(stages.values()))}, and patterns may name layers, too."
+            f"transfer.freeze has {unused[0]!r}, which fits no stage or layer of the network; its stages are "
+            f"{', '.join(dict.fromkeys(stages.values()))}."
         )
     if not (options.freeze or options.freeze_scales):
         return None

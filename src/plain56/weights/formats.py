@@ -1,5 +1,6 @@
 """Weights in files: read without trusting them, written with what one needs to use them."""
 
+import contextlib
 import json
 import math
 import pickle
@@ -35,7 +36,7 @@ MOST_PIXELS = 8192  # on a side, as of data.image_size
 
 
 class About(NamedTuple):
-    """What one has to know to use weights: the network, and the images that it takes."""
+    """What one must know to use weights: the network, and the images that it takes."""
 
     model: str
     options: dict  # of `create_model`, as JSON has them
@@ -49,11 +50,8 @@ class About(NamedTuple):
 def read(source):
     """Tensors by PyTorch's or Keras' names, finite float32 in NumPy arrays, and an `About`, or None where the file has none.
 
-    Args:
-        source: a file, or a Hugging Face repository.
-
     Raises:
-        UserError: there is none, it is damaged, or it wants to run code.
+        UserError: the file or Hugging Face repository `source` is not there, is damaged, or would run code.
     """
     path = runs.user_path(source)
     mode = mode_of(path)
@@ -129,7 +127,7 @@ def _check(about):
     check_value("model.name", about.model)
     known = (*option_names(about.model), "dtype", "epsilon")
     if not isinstance(about.options, dict) or not set(about.options) <= set(known):
-        raise UserError(f"options are {about.options!r}; {about.model} has {', '.join(known)}")
+        raise UserError(f"options must be of {', '.join(known)}, which {about.model} has, not {about.options!r}")
     for key, value in about.options.items():
         check_value("batch_norm.epsilon" if key == "epsilon" else f"model.{key}", value)
     create_model(about.model, 2, **about.options)  # what a network refuses beyond that
@@ -137,31 +135,37 @@ def _check(about):
         check_value(f"data.{key}", getattr(about, key))
     channels = len(about.mean)
     if len(about.std) != channels:
-        raise UserError(f"data.std has {len(about.std)} numbers, and data.mean has {channels}")
+        raise UserError(f"data.std must have as many numbers as data.mean, {channels}, not {len(about.std)}")
     shape = about.image_shape
     is_shape = isinstance(shape, tuple) and len(shape) == 3 and all(type(side) is int for side in shape)
     if not is_shape or not all(1 <= side <= MOST_PIXELS for side in shape) or shape[2] != channels:
-        raise UserError(
-            f"image_shape is {shape!r}; height and width up to {MOST_PIXELS}, and {channels} for channels, are expected"
-        )
+        raise UserError(f"image_shape must be height and width up to {MOST_PIXELS}, and {channels} for channels, not {shape!r}")
     names = about.class_names
     if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"class_names are {names!r}; a list of texts is expected")
+        raise UserError(f"class_names must be a list of texts, not {names!r}")
+
+
+@contextlib.contextmanager
+def _reading(path, kind):
+    """Raises UserError where a library cannot read a file; it raises errors of many types where the file is damaged."""
+    try:
+        yield
+    except (MemoryError, UserError):
+        raise
+    except Exception as error:
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):  # a function or class that is not PyTorch's own
+            raise UserError(f"{path} is refused: it holds more than tensors, and reading that would run its code.") from error
+        raise UserError(f"{path} cannot be read as {kind}; it is damaged, or something else: {first_line(error)}.") from error
 
 
 def _read_safetensors(path):
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (it is no dict)
-            for name, kind in types.items():
-                if kind not in SAFETENSORS_TYPES:
-                    raise UserError(f"{path} holds {name!r} of type {kind}; {', '.join(SAFETENSORS_TYPES)} are read.")
-            _check_memory(path, sum(math.prod(file.get_slice(name).get_shape()) * 4 for name in types))
-            tensors, metadata = {name: file.get_tensor(name) for name in types}, file.metadata() or {}
-    except UserError:
-        raise
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} cannot be read as safetensors: {first_line(error)}.") from error
+    with _reading(path, "a safetensors file"), safetensors.safe_open(path, "numpy") as file:
+        types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        for name, kind in types.items():
+            if kind not in SAFETENSORS_TYPES:
+                raise UserError(f"{path} holds {name!r} of type {kind}, which is not one of {', '.join(SAFETENSORS_TYPES)}.")
+        _check_memory(path, sum(math.prod(file.get_slice(name).get_shape()) * 4 for name in types))
+        tensors, metadata = {name: file.get_tensor(name) for name in types}, file.metadata() or {}
     if METADATA not in metadata:
         return tensors, None
     try:
@@ -179,26 +183,15 @@ def _read_torch(path):
         raise UserError(_needs_torch(path, first_line(error))) from error
     if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < TORCH_VERSION:
         raise UserError(_needs_torch(path, f"{torch.__version__} is installed"))
-    try:
+    with _reading(path, "a PyTorch file"), warnings.catch_warnings(action="ignore"):  # of what kind of pickle it is
         if zipfile.is_zipfile(path):  # it may be compressed
             with zipfile.ZipFile(path) as file:
                 _check_memory(path, sum(entry.file_size for entry in file.infolist()))
-        with warnings.catch_warnings(action="ignore"):  # of what kind of pickle it is
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (MemoryError, UserError):
-        raise
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error):  # a function or class that is none of PyTorch's own
-            raise UserError(f"{path} is refused: it holds more than tensors, and reading that would run its code.") from error
-        raise UserError(f"{path} cannot be read as a PyTorch file: it is damaged, or something else.") from error
-    except Exception as error:  # of many kinds, where a file is damaged
-        raise UserError(f"{path} cannot be read as a PyTorch file: it is damaged, or something else.") from error
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
         tensors = tensors["state_dict"]
-    if not isinstance(tensors, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in tensors.items()
-    ):
-        raise UserError(f"{path} holds no tensors by name; a state_dict, or a dict with one under 'state_dict', is expected.")
+    if not (isinstance(tensors, dict) and all(type(name) is str and torch.is_tensor(leaf) for name, leaf in tensors.items())):
+        raise UserError(f"{path} must hold a state_dict, or a dict with one under 'state_dict'; it holds no tensors by name.")
     # A number may stand for many equal ones.
     _check_memory(path, sum(tensor.numel() * max(tensor.element_size(), 4) for tensor in tensors.values()))
     arrays = {}
@@ -220,9 +213,7 @@ def _read_keras(path):
     try:
         import h5py
     except ImportError as error:
-        raise UserError(
-            f"{path} is a Keras file, which needs h5py to be read; install it by: pip install 'plain56[keras]'."
-        ) from error
+        raise UserError(f"{path} needs h5py to be read; install it by: pip install 'plain56[keras]'.") from error
     datasets, links = {}, (h5py.SoftLink, h5py.ExternalLink)
 
     def add(name, item):
@@ -240,20 +231,15 @@ def _read_keras(path):
                 raise UserError(f"{path} holds {key!r} twice.")
             datasets[key] = item
 
-    try:
-        with h5py.File(path) as file:
-            link = file.visititems_links(lambda name, link: name if isinstance(link, links) else None)
-            if link is not None:
-                raise UserError(f"{path} is refused: {link!r} is a link, which may lead to another file.")
-            file.visititems(add)
-            # A chunk is read whole, and can be larger than what is in it.
-            counts = {key: max(math.prod(item.shape), math.prod(item.chunks or (0,))) for key, item in datasets.items()}
-            _check_memory(path, sum(count * max(datasets[key].dtype.itemsize, 4) for key, count in counts.items()))
-            return {key: item[()] for key, item in datasets.items()}, None
-    except (MemoryError, UserError):
-        raise
-    except Exception as error:  # of many kinds, where a file is damaged
-        raise UserError(f"{path} cannot be read as a Keras file: it is damaged, or something else.") from error
+    with _reading(path, "a Keras file"), h5py.File(path) as file:
+        link = file.visititems_links(lambda name, link: name if isinstance(link, links) else None)
+        if link is not None:
+            raise UserError(f"{path} is refused: {link!r} is a link, which may lead to another file.")
+        file.visititems(add)
+        # A chunk is read whole, and can be larger than what is in it.
+        counts = {key: max(math.prod(item.shape), math.prod(item.chunks or (0,))) for key, item in datasets.items()}
+        _check_memory(path, sum(count * max(datasets[key].dtype.itemsize, 4) for key, count in counts.items()))
+        return {key: item[()] for key, item in datasets.items()}, None
 
 
 def _download(repository):

@@ -139,13 +139,12 @@ def _module(name, modules):
 @functools.cache
 def _feature_indices(name):
     """Where VGG's convolutions and norms stand in torchvision's `features`, which counts ReLUs and pools, too."""
-    normalise = name.endswith("_bn")
     indices, index = {}, 0
     for block, sizes in enumerate(vgg.CONFIGURATIONS[name.removesuffix("_bn").removesuffix("_lrn")], start=1):
         for i in range(1, len(sizes) + 1):
             indices[f"block{block}_conv{i}"] = index
             indices[f"block{block}_norm{i}"] = index + 1
-            index += 3 if normalise else 2
+            index += 3 if name.endswith("_bn") else 2
         index += 1
     return indices
 
