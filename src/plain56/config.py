@@ -131,14 +131,13 @@ RULES = {
 }
 
 
+def _is_folder(config):
+    return config.data.name.startswith("folder:")
+
+
 def _has_batch_norm(config):
     family = parse_name(config.model.name)[0]
     return config.model.normalise is not False if family in ("plain", "resnet") else config.model.name.endswith("_bn")
-
-
-def _splits_by_seed(data):
-    """Whether `data.split_seed` chooses something; in a folder it does, unless the folder has its splits already."""
-    return data.validation_examples or data.examples_per_class or data.name.startswith("folder:")
 
 
 # Where a key changes nothing, it must have the value here, which are the defaults of `configs/base.py`: [(where, when, values)].
@@ -165,8 +164,12 @@ UNUSED = (
         },
     ),
     ("the embedded digits", lambda config: config.data.name == "digits", {"data.dir": ""}),
-    ("data that is not in a folder", lambda config: not config.data.name.startswith("folder:"), {"data.test_share": 0.2}),
-    ("a split that is not drawn", lambda config: not _splits_by_seed(config.data), {"data.split_seed": 0}),
+    ("data that is not in a folder", lambda config: not _is_folder(config), {"data.test_share": 0.2}),
+    (
+        "a split that is not drawn",
+        lambda config: not (config.data.validation_examples or config.data.examples_per_class or _is_folder(config)),
+        {"data.split_seed": 0},
+    ),
     ("resident data", lambda config: config.data.mode == "resident", {"data.workers": 0}),
     (
         "a network without batch norm",
@@ -191,23 +194,18 @@ def check_used(config):
 
 
 def from_json(nested):
-    """The locked `ConfigDict` that nested dicts read from JSON were written from: lists are the tuples that they were.
-
-    Raises:
-        UserError: they were written from none.
-    """
-
-    def restored(value):
-        return {key: restored(v) for key, v in value.items()} if isinstance(value, dict) else _tuples(value)
-
+    """The locked `ConfigDict` that nested dicts read from JSON were written from; raises UserError where they are not of one."""
     try:
-        return ConfigDict(restored(nested)).lock()
+        return ConfigDict(with_tuples(nested)).lock()
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # names that can be no keys
         raise UserError(f"The stored config cannot be read: {first_line(error)}.") from error
 
 
-def _tuples(value):
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def with_tuples(value):
+    """A value read from JSON, with lists as the tuples that they were."""
+    if isinstance(value, dict):
+        return {key: with_tuples(part) for key, part in value.items()}
+    return tuple(map(with_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def build_model(config, num_classes):
@@ -231,11 +229,7 @@ def check_value(key, value):
 
 
 def check(config):
-    """Checks a resolved config, as far as that goes without data and devices.
-
-    Raises:
-        UserError: with the key, its value and what is expected.
-    """
+    """Checks a resolved config without its data and devices; raises UserError with a key, its value and what is expected."""
     flat = flatten(config.to_dict())
     for key in RULES:
         if key not in flat:

@@ -75,10 +75,8 @@ def measure(model, variables, images, loss):
             shortcut, whole = shortcut / scale, whole / scale
             shares[*block, "share"] = _per_block(path, shortcut * whole) / _per_block(path, whole * whole)
 
-    def norms(leaves):
-        return {path: _norms(path, leaf) for path, leaf in leaves.items()}
-
-    return {"kernels": norms(kernels), "places": norms(places) | shares}
+    norms = {path: _norms(path, leaf) for path, leaf in places.items()} | shares
+    return {"kernels": {path: _norms(path, leaf) for path, leaf in kernels.items()}, "places": norms}
 
 
 def _norms(path, values):
@@ -96,14 +94,13 @@ def _largest(path, values):
     return jnp.where(largest == 0, 1, largest)
 
 
-def _own_axes(path, values):
-    """All axes, or all but the blocks' where blocks are stacked."""
-    return tuple(range(int(is_stacked(path)), values.ndim))
-
-
 def _per_block(path, values):
     """The sum over all values, or over those of each block where blocks are stacked."""
     return jnp.sum(values, axis=_own_axes(path, values))
+
+
+def _own_axes(path, values):
+    return tuple(range(int(is_stacked(path)), values.ndim))
 
 
 def flow(model, measured, image_shape):

@@ -14,16 +14,13 @@ def random_direction(params, key):
 
     A filter is what makes one output of a convolution or dense layer. Biases and batch norm's parameters stay as they are.
     """
-    flat = traverse_util.flatten_dict(params)
-    keys = dict(zip(flat, jax.random.split(key, len(flat)), strict=True))
-    return traverse_util.unflatten_dict(
-        {
-            path: _as_long_as(leaf, jax.random.normal(keys[path], leaf.shape, leaf.dtype))
-            if path[-1] == "kernel"
-            else jnp.zeros_like(leaf)
-            for path, leaf in flat.items()
-        }
-    )
+    keys = iter(jax.random.split(key, len(jax.tree.leaves(params))))
+
+    def drawn(path, leaf):
+        values = jax.random.normal(next(keys), leaf.shape, leaf.dtype)
+        return _as_long_as(leaf, values) if path[-1] == "kernel" else jnp.zeros_like(leaf)
+
+    return traverse_util.path_aware_map(drawn, params)
 
 
 def _as_long_as(kernel, direction):
@@ -34,13 +31,13 @@ def _as_long_as(kernel, direction):
 
 
 def losses_around(loss, params, directions, places, at_a_time=1):
-    """`loss` at places around `params`, one compiled computation for all of them.
+    """`loss` at places around `params`, in one compiled computation.
 
     Args:
         loss: of parameters; may return a tree.
         directions: a list of trees like `params`.
         places: [P, len(directions)], the coordinates along the directions.
-        at_a_time: so many places are computed together.
+        at_a_time: the number of places that are computed together.
     """
 
     def at(place):

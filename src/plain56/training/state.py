@@ -1,5 +1,6 @@
 """What training carries from step to step, and the optimizer that changes it."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,23 +23,19 @@ class TrainState(struct.PyTreeNode):
 def make_optimizer(options, schedule, multiples=None):
     """SGD with momentum, v ← momentum · v + (gradient + weight_decay · w), w ← w − learning rate · v.
 
-    Weight decay is L2 inside the gradient, before momentum. It acts on kernels; with `decay_all` on every parameter, as in
-    Caffe. Kernels are told by name: stacked blocks give biases and batch-norm scales a second axis.
+    Weight decay is L2 inside the gradient, before momentum. It acts on kernels, by name since stacked blocks give biases and
+    scales a second axis; with `decay_all` it acts on every parameter, as in Caffe.
 
     Args:
         options: the config's `optimizer` section.
         multiples: of each layer's learning rate, as of `transfer.Plan`; None for one rate.
     """
-    mask = None if options.decay_all else _is_kernel
+    kernels = None if options.decay_all else partial(traverse_util.path_aware_map, lambda path, _: path[-1] == "kernel")
     return optax.chain(
-        optax.add_decayed_weights(options.weight_decay, mask),
+        optax.add_decayed_weights(options.weight_decay, kernels),
         optax.sgd(schedule, momentum=options.momentum),
         *([scale_by_layer(multiples)] if multiples else []),
     )
-
-
-def _is_kernel(params):
-    return traverse_util.path_aware_map(lambda path, _: path[-1] == "kernel", params)
 
 
 def create_train_state(model, optimizer, seed, image_shape, is_trained=None):

@@ -18,7 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from plain56 import machine, runs
-from plain56.config import check_value
+from plain56.config import check_value, with_tuples
 from plain56.errors import UserError, first_line
 from plain56.models import create_model, option_names
 from plain56.runs.files import parse_json
@@ -109,18 +109,11 @@ def describe(source, described):
             raise UserError(f"it must have the keys {', '.join(About._fields)}")
         # Options have the names of the config's section `model`.
         options = runs.renamed({"model": described["options"]}, "it")["model"]
-        about = About(**{key: _tuples(value) for key, value in {**described, "options": options}.items()})
+        about = About(**with_tuples({**described, "options": options}))
         _check(about)
     except UserError as error:
         raise UserError(f"{source} has a description that cannot be used: {first_line(error)}.") from error
     return about
-
-
-def _tuples(value):
-    """JSON's lists as the tuples that they were."""
-    if isinstance(value, dict):
-        return {key: _tuples(inner) for key, inner in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _check(about):

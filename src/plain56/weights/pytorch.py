@@ -60,40 +60,30 @@ INSIDE_GOOGLENET = {
 class Place(NamedTuple):
     """Where one of PyTorch's tensors stands among our variables.
 
-    `path` is that of our leaf in its collection, unstacked. `layout` is a key of `LAYOUTS`, or the side of the map that a
-    fully-connected layer flattens, and `shape` is PyTorch's.
+    `path` is that of our leaf in its collection, unstacked. `shape` is PyTorch's. `side` is that of the square map that a
+    fully-connected layer flattens, and 0 for other layers.
     """
 
     collection: str
     path: tuple[str, ...]
     name: str
-    layout: str | int
     shape: tuple[int, ...]
+    side: int
 
 
-def _map_to_ours(side, tensor):
-    """PyTorch's networks flatten a map as C, H, W; ours flatten it as H, W, C."""
-    features = tensor.shape[0]
-    return tensor.reshape(features, -1, side, side).transpose(2, 3, 1, 0).reshape(-1, features)
+def _to_ours(tensor, side):
+    """PyTorch's layouts are (out, in, H, W) and (out, in), ours (H, W, in, out) and (in, out); it flattens maps as C, H, W."""
+    if side:
+        features = tensor.shape[0]
+        return tensor.reshape(features, -1, side, side).transpose(2, 3, 1, 0).reshape(-1, features)
+    return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
 
 
-def _map_to_theirs(side, kernel):
-    features = kernel.shape[-1]
-    return kernel.reshape(side, side, -1, features).transpose(3, 2, 0, 1).reshape(features, -1)
-
-
-LAYOUTS = {
-    "convolution": (lambda tensor: tensor.transpose(2, 3, 1, 0), lambda kernel: kernel.transpose(3, 2, 0, 1)),
-    "dense": (np.transpose, np.transpose),
-    "vector": (np.asarray, np.asarray),
-}
-
-
-def _conversions(layout):
-    """From PyTorch's tensor to ours, and back."""
-    if isinstance(layout, int):
-        return functools.partial(_map_to_ours, layout), functools.partial(_map_to_theirs, layout)
-    return LAYOUTS[layout]
+def _to_theirs(kernel, side):
+    if side:
+        features = kernel.shape[-1]
+        return kernel.reshape(side, side, -1, features).transpose(3, 2, 0, 1).reshape(features, -1)
+    return kernel.transpose(3, 2, 0, 1) if kernel.ndim == 4 else kernel.T
 
 
 def places(name, variables):
@@ -106,16 +96,12 @@ def places(name, variables):
     for collection, tree in variables.items():
         for path, leaf in stack.unstack(tree).items():
             *modules, parameter = path
-            shape = leaf.shape
-            layout = {1: "vector", 2: "dense", 4: "convolution"}[len(shape)]
-            if layout == "dense" and modules[-1] in FLATTENED_CHANNELS:
-                channels = FLATTENED_CHANNELS[modules[-1]]
-                side = math.isqrt(shape[0] // channels)
-                # PyTorch's networks are for square images; for others ours are written as they are.
-                layout = side if side**2 * channels == shape[0] else "dense"
-            # (H, W, in, out) → (out, in, H, W), and (in, out) → (out, in).
-            theirs = shape[:-3:-1] + shape[:-2]
-            yield Place(collection, path, f"{_module(name, modules)}.{PARAMETERS[parameter]}", layout, theirs)
+            channels = FLATTENED_CHANNELS.get(modules[-1])
+            side = math.isqrt(leaf.shape[0] // channels) if channels and parameter == "kernel" else 0
+            # PyTorch's networks are for square images; for others ours are written as they are.
+            side = side if side and side**2 * channels == leaf.shape[0] else 0
+            shape = leaf.shape[:-3:-1] + leaf.shape[:-2]
+            yield Place(collection, path, f"{_module(name, modules)}.{PARAMETERS[parameter]}", shape, side)
 
 
 def _module(name, modules):
@@ -176,8 +162,7 @@ def from_pytorch(name, tensors, image_shape=(224, 224, 3), **options):
     _check(name, table, tensors)
     leaves = {"params": {}, "batch_stats": {}}
     for place in table:
-        to_ours, _ = _conversions(place.layout)
-        leaves[place.collection][place.path] = np.asarray(to_ours(tensors[place.name]), np.float32)
+        leaves[place.collection][place.path] = np.asarray(_to_ours(tensors[place.name], place.side), np.float32)
     return {collection: stack.stack(found, shapes.get(collection, {})) for collection, found in leaves.items()}
 
 
@@ -200,11 +185,8 @@ def to_pytorch(name, variables):
         variables: {"params": …, "batch_stats": …} or one of the two.
     """
     leaves = {collection: stack.unstack(tree) for collection, tree in variables.items()}
-    tensors = {}
-    for place in places(name, variables):
-        _, to_theirs = _conversions(place.layout)
-        tensors[place.name] = to_theirs(np.asarray(leaves[place.collection][place.path]))
-    return tensors
+    table = places(name, variables)
+    return {place.name: _to_theirs(np.asarray(leaves[place.collection][place.path]), place.side) for place in table}
 
 
 def _check(name, table, tensors):
