@@ -38,7 +38,7 @@ def test_digits_are_split_for_good_and_by_class():
     assert dataset.test.images.shape == (449, 8, 8, 1)
     np.testing.assert_array_equal(np.bincount(dataset.train.labels), [133, 137, 133, 137, 136, 136, 136, 134, 131, 135])
     np.testing.assert_array_equal(np.bincount(dataset.test.labels), [45, 45, 44, 46, 45, 46, 45, 45, 43, 45])
-    # Together they are the source: 16 grey levels, scaled to bytes.
+    # Together they are the source: 16 gray levels, scaled to bytes.
     source = load_digits().images.reshape(1797, 64)
     together = np.concatenate([dataset.train.images, dataset.test.images]).reshape(1797, 64).astype(int)
     np.testing.assert_array_equal(np.unique(np.round(source * 255 / 16), axis=0), np.unique(together, axis=0))
@@ -94,8 +94,8 @@ def test_crops_have_the_sizes_asked_for(options):
     assert crops.shape == (300, height, width, 2)
     # Away from the clamped edges a bilinear ramp is a ramp: its slope is the crop's share, its ends lie inside the image.
     shares = (crops[:, 30, 30] - crops[:, 10, 10]) / 20
-    centred = crops[:, [10, 30], [10, 30]] - (np.array([[10, 10], [30, 30]]) + 0.5) * shares[:, None] + 0.5
-    assert (centred.min() > -1e-3) and ((centred[:, 0] + shares * [height, width]) < np.array([height, width]) + 1e-3).all()
+    centered = crops[:, [10, 30], [10, 30]] - (np.array([[10, 10], [30, 30]]) + 0.5) * shares[:, None] + 0.5
+    assert (centered.min() > -1e-3) and ((centered[:, 0] + shares * [height, width]) < np.array([height, width]) + 1e-3).all()
     if "enlarge" in options:
         np.testing.assert_allclose(shares[:, 0], shares[:, 1], atol=1e-4)
         factors = 1 / shares[:, 0]
@@ -120,7 +120,7 @@ def test_colors_move_along_the_principal_components():
     np.testing.assert_allclose(np.abs(components[:, -1]), [0.5675, 0.5808, 0.5836], atol=0.01)
 
 
-def test_normalise_by_channel():
+def test_normalize_by_channel():
     images = np.array([0, 51, 255], np.uint8).reshape(1, 1, 1, 3)
     result = normalize(jnp.asarray(images), (0.5, 0.2, 0.0), (0.25, 1.0, 2.0))
     np.testing.assert_allclose(result.ravel(), [-2.0, 0.0, 0.5], atol=1e-7)
@@ -190,10 +190,10 @@ def noise(count, *shape):
 
 
 RGB = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
-GREY = {"mean": (0.5,), "std": (0.2,)}
+GRAY = {"mean": (0.5,), "std": (0.2,)}
 
 
-@pytest.mark.parametrize(("channels", "colors"), [(3, RGB), (1, GREY)])
+@pytest.mark.parametrize(("channels", "colors"), [(3, RGB), (1, GRAY)])
 def test_prepared_tfds_set_is_read_without_tensorflow(tmp_path, monkeypatch, channels, colors):
     images = {"train": noise(7, 6, 6, channels), "test": noise(4, 6, 6, channels)}
     labels = {"train": [0, 1, 2, 0, 1, 2, 0], "test": [2, 1, 0, 2]}
@@ -212,7 +212,7 @@ def test_tfds_set_without_a_test_split(tmp_path):
     images, labels = {"train": noise(10, 4, 4, 3)}, {"train": [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]}
     write_tfds(tmp_path, "insects", images, labels)
     options = {"name": "insects", "dir": str(tmp_path), **RGB}
-    with pytest.raises(UserError, match=r"data.test_split is 'test', which .* does not have; allowed are train and parts"):
+    with pytest.raises(UserError, match=r"data.test_split is 'test', which .* does not have; it must be one of train, or a part"):
         load_dataset(section(**options))
     dataset = load_dataset(section(**options, train_split="train[:70%]", test_split="train[70%:]"))
     np.testing.assert_array_equal(dataset.train.images, images["train"][:7])
@@ -223,7 +223,7 @@ def test_tfds_set_of_varying_size(tmp_path):
     images = [noise(1, 8, 16, 3)[0], noise(1, 12, 6, 3)[0], noise(1, 4, 4, 3)[0]]
     write_tfds(tmp_path, "insects", {"train": images, "test": images}, {"train": [0, 1, 2], "test": [0, 1, 2]}, shape=(-1, -1, 3))
     options = {"name": "insects", "dir": str(tmp_path), **RGB}
-    with pytest.raises(UserError, match="images of 8×16 and 12×6 pixels; needed is one size, so choose data.image_size"):
+    with pytest.raises(UserError, match="images of 8×16 and 12×6 pixels; choose data.image_size"):
         load_dataset(section(**options))
     train = load_dataset(section(**options, image_size=4)).train
     assert train.images.shape == (3, 4, 4, 3)
@@ -236,14 +236,14 @@ def test_tfds_set_of_varying_size(tmp_path):
 def test_set_that_only_tensorflow_reads_is_refused(tmp_path):
     images = {split: np.zeros((1, 4, 4, 3), np.uint8) for split in ("train", "test")}
     write_tfds(tmp_path, "insects", images, {"train": [0], "test": [0]}, file_format="tfrecord")
-    with pytest.raises(UserError, match="stored as tfrecord.*needed is array_record"):
+    with pytest.raises(UserError, match="stored as tfrecord.*must be array_record"):
         load_dataset(section(name="insects", dir=str(tmp_path)))
 
 
 def test_set_without_labels_is_refused(tmp_path):
     images = {split: np.zeros((1, 4, 4, 3), np.uint8) for split in ("train", "test")}
     write_tfds(tmp_path, "insects", images, {"train": [0], "test": [-1]})
-    with pytest.raises(UserError, match="'test' of the data set 'insects' has no labelled examples"):
+    with pytest.raises(UserError, match="'test' of the data set 'insects' has no labeled examples"):
         load_dataset(section(name="insects", dir=str(tmp_path)))
 
 
@@ -313,7 +313,7 @@ def test_every_kind_of_picture_is_read_as_another_decoder_reads_it(tmp_path):
     color = Image.fromarray(smooth)
     kinds = {
         "color.PNG": color,
-        "grey.png": color.convert("L"),
+        "gray.png": color.convert("L"),
         "palette.png": color.quantize(16),
         "alpha.png": color.convert("RGBA"),
         "lossless.webp": color,
@@ -325,7 +325,7 @@ def test_every_kind_of_picture_is_read_as_another_decoder_reads_it(tmp_path):
             (tmp_path / name / label).mkdir(parents=True)
             for file, image in kinds.items():
                 image.save(tmp_path / name / label / file, **({"lossless": True} if file.endswith("webp") else {}))
-    for options, mode in ((RGB, "RGB"), (GREY, "L")):
+    for options, mode in ((RGB, "RGB"), (GRAY, "L")):
         train = load_dataset(section(name=f"folder:{tmp_path}", **options)).train
         for image, file in zip(train.images, sorted(kinds), strict=False):
             expected = np.asarray(Image.open(tmp_path / "train" / "a" / file).convert(mode)).reshape(image.shape)
@@ -345,7 +345,7 @@ def test_file_that_is_no_picture_is_named_and_left_out(tmp_path, caplog):
     assert any((dataset.train.images == images["dog"][5]).all(axis=(1, 2, 3)))
     (tmp_path / "dog" / "001.png").write_text("")
     load_dataset.__globals__["_load"].cache_clear()
-    with pytest.raises(UserError, match=r"3 of 48 images .* cannot be read: .*; allowed are 5 %"):
+    with pytest.raises(UserError, match=r"3 of 48 images .* cannot be read: .*; at most 5 %"):
         load_dataset(section(name=f"folder:{tmp_path}", test_share=0.001, **RGB))
 
 
@@ -360,14 +360,14 @@ def test_folders_that_are_no_data_set(tmp_path):
     write_folder(tmp_path / "differ" / "test", {"cat": 3, "hog": 1})
     for name, message in {
         "none": "There is no folder .*none",
-        "one": "has 1 class; needed are at least two",
-        "empty": "has sub-folders without pictures: dog; each one is a class and needs files that end in .jpeg",
-        "single": "dog has one picture; needed are at least two",
+        "one": "one' must have at least two classes, not 1",
+        "empty": "has sub-folders without pictures: dog; each one is a class and must have files that end in .jpeg",
+        "single": "dog has one picture; it must have at least two",
         "differ": "differ: only one of them has dog, hog",
     }.items():
         with pytest.raises(UserError, match=message):
             loaded(name)
-    with pytest.raises(UserError, match="has 0 class"):
+    with pytest.raises(UserError, match="cat' must have at least two classes, not 0"):
         loaded("one/cat")
 
 
@@ -379,7 +379,7 @@ def test_validation_examples_are_taken_out_of_training(tmp_path):
     np.testing.assert_array_equal(np.sort(together, axis=0), np.sort(whole.train.images.reshape(1348, 64), axis=0))
     assert np.bincount(carved.validation.labels).min() > 10, "not taken at random"
     np.testing.assert_array_equal(carved.test.images, whole.test.images)
-    with pytest.raises(UserError, match="data.validation_examples is 1348; allowed is less than the 1348 examples"):
+    with pytest.raises(UserError, match="data.validation_examples must be less than the 1348 examples to train on, not 1348"):
         load_dataset(section(validation_examples=1348))
 
 
@@ -390,7 +390,7 @@ def test_few_examples_per_class():
     again, other = (load_dataset(section(examples_per_class=5, split_seed=seed)) for seed in (0, 1))
     np.testing.assert_array_equal(again.train.images, few.train.images)
     assert (other.train.images != few.train.images).any()
-    with pytest.raises(UserError, match="data.examples_per_class is 132; allowed are numbers up to 131"):
+    with pytest.raises(UserError, match="data.examples_per_class must be at most 131, .* not 132"):
         load_dataset(section(examples_per_class=132))
 
 
@@ -402,7 +402,7 @@ def test_some_classes_alone():
             np.testing.assert_array_equal(split.images[split.labels == label], everything.images[everything.labels == digit])
     few = load_dataset(section(classes=("7", "3"), examples_per_class=5, validation_examples=20))
     assert [len(split.labels) for split in few[:3]] == [10, 20, len(some.test.labels)]
-    with pytest.raises(UserError, match="data.classes has 'x', which the data set 'digits' does not have; allowed are 0, 1, "):
+    with pytest.raises(UserError, match="data.classes has 'x', which the data set 'digits' does not have; its classes are 0, 1"):
         load_dataset(section(classes=("7", "x")))
 
 

@@ -82,7 +82,7 @@ def test_most_pictures_have_gone(tmp_path):
         (tmp_path / "elsewhere" / f"{i}.png").unlink()
     load_dataset.__globals__["_open"].cache_clear()
     load_dataset.__globals__["_load"].cache_clear()
-    with pytest.raises(UserError, match=r"of 12 images in the train split .* cannot be read: .*; allowed are 5 %"):
+    with pytest.raises(UserError, match=r"of 12 images in the train split .* cannot be read: .*; at most 5 %"):
         load_dataset(section(name=f"folder:{tmp_path / 'pets'}", **RGB))
 
 

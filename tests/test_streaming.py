@@ -287,7 +287,7 @@ def test_pictures_of_several_sizes_need_one(tmp_path):
     write_jpegs(tmp_path / "jpegs", 5)
     config = imagenet_form(tmp_path / "jpegs")
     config.data.image_size, config.data.augment.enlarge = 0, ()
-    with pytest.raises(UserError, match=r"jpg has .* pixels; needed are .*, or a data.image_size"):
+    with pytest.raises(UserError, match=r"jpg must have .* pixels, not .*; or choose a data.image_size"):
         training.train(config, tmp_path / "run")
 
 
