@@ -4,7 +4,6 @@ import contextlib
 import json
 import random
 import shutil
-import signal
 import sys
 
 import numpy as np
@@ -20,7 +19,8 @@ from plain56.data import datasets
 from plain56.errors import UserError
 from plain56.weights import formats
 from tests import fuzz
-from tests.test_data import RGB, noise, section, write_folder, write_tfds
+from tests.fixtures.sets import RGB, noise, section, write_folder, write_tfds
+from tests.test_pictures import no_longer_than
 
 quick = settings(deadline=None, max_examples=100, suppress_health_check=list(HealthCheck), derandomize=True)
 thorough = settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -50,20 +50,6 @@ def a_sentence_or_nothing():
     except UserError as error:
         assert str(error) and "\n" not in str(error) and "Traceback" not in str(error)
         refused.append(error)
-
-
-@contextlib.contextmanager
-def no_longer_than(seconds):
-    def stop(number, frame):
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def with_value(config, key, value):

@@ -17,16 +17,16 @@ import pytest
 
 from plain56.data import Pictures, center, datasets, load_dataset, read_picture, resize
 from plain56.errors import UserError
-from tests.test_data import RGB, noise, png, section, write_folder, write_tfds
+from tests.fixtures.sets import RGB, noise, png, section, write_folder, write_tfds
 
 
 @contextlib.contextmanager
-def not_waiting():
+def no_longer_than(seconds):
     def stop(number, frame):
         raise TimeoutError
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(20)
+    signal.alarm(seconds)
     try:
         yield
     finally:
@@ -60,13 +60,13 @@ def test_what_has_a_pictures_name_and_is_none_is_counted(tmp_path, monkeypatch, 
     for name, make in NO_PICTURES.items():
         make(Path.cwd() / name)
     (Path.cwd() / ".hidden.png").symlink_to("nowhere")
-    with not_waiting():
+    with no_longer_than(20):
         split = load_dataset(section(name=f"folder:{tmp_path}", mode="resident", **RGB)).train
     assert len(split.images) == len(split.labels) == 160
     assert f"7 of 167 images in the train split of 'folder:{tmp_path}' cannot be read" in caplog.text
     assert f"{tmp_path}/train/cat/folder.png, {tmp_path}/train/cat/link.jpg, " in caplog.text
     train = opened(tmp_path, name=f"folder:{tmp_path}").train
-    with not_waiting():
+    with no_longer_than(20):
         unread = {Path(train.name(i)).name for i in range(train.count) if train.decode(i, 3) is None}
     assert unread == set(NO_PICTURES)
 
@@ -160,7 +160,7 @@ def test_paths_that_are_no_picture(tmp_path, monkeypatch, path, sentence):
     Path("empty").touch()
     Path("sparse").touch()
     os.truncate("sparse", 2**40)
-    with not_waiting(), pytest.raises(UserError, match=sentence) as raised:
+    with no_longer_than(20), pytest.raises(UserError, match=sentence) as raised:
         read_picture(path, 3)
     assert "\n" not in str(raised.value)
 

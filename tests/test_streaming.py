@@ -19,7 +19,7 @@ from plain56 import runs, training
 from plain56.data import Batch, Pictures, Split, datasets, evaluation_stream, load_dataset, train_stream, visiting_order
 from plain56.errors import UserError
 from plain56.training import load_run
-from tests.test_data import write_tfds
+from tests.fixtures.sets import noise, write_tfds
 
 
 def section(**changes):
@@ -32,10 +32,6 @@ def section(**changes):
 def pictures_of(images):
     labels = np.arange(len(images)) % 7
     return Pictures(len(images), lambda i: (images[i], labels[i]), "picture {}".format, labels)
-
-
-def noise(count, *shape):
-    return np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
 
 
 def whole(batches):
