@@ -181,7 +181,7 @@ def test_folders_that_are_no_data_set(tmp_path):
     for name, message in {
         "none": "There is no folder .*none",
         "one": "one' must have at least two classes, not 1",
-        "empty": "has sub-folders without pictures: dog; each one is a class and must have files that end in .jpeg",
+        "empty": "has sub-folders .classes. without files that end in .jpeg, .jpg, .png, .webp: dog",
         "single": "dog has one picture; it must have at least two",
         "differ": "differ: only one of them has dog, hog",
     }.items():

@@ -68,10 +68,7 @@ def processor():
 def set_up():
     """Makes a process ready to train; must be called before JAX looks for its devices.
 
-    Compiled programs are kept in the cache folder, or where JAX_COMPILATION_CACHE_DIR says.
-
-    Raises:
-        UserError: JAX computes wrong sums on this CPU.
+    Compiled programs are kept in the cache folder, or where JAX_COMPILATION_CACHE_DIR says. Raises as `check_sums`.
     """
     if not jax.config.jax_compilation_cache_dir:
         _keep_programs()
@@ -86,8 +83,7 @@ def set_up():
 def check_sums():
     """Checks a sum on the CPU, once for each version of jaxlib, its flags, and processor.
 
-    Raises:
-        UserError: the sum is wrong, as in jaxlib 0.10.2 (JAX's issue 39103).
+    Raises UserError if the sum is wrong, as in jaxlib 0.10.2 (JAX's issue 39103).
     """
     compiled_for = hashlib.sha256(repr((os.environ.get("XLA_FLAGS"), processor())).encode()).hexdigest()[:16]
     checked = cache_folder() / f"right-sums-{jaxlib.__version__}-{compiled_for}"

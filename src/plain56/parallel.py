@@ -108,9 +108,7 @@ def gather(value):
 def on_all(function, *arguments):
     """Calls `function` in every process and returns its result; if it fails in one of them, it fails in all.
 
-    Raises:
-        UserError: it raised one in some process.
-        RuntimeError: it raised any other exception in another process.
+    Raises UserError if it raised one in some process, and RuntimeError for any other exception in another process.
     """
     if jax.process_count() == 1:
         return function(*arguments)

@@ -75,31 +75,27 @@ def open_test_split(data):
 
 
 def _where(data):
-    keys = ("name", "train_split", "test_split", "test_share", "classes")
-    where = {"dir": data.dir, "seed": data.split_seed, **{key: data[key] for key in keys}}
-    if not data.name.startswith("folder:"):
-        where["dir"] = data.dir or os.environ.get("TFDS_DATA_DIR") or DEFAULT_DATA_DIR
-        where["seed"] = 0  # the split of these is fixed: another seed must not open them again
-    return where
+    where = {key: data[key] for key in ("name", "train_split", "test_split", "test_share", "classes")}
+    if data.name.startswith("folder:"):
+        return {"dir": data.dir, "seed": data.split_seed, **where}
+    # The split of all others is fixed: another seed must not open them again.
+    return {"dir": data.dir or os.environ.get("TFDS_DATA_DIR") or DEFAULT_DATA_DIR, "seed": 0, **where}
 
 
 @functools.lru_cache(maxsize=1)  # choosing classes may have to read the labels of all examples
-def _open(*, classes, **where):
+def _open(*, name, classes, **where):
     """The pictures of the classes named, or of all, to train and to test on, and the names of the classes."""
-    train, test, class_names = open_all(**where)
+    train, test, class_names = open_all(name=name, **where)
     if not classes:
         return train, test, class_names
-    absent = [name for name in classes if name not in class_names]
+    absent = [chosen for chosen in classes if chosen not in class_names]
     if absent:
-        raise UserError(
-            f"data.classes has {absent[0]!r}, which the data set {where['name']!r} does not have; its classes are "
-            f"{', '.join(class_names)}."
-        )
-    numbers = {class_names.index(name): number for number, name in enumerate(classes)}
+        raise UserError(f"data.classes has {absent[0]!r}, but the classes of {name!r} are {', '.join(class_names)}.")
+    numbers = {class_names.index(chosen): number for number, chosen in enumerate(classes)}
     train, test = _of_classes(train, numbers), _of_classes(test, numbers)
     for split, pictures in (("train", train), ("test", test)):
         if not pictures.count:
-            raise UserError(f"The {split} split of {where['name']!r} has no example of the classes {', '.join(classes)}.")
+            raise UserError(f"The {split} split of {name!r} has no example of the classes {', '.join(classes)}.")
     return train, test, list(classes)
 
 
@@ -164,12 +160,9 @@ def _carve(pictures, validation_examples, examples_per_class, class_names, seed)
     if examples_per_class:
         labels = pictures.all_labels()
         by_class = [train[labels[train] == label] for label in range(len(class_names))]
-        fewest, name = min(zip(map(len, by_class), class_names, strict=True), key=lambda pair: pair[0])
-        if fewest < examples_per_class:
-            raise UserError(
-                f"data.examples_per_class must be at most {fewest}, which is what the class {name!r} has to train on, "
-                f"not {examples_per_class}."
-            )
+        most, name = min(zip(map(len, by_class), class_names, strict=True), key=lambda pair: pair[0])
+        if most < examples_per_class:
+            raise UserError(f"data.examples_per_class must be at most {most} (all of class {name!r}), not {examples_per_class}.")
         train = np.concatenate([members[:examples_per_class] for members in by_class])
     return np.sort(train), np.sort(validation)
 
@@ -195,10 +188,8 @@ def _read(pictures, title, channels, image_size):
         if image.shape != images.shape[1:]:
             raise _sizes_differ(title, (images.shape[1:], image.shape))
         images[i] = image
-    leave_out(pictures, unreadable, title)
-    if unreadable:
-        images = np.delete(images, unreadable, axis=0)
-    return Split(images, np.array(labels, np.int32))
+    readable = leave_out(pictures, unreadable, title)
+    return Split(images[readable] if unreadable else images, np.array(labels, np.int32))
 
 
 def leave_out(pictures, unreadable, title):

@@ -50,30 +50,20 @@ class Pictures(NamedTuple):
         """The labels of all pictures [N], read if need be; −1 for a record that cannot be read."""
         if self.labels is not None:
             return self.labels
-        records = (_none_if_unreadable(self.read, i) for i in range(self.count))
-        return np.array([-1 if record is None else record[1] for record in records])
+        return np.array([-1 if record is None else record[1] for record in map(self.decode, range(self.count))])
 
-    def decode(self, i, channels):
-        """Picture i as uint8 [H, W, channels], at its own size, and its label; None if it cannot be read.
+    def decode(self, i, channels=None):
+        """Picture i as uint8 [H, W, channels], at its own size, or without `channels` as `read` returns it; and its label.
 
-        Raises:
-            UserError: the system lacks what reading takes, which is not the picture's fault.
+        None if it cannot be read; raises UserError if the system lacks what reading takes, which is not the picture's fault.
         """
-
-        def decoded():
+        try:
             source, label = self.read(i)
-            return _decode(source, channels), label
-
-        return _none_if_unreadable(decoded)
-
-
-def _none_if_unreadable(function, *arguments):
-    try:
-        return function(*arguments)
-    except (OSError, RuntimeError, ValueError, MemoryError, cv2.error) as error:  # of files, and of damaged records
-        if lack := told_lack(error):
-            raise lack from error
-        return None
+            return (_decode(source, channels) if channels else source), label
+        except (OSError, RuntimeError, ValueError, MemoryError, cv2.error) as error:  # of files, and of damaged records
+            if lack := told_lack(error):
+                raise lack from error
+            return None
 
 
 def told_lack(error):
@@ -93,11 +83,7 @@ def _reason(error):
 
 
 def read_file(path):
-    """The bytes of a file.
-
-    Raises:
-        OSError: it cannot be read, or is something that reading might wait for or never finish, such as a pipe.
-    """
+    """The bytes of a file; raises OSError also for what reading might wait for or never finish, such as a pipe."""
     # With O_NONBLOCK, opening a pipe does not wait for its writer.
     with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
@@ -129,11 +115,7 @@ def _decode(source, channels):
 
 
 def read_picture(picture, channels):
-    """A picture, a path or uint8 [H, W, C], as uint8 [H, W, channels].
-
-    Raises:
-        UserError: the file is not there, or is not a picture.
-    """
+    """A picture, a path or uint8 [H, W, C], as uint8 [H, W, channels]; raises UserError if it cannot be read."""
     path = None if isinstance(picture, np.ndarray) else user_path(picture)
     try:
         return _decode(read_file(path) if path else picture, channels)

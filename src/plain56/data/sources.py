@@ -18,11 +18,7 @@ SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 
 
 def open_all(*, name, dir, train_split, test_split, test_share, seed):
-    """The pictures to train and to test on, and the names of the classes.
-
-    Raises:
-        UserError: the set is not there, or cannot be read.
-    """
+    """The pictures to train and to test on, and the names of the classes; raises UserError if the set cannot be read."""
     if name == "digits":
         if (train_split, test_split) != ("train", "test"):
             raise UserError(f"The digits have only the splits 'train' and 'test', not {train_split!r} and {test_split!r}.")
@@ -106,10 +102,7 @@ def _class_folders(path):
     by_class = [[(f"{name}/{file}", *rest) for file, *rest in _list(path / name, SUFFIXES)] for name in class_names]
     empty = [name for name, files in zip(class_names, by_class, strict=True) if not files]
     if empty:
-        raise UserError(
-            f"{path} has sub-folders without pictures: {', '.join(empty)}; each one is a class and must have files that end in "
-            f"{', '.join(SUFFIXES)}."
-        )
+        raise UserError(f"{path} has sub-folders (classes) without files that end in {', '.join(SUFFIXES)}: {', '.join(empty)}.")
     return by_class, class_names
 
 

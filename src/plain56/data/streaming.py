@@ -107,8 +107,7 @@ def _check_open_files(workers):
 def _until_failure(batches, workers):
     """Yields the batches; at their end the worker processes and what they shared are gone.
 
-    Raises:
-        UserError: a worker process was killed, or the system lacks what reading takes.
+    Raises UserError if a worker process was killed, or if the system lacks what reading takes.
     """
     failure, iterator = None, None
     try:
