@@ -8,7 +8,7 @@ from plain56.data.augment import augment, normalize
 
 
 def augmented(images, **options):
-    """The images after augmentation with these options alone."""
+    """The images after augmentation with only these options."""
     none = {"pad": 0, "enlarge": (), "area": (), "flip": False, "color": 0.0}
     return np.asarray(augment(jnp.asarray(images), jax.random.key(0), ConfigDict(none | options)))
 
@@ -44,7 +44,7 @@ def test_crops_have_the_sizes_asked_for(options):
     height, width = 40, 60
     crops = augmented(ramps(300, height, width), **options)
     assert crops.shape == (300, height, width, 2)
-    # Away from the clamped edges a bilinear ramp is a ramp: its slope is the crop's share, its ends lie inside the image.
+    # Away from the clamped edges a bilinear ramp is a ramp: its slope is the crop's share, and its ends are inside the image.
     shares = (crops[:, 30, 30] - crops[:, 10, 10]) / 20
     centered = crops[:, [10, 30], [10, 30]] - (np.array([[10, 10], [30, 30]]) + 0.5) * shares[:, None] + 0.5
     assert (centered.min() > -1e-3) and ((centered[:, 0] + shares * [height, width]) < np.array([height, width]) + 1e-3).all()

@@ -74,7 +74,7 @@ def test_few_examples_per_class():
         load_dataset(section(examples_per_class=132))
 
 
-def test_some_classes_alone():
+def test_only_some_classes():
     whole, some = load_dataset(section()), load_dataset(section(classes=("7", "3")))
     assert some.class_names == ("7", "3")
     for split, everything in ((some.train, whole.train), (some.test, whole.test)):
@@ -93,9 +93,9 @@ def test_digits_enlarged_in_color():
 
 
 def test_network_learns_from_a_folder_of_pictures(tmp_path):
-    """From files of two sizes, drawn here, to a trained network: bars that lie, and bars that stand."""
+    """From files of two sizes, drawn here, to a trained network: horizontal and vertical bars."""
     generator = np.random.default_rng(0)
-    for label, axis in (("lies", 0), ("stands", 1)):
+    for label, axis in (("horizontal", 0), ("vertical", 1)):
         (tmp_path / "bars" / label).mkdir(parents=True)
         for i in range(40):
             size = 16 if i % 2 else 24
@@ -118,7 +118,7 @@ FASHION = Path("/usr/share/datasets/fashion-mnist")
 @pytest.mark.slow
 @pytest.mark.skipif(not FASHION.exists(), reason="needs Debian's package dataset-fashion-mnist")
 def test_fashion_mnist_as_a_folder(tmp_path):
-    """A set that nothing here knows, from its published files to a trained network."""
+    """A set that this project does not know, from its published files to a trained network."""
     for split, prefix, size in (("train", "train", 60_000), ("test", "t10k", 10_000)):
         images = np.frombuffer(gzip.decompress((FASHION / f"{prefix}-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16)
         labels = np.frombuffer(gzip.decompress((FASHION / f"{prefix}-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8)

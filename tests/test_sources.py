@@ -5,7 +5,7 @@ import pytest
 
 from plain56.data import load_dataset
 from plain56.errors import UserError
-from tests.fixtures.sets import GRAY, RGB, noise, section, write_folder, write_tfds
+from tests.fixtures.sets import GRAY, RGB, load_anew, noise, section, write_folder, write_tfds
 
 
 def test_digits_are_split_for_good_and_by_class():
@@ -63,17 +63,17 @@ def test_tfds_set_of_varying_size(tmp_path):
     np.testing.assert_array_equal(train.images[2], images[2])
 
 
-def test_set_that_only_tensorflow_reads_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("file_format", "label", "message"),
+    [
+        ("tfrecord", 0, "stored as tfrecord.*must be array_record"),
+        ("array_record", -1, "'test' of the data set 'insects' has no labeled examples"),
+    ],
+)
+def test_set_that_cannot_be_used_is_refused(tmp_path, file_format, label, message):
     images = {split: np.zeros((1, 4, 4, 3), np.uint8) for split in ("train", "test")}
-    write_tfds(tmp_path, "insects", images, {"train": [0], "test": [0]}, file_format="tfrecord")
-    with pytest.raises(UserError, match="stored as tfrecord.*must be array_record"):
-        load_dataset(section(name="insects", dir=str(tmp_path)))
-
-
-def test_set_without_labels_is_refused(tmp_path):
-    images = {split: np.zeros((1, 4, 4, 3), np.uint8) for split in ("train", "test")}
-    write_tfds(tmp_path, "insects", images, {"train": [0], "test": [-1]})
-    with pytest.raises(UserError, match="'test' of the data set 'insects' has no labeled examples"):
+    write_tfds(tmp_path, "insects", images, {"train": [0], "test": [label]}, file_format)
+    with pytest.raises(UserError, match=message):
         load_dataset(section(name="insects", dir=str(tmp_path)))
 
 
@@ -126,7 +126,7 @@ def test_folder_with_split_folders(tmp_path):
 
 
 def test_every_kind_of_picture_is_read_as_another_decoder_reads_it(tmp_path):
-    """Pillow's results: exact where the format is without loss."""
+    """As Pillow reads it: exactly, if the format is lossless."""
     from PIL import Image
 
     smooth = np.linspace(0, 255, 16 * 16 * 3).reshape(16, 16, 3).astype(np.uint8)
@@ -164,9 +164,8 @@ def test_file_that_is_no_picture_is_named_and_left_out(tmp_path, caplog):
     assert f"{tmp_path / 'cat' / '000.png'}, {tmp_path / 'dog' / '000.png'}; left out" in caplog.text
     assert any((dataset.train.images == images["dog"][5]).all(axis=(1, 2, 3)))
     (tmp_path / "dog" / "001.png").write_text("")
-    load_dataset.__globals__["_load"].cache_clear()
     with pytest.raises(UserError, match=r"3 of 48 images .* cannot be read: .*; at most 5 %"):
-        load_dataset(section(name=f"folder:{tmp_path}", test_share=0.001, **RGB))
+        load_anew(name=f"folder:{tmp_path}", test_share=0.001, **RGB)
 
 
 def test_folders_that_are_no_data_set(tmp_path):

@@ -105,7 +105,7 @@ def squared_lengths(rows):
     """The sum of squares of each row, by a program that jaxlib 0.10.2 compiles wrong."""
     matrix = np.eye(rows.shape[1], dtype=rows.dtype)
     program = jax.jit(jax.vmap(lambda row: jnp.sum((matrix @ row) ** 2)))
-    return program.lower(rows).compile()(rows)  # even where JAX_DISABLE_JIT is set
+    return program.lower(rows).compile()(rows)  # even if JAX_DISABLE_JIT is set
 
 
 def _keep_programs():
@@ -161,7 +161,7 @@ def explaining_memory_errors(advice="a device with more of it, or one that no ot
 def _keep_memory():
     """Makes the C library keep the hundreds of megabytes that a step takes and frees, on huge pages.
 
-    By default it maps them anew for each step, and the system clears 4 KiB at a time: a fifth of the time of a small network.
+    By default it maps fresh pages for each step, and the system clears 4 KiB at a time: a fifth of the time of a small network.
     Threads that already run are not affected. Does nothing without glibc.
     """
     libc = ctypes.CDLL(None)

@@ -49,7 +49,7 @@ def _digits():
     and stratified: sorted by class, and within a class in the source's order, the second example and every fourth from there
     is for testing. Values 0…16 become 0…255.
     """
-    # Only its file: the import takes a second, and never ends where memory is too small for its libraries.
+    # Only its file: the import takes a second, and never ends if memory is too small for its libraries.
     library = Path(importlib.util.find_spec("sklearn").origin).parent
     digits = np.loadtxt(library / "datasets" / "data" / "digits.csv.gz", delimiter=",")  # 64 gray levels and the digit
     images = np.round(digits[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)

@@ -226,7 +226,7 @@ def _random_crop(image, size, options, generator):
     box = np.clip(np.round(box), 1, lengths).astype(int)  # large areas leave no room for long sides
     top, left = generator.integers(lengths - box + 1)
     cut = image[top : top + box[0], left : left + box[1]]
-    # Where bilinear values of four pixels each would leave pixels out: averages over areas, which take six times as long.
+    # Bilinear values, of four pixels each, would skip pixels; averages over areas do not, but take six times as long.
     skips = (box > 2 * np.array(size)).any()
     resized = cv2.resize(cut, size[::-1], interpolation=cv2.INTER_AREA if skips else cv2.INTER_LINEAR)
     return resized.reshape(*size, image.shape[-1])

@@ -80,7 +80,12 @@ def load():
 
 def library():
     """The compiled source as a library with all its functions: one that an earlier process kept, or else compiled now."""
-    return _kept() or _compiled()
+    with contextlib.suppress(OSError):  # a folder that cannot be read
+        for path in sorted(cache_folder().glob(f"convolution-{_key()}-*.so")):
+            with contextlib.suppress(OSError, AttributeError):  # incomplete, or made for another system
+                if path.stem.endswith(_digest(path.read_bytes())):
+                    return _open(path)
+    return _compiled()
 
 
 def takes(array, channels):
@@ -93,16 +98,6 @@ def call(name, a, b, shape, strides=(), padding=()):
     low = np.array([low for low, _ in padding], np.int64)
     function = jax.ffi.ffi_call(f"plain56.{name}", jax.ShapeDtypeStruct(shape, np.float32), vmap_method="broadcast_all")
     return function(a, b, strides=np.array(strides, np.int64), padding=low)
-
-
-def _kept():
-    """The library that an earlier process compiled, or None; this needs no compiler."""
-    with contextlib.suppress(OSError):  # a folder that cannot be read
-        for path in sorted(cache_folder().glob(f"convolution-{_key()}-*.so")):
-            with contextlib.suppress(OSError, AttributeError):  # incomplete, or made for another system
-                if path.stem.endswith(_digest(path.read_bytes())):
-                    return _open(path)
-    return None
 
 
 def _compiled():
