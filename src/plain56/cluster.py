@@ -1,5 +1,6 @@
 """The runs of a sweep as jobs of a Slurm cluster, through submitit."""
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -36,11 +37,9 @@ class Job:
 
         # Slurm may send the signal twice, and a command that is told twice to stop does so without saving.
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        try:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has already ended
             self.process.terminate()
             os.waitpid(self.process.pid, 0)
-        except (ProcessLookupError, ChildProcessError):  # it has already ended
-            pass
         return DelayedSubmission(Job(self.command))
 
 

@@ -178,12 +178,12 @@ class Layout(NamedTuple):
             )
 
     def hold(self, tree):
-        """Puts arrays that every process has on every device, in full."""
+        """Puts arrays, which every process has, on every device in full."""
         # With `device_put`, the processes would compare their arrays, in several times the memory.
         return jax.tree.map(lambda array: jax.make_array_from_callback(array.shape, self.whole, lambda index: array[index]), tree)
 
     def place(self, batch):
-        """Divides a batch, of which every process has its part in NumPy arrays, among the devices."""
+        """Divides a batch among the devices; every process has its part in NumPy arrays."""
         return jax.tree.map(lambda part: jax.make_array_from_process_local_data(self.shared, part), batch)
 
     def split(self, batch):

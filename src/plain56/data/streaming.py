@@ -50,35 +50,33 @@ def train_stream(pictures, data, seed, first_step, steps, batch_size, part=0, pa
         An iterator over `Batch`es of NumPy arrays, images uint8. Slots of pictures that cannot be read are masked, while a
         resident set leaves them out of its order.
     """
-    own = batch_size // parts
 
-    def example(number):
-        step, slot = divmod(number, own)
-        position = (first_step + step) * batch_size + part * own + slot
+    def example(slot):
+        position = first_step * batch_size + slot
         epoch, place = divmod(position, pictures.count)
         generator = np.random.default_rng((seed, AUGMENTATION_STREAM, position))
         return int(_order(seed, epoch, pictures.count)[place]), generator
 
-    return _batches(pictures, data, example, steps * own, own)
+    return _batches(pictures, data, example, steps, batch_size, part, parts)
 
 
 def evaluation_stream(pictures, data, batch_size, part=0, parts=1):
     """As `train_stream`, of a split in its own order, cropped in the middle; slots past the end are masked."""
-    own = batch_size // parts
+    return _batches(pictures, data, lambda slot: (slot, None), -(-pictures.count // batch_size), batch_size, part, parts)
 
-    def example(number):
+
+def _batches(pictures, data, example, count, batch_size, part, parts):
+    """The parts of `count` batches; `example` maps a slot of the whole batches to a picture and the generator of its crop."""
+    shape, own = image_shape(pictures, data), batch_size // parts
+
+    def load(number):
         batch, slot = divmod(number, own)
-        return batch * batch_size + part * own + slot, None
+        return _load(pictures, data, shape, *example(batch * batch_size + part * own + slot))
 
-    return _batches(pictures, data, example, -(-pictures.count // batch_size) * own, own)
-
-
-def _batches(pictures, data, example, count, own):
-    shape = image_shape(pictures, data)
     ahead = 1 + (2 * data.workers or READ_AHEAD)
     check_memory(f"A stream of batches of {own} images", ahead * own * math.prod(shape), "smaller images or batches need less")
     cv2.setNumThreads(1)  # the examples of a batch already go to different threads
-    examples = grain.MapDataset.range(count).map(functools.partial(_load, pictures, data, shape, example))
+    examples = grain.MapDataset.range(count * own).map(load)
     if data.workers:
         _check_open_files(data.workers)
         if not flags.FLAGS.is_parsed():
@@ -179,9 +177,8 @@ def _order(seed, epoch, count):
         return _computed_order(seed, epoch, count)
 
 
-def _load(pictures, data, shape, example, number):
-    """One slot of a batch."""
-    index, generator = example(number)
+def _load(pictures, data, shape, index, generator):
+    """One slot of a batch; without a generator, cropped in the middle."""
     decoded = pictures.decode(index, shape[-1]) if index < pictures.count else None
     mask = decoded is not None
     if not mask:
