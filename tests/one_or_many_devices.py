@@ -1,4 +1,4 @@
-"""Run by test_parallel in processes of their own: some steps of a small network on however many devices there are."""
+"""Run by test_parallel in separate processes: some steps of a small network on however many devices there are."""
 
 import sys
 
@@ -11,15 +11,15 @@ from plain56.training import prepare
 
 
 def trained(dtype, steps, way="jit", sync=True):
-    """The state, its totals and those of the test split after some steps."""
+    """After some steps: the state, its totals, and those of the test split."""
     config = digits.get_config("resnet8")
     config.model.dtype = dtype
-    # Of float32, one device computes these convolutions by those in C++; of float64, none does, and many steps are cheaper so.
+    # In float32, a single device computes convolutions of these widths in C++. In float64 none does, and narrow ones are cheaper.
     config.model.widths = {"float32": (16, 16, 16), "float64": (4, 4, 8)}[dtype]
     config.parallelism, config.batch_norm.sync = way, sync
     config.train.batch_size = 32
     config.train.steps_per_call = steps
-    config.optimizer.schedule.warmup_learning_rate = 0.03  # the first step moves, too
+    config.optimizer.schedule.warmup_learning_rate = 0.03  # so that the first step also moves
     program = prepare(config)
     state, totals = program.train_steps(*program.initial, program.stream(0), 0, steps)
     return state, totals, program.evaluate(state.params, state.batch_stats, program.dataset.test)

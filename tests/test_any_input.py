@@ -1,10 +1,9 @@
-"""Whatever a user gives: a sentence, or it works. No traceback, no hang, no code of a file is run."""
+"""Whatever a user gives works, or is refused in a sentence: no traceback, no hang, and no code from a file is run."""
 
 import contextlib
 import json
 import random
 import shutil
-import signal
 import sys
 
 import numpy as np
@@ -16,11 +15,11 @@ from configs import digits
 from plain56 import pretrained, runs, sweeps, training
 from plain56.cli import flags
 from plain56.config import check, from_json
-from plain56.data import datasets
 from plain56.errors import UserError
 from plain56.weights import formats
 from tests import fuzz
-from tests.test_data import RGB, noise, section, write_folder, write_tfds
+from tests.fixtures.sets import RGB, load_anew, noise, write_folder, write_tfds
+from tests.test_pictures import no_longer_than
 
 quick = settings(deadline=None, max_examples=100, suppress_health_check=list(HealthCheck), derandomize=True)
 thorough = settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -43,27 +42,13 @@ KEYS = sorted(runs.flatten(tiny().to_dict()))
 
 @contextlib.contextmanager
 def a_sentence_or_nothing():
-    """Allows a UserError of one line; gives a list that then holds it."""
+    """Allows a UserError of one line, and yields a list that then holds it."""
     refused = []
     try:
         yield refused
     except UserError as error:
         assert str(error) and "\n" not in str(error) and "Traceback" not in str(error)
         refused.append(error)
-
-
-@contextlib.contextmanager
-def no_longer_than(seconds):
-    def stop(number, frame):
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def with_value(config, key, value):
@@ -85,7 +70,7 @@ def test_any_value_of_any_key_in_a_file(tmp_path_factory, key, value):
         check(flags._parse([f"--config={file}"])[0].config)
 
 
-# Of keys whose default is None.
+# The types of keys whose default is None.
 TYPES = dict.fromkeys(("shortcut", "bottleneck_stride", "form"), str) | {"dropout": float, "epsilon": float, "widths": list}
 
 
@@ -111,7 +96,7 @@ def test_any_text_of_any_flag(key, text):
         check(flags._parse(["--config=configs/digits.py:resnet8", f"--config.{key}={text}"])[0].config)
 
 
-# What trains within seconds, where it is accepted; the rules have no say in how large a batch the memory takes.
+# Values that train within seconds if they are accepted; no rule limits a batch to what the memory takes.
 COUNTS, STEPS, RATES = st.integers(0, 64), st.integers(0, 20) | st.just(2**31 - 1), st.floats(0, 2) | st.floats(0)
 PLAUSIBLE = {
     "seed": st.integers(0, 2**32 - 1),
@@ -173,7 +158,7 @@ DAMAGE = st.tuples(st.floats(0, 1), st.integers(1, 255)) | st.floats(0, 1)
 
 
 def damaged(content, damage):
-    """Bytes cut off at a share of their length, or with one byte changed there."""
+    """The bytes cut off at a share of their length, or with one byte changed there."""
     if isinstance(damage, float):
         return content[: int(damage * len(content))]
     share, bits = damage
@@ -214,13 +199,6 @@ def test_damaged_keras_weights(trained, damage):
         formats.read(file)
 
 
-def load(**options):
-    """A data set, read anew."""
-    for cached in (datasets._open, datasets._choose_mode, datasets._load):
-        cached.cache_clear()
-    return datasets.load_dataset(section(**options))
-
-
 @quick
 @given(st.data())
 def test_damaged_tfds_set(tmp_path_factory, data):
@@ -233,7 +211,7 @@ def test_damaged_tfds_set(tmp_path_factory, data):
     file.write_bytes(damaged(good, data.draw(DAMAGE)))
     try:
         with a_sentence_or_nothing(), no_longer_than(60):
-            dataset = load(name="insects", dir=str(folder), **RGB)
+            dataset = load_anew(name="insects", dir=str(folder), **RGB)
             assert dataset.train.images.shape[1:] == (4, 4, 3)
             assert dataset.train.labels.min() >= 0 and dataset.train.labels.max() < len(dataset.class_names)
     finally:
@@ -256,7 +234,7 @@ def test_code_that_a_tfds_set_names_is_not_run(tmp_path, monkeypatch, key):
         image[key] = "hostile.Image"
     file.write_text(json.dumps(features))
     with pytest.raises(UserError, match=r"is refused: it names 'hostile.Image', whose code reading it would run"):
-        load(name="insects", dir=str(tmp_path), **RGB)
+        load_anew(name="insects", dir=str(tmp_path), **RGB)
     assert "hostile" not in sys.modules
 
 
@@ -271,7 +249,7 @@ def test_damaged_picture_in_a_folder(tmp_path_factory, damage):
     file.write_bytes(damaged(good, damage))
     try:
         with a_sentence_or_nothing(), no_longer_than(60):
-            dataset = load(name=f"folder:{folder}", **RGB)
+            dataset = load_anew(name=f"folder:{folder}", **RGB)
             assert 59 <= len(dataset.train.labels) + len(dataset.test.labels) <= 60
     finally:
         file.write_bytes(good)
@@ -279,7 +257,7 @@ def test_damaged_picture_in_a_folder(tmp_path_factory, damage):
 
 @pytest.mark.slow
 def test_damages_that_know_the_structure(tmp_path):
-    """The first of those that `make fuzz` tries for as long as one likes."""
+    """The first of the damages that `make fuzz` tries for as long as one likes."""
     rows = fuzz.make_home(tmp_path / "home")
     for number in range(40):
         damage, wrong = fuzz.attempt(tmp_path / "home", rows, random.Random(number), tmp_path / str(number))

@@ -1,4 +1,4 @@
-"""A sweep on a real Slurm, of Debian's packages, that runs on this machine for the tests alone."""
+"""A sweep on a real Slurm, from Debian's packages, that runs on this machine only for the tests."""
 
 import contextlib
 import getpass
@@ -37,7 +37,7 @@ SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 CredType=cred/munge
-# A requeued job waits for so many seconds, of which the default are 120.
+# A requeued job waits for so many seconds; the default is 120.
 AuthInfo=socket={folder}/munge.socket,cred_expire=10
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
@@ -117,8 +117,8 @@ def test_four_runs_of_which_one_is_preempted_all_finish(slurm, tmp_path):
     array = job[0].split("_")[0]
     wait_until(lambda: first.metrics("train"))
     assert len(query("squeue", "-h", "-r", "-t", "RUNNING", "-o", "%i").split()) <= 2
-    # What Slurm sends before the end of a job, at its time limit and where another one takes its place.
-    # To its step: one for the whole job is answered "try again later" by this Slurm, and sent again to the job that goes on.
+    # The signal that Slurm sends before it ends a job, at its time limit or when another job takes its place.
+    # Sent to the job's step: if sent to the whole job, this Slurm answers "try again later", and repeats it to the requeued job.
     subprocess.run(["scancel", f"{array}_0.0", "--signal=USR2"], check=True)
     wait_until(lambda: first.status().state == "preempted")
     assert 100 <= first.status().step < 1500
@@ -126,11 +126,11 @@ def test_four_runs_of_which_one_is_preempted_all_finish(slurm, tmp_path):
     wait_until(lambda: all(element.run.status().state == "finished" for element in elements), 400)
     steps = [record["step"] for record in first.metrics("train")]
     assert steps == sorted(set(steps)) and set(range(100, 1501, 100)) <= set(steps)
-    assert first.metrics()[: len(before)] == before  # it did not begin anew
+    assert first.metrics()[: len(before)] == before  # it did not start over
     wait_until(lambda: not query("squeue", "-h"))
     summary = subprocess.run([sys.executable, "launch.py", "sweep", workdir], cwd=ROOT, capture_output=True, text=True)
     assert summary.returncode == 0 and summary.stdout.count("finished") >= 4
-    whole = [*command, f"--workdir={tmp_path / 'whole'}", "--index=0"]  # the same run, and nothing interrupts it
+    whole = [*command, f"--workdir={tmp_path / 'whole'}", "--index=0"]  # the same run, not interrupted
     subprocess.run(whole, cwd=ROOT, env=one_device(), check=True, stdout=subprocess.DEVNULL)
     assert same(result(first.path), result(tmp_path / "whole" / first.path.name))
     assert_native(first)

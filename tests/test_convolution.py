@@ -42,7 +42,7 @@ def reference(x, w, strides, padding):
 
 @pytest.fixture
 def lanes(monkeypatch):
-    """The native convolution, though this process has two devices."""
+    """Switches the native convolution on, although this process has two devices."""
     if shutil.which("c++") is None:
         pytest.skip("there is no C++ compiler here")
     assert native.load() > 0
@@ -50,13 +50,12 @@ def lanes(monkeypatch):
     return native.load()
 
 
-def agree(x, w, g, strides, padding, compute=None):
+def agree(x, w, g, strides, padding):
     with jax.enable_x64(True):
         doubles = [jnp.asarray(array, jnp.float64) for array in (x, w, g)]
         y, pull_back = jax.vjp(functools.partial(reference, strides=strides, padding=padding), *doubles[:2])
         expected = [np.asarray(array) for array in (y, *pull_back(doubles[2]))]
-    compute = compute or functools.partial(ops.convolve, strides=strides, padding=padding)
-    ours, our_pull_back = jax.vjp(compute, x, w)
+    ours, our_pull_back = jax.vjp(functools.partial(ops.convolve, strides=strides, padding=padding), x, w)
     for mine, theirs in zip((ours, *our_pull_back(g)), expected, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=3e-6 * abs(theirs).max() + 1e-6)
 
@@ -66,11 +65,8 @@ def test_portable_convolution_and_gradients_equal_lax(case):
     _, strides, padding, _ = case
     x, w, g = arrays(*case, jnp.float32)
     agree(x, w, g, strides, padding)
-    for ours, theirs in zip(
-        convolution._xla_gradients(strides, padding, x, w, g),
-        jax.vjp(functools.partial(reference, strides=strides, padding=padding), x, w)[1](g),
-        strict=True,
-    ):
+    pull_back = jax.vjp(functools.partial(reference, strides=strides, padding=padding), x, w)[1]
+    for ours, theirs in zip(convolution._xla_gradients(strides, padding, x, w, g), pull_back(g), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -79,7 +75,7 @@ def test_portable_convolution_and_gradients_equal_lax(case):
 def test_native_convolution_and_gradients_equal_lax(case, channels, lanes):
     _, strides, padding, _ = case
     into, out = channels
-    # Three input channels as in the first layer, whose own gradient is then the portable one.
+    # With three input channels, as in the first layer, the input's gradient is the portable one.
     x, w, g = arrays(*case, jnp.float32, (into if into == 3 else into * lanes, out * lanes))
     agree(x, w, g, strides, padding)
 
@@ -91,7 +87,7 @@ def test_native_convolution_and_gradients_equal_lax(case, channels, lanes):
         (3, (6, 5), 67, (1, 1)),  # several images at a time
         (3, (2, 2), 67, (4, 4)),  # one position of many images at a time
         (3, (4, 4), 3, (20, 8)),  # more input channels than one pass takes
-        (3, (7, 7), 8, (12, 40)),  # a kernel that is shared out among the tasks
+        (3, (7, 7), 8, (12, 40)),  # a kernel that is divided among the tasks
         (1, (9, 30), 5, (30, 3)),
     ],
 )

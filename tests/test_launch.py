@@ -89,7 +89,7 @@ MISTAKES = [
     (["sweep", SWEEP, "--config.sweep.depths=(20,57)", "--workdir=W"], "nearest is 'plain56'"),
     (["sweep", SWEEP, "--config.sweep.depths=()", "--workdir=W"], "The sweep is empty"),
     (["sweep", SWEEP, "--config.sweep.seeds=(1,1)", "--workdir=W"], "names a run twice: plain20-seed1"),
-    (["sweep", f"{SWEEP}:cifar10", "--config.data.dir=W", "--workdir=W"], "'cifar10' does not lie prepared"),
+    (["sweep", f"{SWEEP}:cifar10", "--config.data.dir=W", "--workdir=W"], "'cifar10' is not prepared"),
     (["sweep", SWEEP, "--workdir=W", "--index=4"], "--index is 4; it must be from 0 to 3"),
     (["sweep", SWEEP, "--workdir=W", "--index=-1"], "index=-1"),
     (["sweep", SWEEP, "--workdir=W", "--index=1", "--workers=2"], "only one of them may be given"),

@@ -79,9 +79,9 @@ def test_wrong_sums_stop_a_program_and_right_ones_are_noted(monkeypatch, tmp_pat
     monkeypatch.setattr(machine, "squared_lengths", right)
     machine.check_sums()
     monkeypatch.setattr(machine, "squared_lengths", wrong)
-    machine.check_sums()  # it is not computed again
+    machine.check_sums()  # which does not compute the sum again
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
-    with pytest.raises(UserError, match=sentence):  # but for other flags
+    with pytest.raises(UserError, match=sentence):  # unless flags change
         machine.check_sums()
 
 

@@ -9,7 +9,7 @@ from plain56 import ops
 NONE, ONE = ((0, 0), (0, 0)), ((1, 1), (1, 1))
 
 
-# GoogLeNet's, ResNet's and VGG's pools, among them some of whose windows overlap, reach over the edge or leave pixels out.
+# The pools of GoogLeNet, ResNet and VGG; the windows of some overlap, reach over the edge or leave pixels out.
 @pytest.mark.parametrize(
     ("size", "stride", "padding"),
     [(3, 1, ONE), (3, 2, ((0, 1), (0, 0))), (3, 2, NONE), (3, 2, ONE), (2, 2, NONE), (2, 2, ((0, 0), (0, 1)))],

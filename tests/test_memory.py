@@ -1,4 +1,4 @@
-"""Long work takes no more memory than short work; `make soak` prints what docs/reliability.md states."""
+"""Long runs take no more memory than short ones; `make soak` prints the numbers of docs/reliability.md."""
 
 import copy
 import gc
@@ -28,14 +28,14 @@ def megabytes():
 
 
 def while_training(folder, steps=2200):
-    """MiB of this process after 200 steps and after the last one, with records, tests and checkpoints on the way."""
+    """MiB of this process after 200 steps and after the last one; records, tests and checkpoints included."""
     seen = {}
     training.train(tiny(steps), folder / "run", lambda share, rate: seen.setdefault(round(share * steps) // 10 * 10, megabytes()))
     return seen[200], seen[steps]
 
 
 def while_sweeping(folder, count=50):
-    """MiB of this process after the 10th, the 30th and the last run of a sweep, each of 4 steps and compiled for its own seed."""
+    """MiB of this process after the 10th, the 30th and the last run of a sweep; each has 4 steps and is compiled for its seed."""
     elements = []
     for seed in range(count):
         config = copy.deepcopy(tiny(4))
@@ -53,13 +53,13 @@ def test_two_thousand_steps_take_no_more_memory(tmp_path):
 
 
 def soak():
-    """Whether memory stays; prints how much there was."""
+    """Whether memory stays bounded; prints how much was used."""
     with tempfile.TemporaryDirectory() as folder:
         early, late = while_training(Path(folder))
         print(f"MiB after 200 and 2,200 steps: {early:.0f}, {late:.0f}", flush=True)
         tenth, thirtieth, last = while_sweeping(Path(folder))
         print(f"MiB after 10, 30 and 50 runs: {tenth:.0f}, {thirtieth:.0f}, {last:.0f}", flush=True)
-    return late < early + 20 and last < thirtieth + 50  # the first runs fill caches that have a limit
+    return late < early + 20 and last < thirtieth + 50  # the first runs fill caches, which have a limit
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(folder, devices, *ways, processes=1):
-    """What tests/one_or_many_devices.py finds by each way: lists of arrays."""
+    """What tests/one_or_many_devices.py computes in each way: lists of arrays."""
     flags = f"--xla_force_host_platform_device_count={devices // processes} --xla_backend_optimization_level=0"
     environment = os.environ | {"XLA_FLAGS": flags}
     file = folder / f"{devices}-{processes}.npz"
@@ -69,7 +69,7 @@ def test_any_number_of_devices_trains_alike(tmp_path, by_one_device, devices, pr
     assert_alike(by_one_device, results["jit"])
     assert_alike(by_one_device, results["pmap"])
     assert_alike(results["jit:apart"], results["pmap:apart"])
-    # Statistics of one's own share are others than those of the whole.
+    # Statistics of each device's own share differ from those of the whole batch.
     assert max(np.abs(a - b).max() for a, b in zip(results["jit"], results["jit:apart"], strict=True)) > 1e-3
 
 

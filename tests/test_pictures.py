@@ -1,4 +1,4 @@
-"""Pictures that are none, that are too large, or that the system does not let us read; and files that have changed."""
+"""Files that are not pictures, that are too large, or that the system does not let us read; and files that have changed."""
 
 import contextlib
 import errno
@@ -15,18 +15,18 @@ import cv2
 import numpy as np
 import pytest
 
-from plain56.data import Pictures, center, datasets, load_dataset, read_picture, resize
+from plain56.data import Pictures, center, load_dataset, read_picture, resize
 from plain56.errors import UserError
-from tests.test_data import RGB, noise, png, section, write_folder, write_tfds
+from tests.fixtures.sets import RGB, load_anew, noise, png, section, write_folder, write_tfds
 
 
 @contextlib.contextmanager
-def not_waiting():
+def no_longer_than(seconds):
     def stop(number, frame):
         raise TimeoutError
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(20)
+    signal.alarm(seconds)
     try:
         yield
     finally:
@@ -36,9 +36,7 @@ def not_waiting():
 
 def opened(path, **options):
     """A folder or set of TFDS, not read yet."""
-    for cached in (datasets._open, datasets._load):
-        cached.cache_clear()
-    return load_dataset(section(dir=str(path), mode="stream", **RGB, **options))
+    return load_anew(dir=str(path), mode="stream", **RGB, **options)
 
 
 NO_PICTURES = {
@@ -53,20 +51,20 @@ NO_PICTURES = {
 
 
 @pytest.mark.filterwarnings("ignore:unclosed <socket")
-def test_what_has_a_pictures_name_and_is_none_is_counted(tmp_path, monkeypatch, caplog):
+def test_what_has_a_pictures_name_but_is_not_one_is_counted(tmp_path, monkeypatch, caplog):
     write_folder(tmp_path / "train", {"cat": 80, "dog": 80})
     write_folder(tmp_path / "test", {"cat": 1, "dog": 1})
     monkeypatch.chdir(tmp_path / "train" / "cat")  # a socket's path may not be long
     for name, make in NO_PICTURES.items():
         make(Path.cwd() / name)
     (Path.cwd() / ".hidden.png").symlink_to("nowhere")
-    with not_waiting():
+    with no_longer_than(20):
         split = load_dataset(section(name=f"folder:{tmp_path}", mode="resident", **RGB)).train
     assert len(split.images) == len(split.labels) == 160
     assert f"7 of 167 images in the train split of 'folder:{tmp_path}' cannot be read" in caplog.text
     assert f"{tmp_path}/train/cat/folder.png, {tmp_path}/train/cat/link.jpg, " in caplog.text
     train = opened(tmp_path, name=f"folder:{tmp_path}").train
-    with not_waiting():
+    with no_longer_than(20):
         unread = {Path(train.name(i)).name for i in range(train.count) if train.decode(i, 3) is None}
     assert unread == set(NO_PICTURES)
 
@@ -80,10 +78,8 @@ def test_most_pictures_have_gone(tmp_path):
     assert len(load_dataset(section(name=f"folder:{tmp_path / 'pets'}", **RGB)).train.labels) == 12
     for i in range(12):
         (tmp_path / "elsewhere" / f"{i}.png").unlink()
-    load_dataset.__globals__["_open"].cache_clear()
-    load_dataset.__globals__["_load"].cache_clear()
-    with pytest.raises(UserError, match=r"of 12 images in the train split .* cannot be read: .*; allowed are 5 %"):
-        load_dataset(section(name=f"folder:{tmp_path / 'pets'}", **RGB))
+    with pytest.raises(UserError, match=r"of 12 images in the train split .* cannot be read: .*; at most 5 %"):
+        load_anew(name=f"folder:{tmp_path / 'pets'}", **RGB)
 
 
 def test_a_class_that_leads_nowhere(tmp_path):
@@ -125,7 +121,7 @@ def test_the_fingerprint_is_of_names_sizes_and_times(tmp_path):
         assert fingerprint(tmp_path, name=name) == first
         for part in ({"validation_examples": 2}, {"classes": ("ant", "cat") if name == "insects" else ("dog", "cat")}):
             assert fingerprint(tmp_path, name=name, **part) == first
-        shutil.copytree(tmp_path, tmp_path / "copy", copy_function=shutil.copyfile)  # which have times of their own
+        shutil.copytree(tmp_path, tmp_path / "copy", copy_function=shutil.copyfile)  # with new times
         assert fingerprint(tmp_path / "copy", name=name)[0] == names
         shutil.rmtree(tmp_path / "copy")
         file = tmp_path / changing
@@ -160,7 +156,7 @@ def test_paths_that_are_no_picture(tmp_path, monkeypatch, path, sentence):
     Path("empty").touch()
     Path("sparse").touch()
     os.truncate("sparse", 2**40)
-    with not_waiting(), pytest.raises(UserError, match=sentence) as raised:
+    with no_longer_than(20), pytest.raises(UserError, match=sentence) as raised:
         read_picture(path, 3)
     assert "\n" not in str(raised.value)
 
@@ -173,7 +169,7 @@ def test_paths_that_are_no_data_set(path):
 
 
 def claiming(kind, image, width, height):
-    """The file of an image that says of itself that it is of another size."""
+    """The file of an image whose header claims another size."""
     file = bytearray(cv2.imencode(f".{kind}", image, [cv2.IMWRITE_WEBP_QUALITY, 90] if kind == "webp" else [])[1].tobytes())
     if kind == "png":
         file[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
@@ -188,7 +184,7 @@ def claiming(kind, image, width, height):
 
 
 def test_pictures_of_too_many_pixels(tmp_path):
-    """In a process of its own, since OpenCV takes its bound when it is imported."""
+    """In its own process, since OpenCV reads its bound when it is imported."""
     image = noise(1, 16, 16, 3)[0]
     for kind, side in (("png", 30_000), ("jpg", 30_000), ("webp", 16_383)):
         (tmp_path / f"large.{kind}").write_bytes(claiming(kind, image, side, side))

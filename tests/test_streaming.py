@@ -1,4 +1,4 @@
-"""Streams against the resident data set, against each other, and against what is known of the pictures."""
+"""Streams compared with the resident data set, with each other, and with what is known about the pictures."""
 
 import errno
 import itertools
@@ -19,7 +19,7 @@ from plain56 import runs, training
 from plain56.data import Batch, Pictures, Split, datasets, evaluation_stream, load_dataset, train_stream, visiting_order
 from plain56.errors import UserError
 from plain56.training import load_run
-from tests.test_data import write_tfds
+from tests.fixtures.sets import noise, write_tfds
 
 
 def section(**changes):
@@ -32,10 +32,6 @@ def section(**changes):
 def pictures_of(images):
     labels = np.arange(len(images)) % 7
     return Pictures(len(images), lambda i: (images[i], labels[i]), "picture {}".format, labels)
-
-
-def noise(count, *shape):
-    return np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
 
 
 def whole(batches):
@@ -125,7 +121,7 @@ def test_scale_jitter_cuts_a_square_out_of_the_whole_picture():
     top, left, height, width = boxes(coordinates(120, 240), **{"augment.enlarge": (1.5, 3.0)})
     np.testing.assert_allclose(height, width, atol=2.5)
     assert 38 < height.min() < 44 and 76 < height.max() < 82  # 120 pixels / 3 and / 1.5
-    # Nothing is cut off before: crops reach all four edges.
+    # Nothing is cut off first: crops reach all four edges.
     assert top.min() < 4 and (top + height).max() > 116 and left.min() < 6 and (left + width).max() > 234
 
 
@@ -159,7 +155,7 @@ def test_pictures_that_cannot_be_read_are_masked_and_named(caplog):
     _, labels, mask = whole(train_stream(Pictures(10, read, "picture {}".format), section(), 0, 0, 5, 4))
     assert sorted(labels[mask]) == sorted([i for i in range(10) if i not in (3, 6)] * 2)
     assert (~mask).sum() == 4
-    # In their places are the next ones, of which batch norm takes notice.
+    # Their slots hold the next pictures, which batch norm notices.
     np.testing.assert_array_equal(np.unique(labels[~mask]), [4, 7])
     assert caplog.text.count("picture 3 cannot be read") == caplog.text.count("picture 6 cannot be read") == 1
     tested = whole(evaluation_stream(Pictures(10, read, "picture {}".format), section(), 4))
@@ -243,7 +239,7 @@ def test_an_interrupted_stream_goes_on_with_the_same_bits(tmp_path, tiny_config)
 
 
 def write_jpegs(folder, per_class):
-    """Two classes of pictures of different sizes: bright to the left, and bright to the right."""
+    """Two classes of pictures of different sizes: bright on the right, and bright on the left."""
     generator = np.random.default_rng(0)
     for split, label, i in itertools.product(("train", "test"), (0, 1), range(per_class)):
         height, width = generator.integers(40, 90, 2)
@@ -287,7 +283,7 @@ def test_pictures_of_several_sizes_need_one(tmp_path):
     write_jpegs(tmp_path / "jpegs", 5)
     config = imagenet_form(tmp_path / "jpegs")
     config.data.image_size, config.data.augment.enlarge = 0, ()
-    with pytest.raises(UserError, match=r"jpg has .* pixels; needed are .*, or a data.image_size"):
+    with pytest.raises(UserError, match=r"jpg must have .* pixels, not .*; or choose a data.image_size"):
         training.train(config, tmp_path / "run")
 
 
@@ -302,7 +298,7 @@ def test_what_fits_is_resident(monkeypatch):
 
 
 def workers_of(process):
-    """The processes that read for one; Python's own, which frees shared memory, leaves signals alone."""
+    """The reading processes of a process; not Python's own, which frees shared memory and ignores signals."""
     return [child for child in process.children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
 
 

@@ -356,7 +356,7 @@ def test_pictures_of_every_kind_are_read_by_what_they_are(tmp_path):
             expected = np.asarray(image.convert("RGB")).astype(int)
         np.testing.assert_allclose(read_picture(tmp_path / name, 3), expected, atol=2, err_msg=name)
     (tmp_path / "page.jpg").write_text("<html>not found</html>")
-    with pytest.raises(UserError, match="page.jpg is no picture that can be read"):
+    with pytest.raises(UserError, match="page.jpg is not a picture that can be read"):
         read_picture(tmp_path / "page.jpg", 3)
     with pytest.raises(UserError, match="absent.jpg cannot be read: No such file"):
         read_picture(tmp_path / "absent.jpg", 3)

@@ -3,18 +3,18 @@
 import os
 
 # A file of a few hundred kilobytes can hold a billion pixels, which take gigabytes; 2**27 take 400 MB. OpenCV reads this bound
-# once, when it is imported: where that was before this package, its own bound of 2**30 holds.
+# only when it is imported: if that was before this package, OpenCV's own bound of 2**30 holds.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**27))
 
-# What XLA fails at comes as an exception, too. jaxlib 0.10.1 logs an error at every start, since programs out of its cache were
-# compiled with two preferences of the compiler ("prefer-no-gather", "prefer-no-scatter") that are no features of a processor.
+# XLA's failures also come as exceptions. jaxlib 0.10.1 logs an error at every start, since the programs in its cache were
+# compiled with two preferences of the compiler ("prefer-no-gather", "prefer-no-scatter") that are not features of a processor.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 __all__ = ["load_pretrained"]
 
 
 def __getattr__(name):
-    # Not imported at once: JAX takes seconds that `launch.py --help` need not wait for.
+    # Imported late, so that `launch.py --help` does not wait seconds for JAX.
     if name == "load_pretrained":
         from plain56.pretrained import load_pretrained
 

@@ -1,5 +1,6 @@
 """The runs of a sweep as jobs of a Slurm cluster, through submitit."""
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -13,54 +14,49 @@ INTERRUPTED = 75  # the exit status of a command that was told to stop and has s
 
 
 class Job:
-    """A command that is started again, and goes on, where its time is up or other jobs take its place. It is pickled."""
+    """A command that is started again, and continues, if its time is up or other jobs take its place. It is pickled."""
 
     def __init__(self, command):
         self.command = command
         self.process = None
 
     def __call__(self):
-        # Slurm sends USR2, by which it announces the end, to all processes of a job; only submitit, in this one, waits for it.
+        # Slurm announces the end by USR2, which it sends to all processes of a job; only submitit, in this one, handles it.
         self.process = subprocess.Popen(self.command, preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN))
-        # Not `Popen.wait`, whose lock `checkpoint` would find taken: submitit calls it from a signal handler, amid this.
+        # Not `Popen.wait`: it holds a lock that `checkpoint` needs, which submitit calls from a signal handler meanwhile.
         status = os.waitstatus_to_exitcode(os.waitpid(self.process.pid, 0)[1])
         while status == INTERRUPTED:
-            # Slurm told all processes to stop. It ends this job, too, or requeues it, but not one that has ended by itself.
+            # Slurm told all processes to stop. It will end or requeue this job, but only if the job has not ended by itself.
             signal.pause()
         if status:
             raise RuntimeError(f"{' '.join(self.command)} ended with status {status}")
 
     def checkpoint(self):
-        """Called by submitit before it requeues the job: has the command save, and gives what goes on then."""
+        """Called by submitit before it requeues the job: makes the command save, and returns the job that continues."""
         from submitit.helpers import DelayedSubmission
 
-        # Slurm may send it twice, and a command that is told a second time to stop does so without saving.
+        # Slurm may send the signal twice, and a command that is told twice to stop does so without saving.
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        try:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has already ended
             self.process.terminate()
             os.waitpid(self.process.pid, 0)
-        except (ProcessLookupError, ChildProcessError):  # it has ended already
-            pass
         return DelayedSubmission(Job(self.command))
 
 
 def check():
-    """Raises UserError where there is no submitit or no Slurm."""
+    """Raises UserError if there is no submitit or no Slurm."""
     if importlib.util.find_spec("submitit") is None:
         raise UserError("--executor=slurm needs submitit: install the extra 'slurm'.")
     if not (shutil.which("sbatch") and shutil.which("srun")):
-        raise UserError("--executor=slurm finds no Slurm on this machine: there is no sbatch or no srun; allowed is local.")
+        raise UserError("--executor=slurm finds no Slurm on this machine: there is no sbatch or no srun; use --executor=local.")
 
 
 def submit(commands, folder, name, **parameters):
-    """Submits one job for each command, as one array.
+    """Submits one job for each command, as one array, and returns the jobs' identifiers.
 
     Args:
         folder: for the jobs' output, on a file system that the cluster shares.
         parameters: of submitit's `SlurmExecutor`; None leaves a choice to the cluster.
-
-    Returns:
-        The jobs' identifiers.
 
     Raises:
         UserError: as `check`, or Slurm refuses the jobs.

@@ -1,4 +1,4 @@
-"""What a program asks of the machine: right sums, a place for compiled programs, and memory that is kept between steps."""
+"""What a program needs from the machine: right sums, a place for compiled programs, and memory that is kept between steps."""
 
 import atexit
 import contextlib
@@ -23,7 +23,7 @@ import numpy as np
 from plain56.errors import UserError, first_line
 
 CACHE_BYTES = 2 << 30
-WRITING_SECONDS = 60  # so old, an entry is no longer being written by another process
+WRITING_SECONDS = 60  # after which no other process can still be writing an entry
 RIGHT_JAX = "jax>=0.10,!=0.10.2,<0.12"  # as in pyproject.toml
 MOST_RESERVED = 32 << 30
 HUGE_PAGE = 2 << 20
@@ -32,25 +32,22 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX, MADV_HUGEPAGE = -1, -4, -8, 14
 
 
 def cache_folder():
-    """`$XDG_CACHE_HOME/plain56`, or `~/.cache/plain56`; without a home directory, one for this process alone."""
-    if os.environ.get("XDG_CACHE_HOME"):
-        return Path(os.environ["XDG_CACHE_HOME"]) / "plain56"
+    """`$XDG_CACHE_HOME/plain56`, or `~/.cache/plain56`; without a home directory, a folder for only this process."""
     try:
-        return Path.home() / ".cache" / "plain56"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "plain56"
     except RuntimeError:
         return _process_folder()
 
 
 @functools.cache
 def _process_folder():
-    """A folder for this process alone, which is removed when the process ends."""
     folder = tempfile.TemporaryDirectory(prefix="plain56-")
-    atexit.register(folder.cleanup)
+    atexit.register(folder.cleanup)  # left to the garbage collector, it would warn
     return Path(folder.name)
 
 
 def can_keep(folder):
-    """Whether files can be put into a folder, which is made where there is none."""
+    """Whether files can be put into a folder, which is created if there is none."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -59,7 +56,7 @@ def can_keep(folder):
 
 
 def processor():
-    """What tells this processor from others: machines of different kinds may share a home directory."""
+    """What distinguishes this processor: machines of different kinds may share a home directory."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return [next((line for line in lines if line.startswith(key)), "") for key in ("flags", "Features", "model name")]
@@ -69,16 +66,13 @@ def processor():
 
 @functools.cache
 def set_up():
-    """Makes a process ready to train: to be called by a program before JAX looks for its devices.
+    """Makes a process ready to train; must be called before JAX looks for its devices.
 
-    Compiled programs are kept in the cache folder, or where JAX_COMPILATION_CACHE_DIR says.
-
-    Raises:
-        UserError: JAX computes wrong sums on this CPU.
+    Compiled programs are kept in the cache folder, or where JAX_COMPILATION_CACHE_DIR says. Raises as `check_sums`.
     """
     if not jax.config.jax_compilation_cache_dir:
         _keep_programs()
-    # JAX is not asked for its devices: on a GPU that would take the memory that a sweep's workers are to have.
+    # Asking JAX for its devices would take a GPU's memory, which a sweep's workers need.
     only_cpu = jax.config.jax_platforms == "cpu" or not (entry_points(group="jax_plugins") or find_spec("libtpu"))
     if only_cpu and sys.platform == "linux":
         _keep_memory()
@@ -87,16 +81,15 @@ def set_up():
 
 
 def check_sums():
-    """Checks once for each version of jaxlib, its flags, and processor that a sum on the CPU is right.
+    """Checks a sum on the CPU, once for each version of jaxlib, its flags, and processor.
 
-    Raises:
-        UserError: the sum is wrong, as jaxlib 0.10.2 computes it (JAX's issue 39103).
+    Raises UserError if the sum is wrong, as in jaxlib 0.10.2 (JAX's issue 39103).
     """
     compiled_for = hashlib.sha256(repr((os.environ.get("XLA_FLAGS"), processor())).encode()).hexdigest()[:16]
     checked = cache_folder() / f"right-sums-{jaxlib.__version__}-{compiled_for}"
     if os.access(checked, os.F_OK):
         return
-    rows = np.zeros((32_769, 3), np.float32)  # from so many rows on
+    rows = np.zeros((32_769, 3), np.float32)  # fewer rows are summed right
     rows[:, 0] = np.arange(len(rows))
     if not np.allclose(squared_lengths(rows), rows[:, 0] ** 2, rtol=1e-4):
         raise UserError(
@@ -104,22 +97,22 @@ def check_sums():
             f"install a version that computes them right: pip install '{RIGHT_JAX}'."
         )
     if can_keep(checked.parent):
-        with contextlib.suppress(OSError):  # it is checked again then
+        with contextlib.suppress(OSError):  # then the next process checks again
             checked.touch()
 
 
 def squared_lengths(rows):
-    """The sum of squares of each row, by a program that jaxlib 0.10.2 compiles wrongly."""
+    """The sum of squares of each row, by a program that jaxlib 0.10.2 compiles wrong."""
     matrix = np.eye(rows.shape[1], dtype=rows.dtype)
     program = jax.jit(jax.vmap(lambda row: jnp.sum((matrix @ row) ** 2)))
-    return program.lower(rows).compile()(rows)  # even where JAX_DISABLE_JIT is set
+    return program.lower(rows).compile()(rows)  # even if JAX_DISABLE_JIT is set
 
 
 def _keep_programs():
     programs = cache_folder() / "programs"
-    if not can_keep(programs):  # JAX would warn of every program
+    if not can_keep(programs):  # JAX would warn about every program
         return
-    # JAX notes an entry's time of use after the entry: what has none was cut off by a kill, and would stop JAX for good.
+    # JAX writes an entry's time of use after the entry. A kill in between leaves an entry without one, which stops JAX for good.
     for entry in programs.glob("*-cache"):
         used = entry.with_name(entry.name.removesuffix("-cache") + "-atime")
         with contextlib.suppress(OSError):
@@ -132,13 +125,13 @@ def _keep_programs():
 
 @functools.cache
 def compiler_options():
-    """What `jax.jit` is to ask of the compiler, or None.
+    """Options of the compiler for `jax.jit`, or None.
 
-    On a GPU: CUDA graphs with the convolutions in them. XLA leaves these out, which cuts the graph of a step into short pieces
-    and has the host start hundreds of kernels one by one.
+    On a GPU: CUDA graphs that include convolutions. By default XLA leaves these out, which cuts the graph of a step into short
+    pieces and makes the host start hundreds of kernels one by one.
 
-    cuDNN cannot be started while a graph is recorded ("No DNN support for stream"), and a program out of the cache, which
-    tries out no algorithms, would be the first to use it: so every device convolves something before.
+    cuDNN cannot start while a graph is recorded ("No DNN support for stream"), and a program from the cache, which tries no
+    algorithms, would be the first to use it: so every device convolves something first.
     """
     if jax.default_backend() != "gpu":
         return None
@@ -155,21 +148,21 @@ def compiler_options():
 
 @contextlib.contextmanager
 def explaining_memory_errors(advice="a device with more of it, or one that no other program uses, has enough"):
-    """Turns a lack of memory, of a device or here, into a UserError that ends in an advice."""
+    """Turns a lack of memory, of a device or here, into a UserError that ends in the advice."""
     try:
         yield
     except (ImportError, MemoryError, jax.errors.JaxRuntimeError) as error:
-        # An import that comes late may find no room for its library.
+        # A late import may find no room for its library.
         if not isinstance(error, MemoryError) and not re.search("RESOURCE_EXHAUSTED|failed to map segment", str(error)):
             raise
         raise UserError(f"There is not enough memory ({first_line(error)}); {advice}.") from error
 
 
 def _keep_memory():
-    """Lets the C library keep the hundreds of megabytes that a step takes and frees, on huge pages.
+    """Makes the C library keep the hundreds of megabytes that a step takes and frees, on huge pages.
 
-    By default it has them mapped anew for each step, and the system clears 4 KiB at a time: a fifth of the time of a small
-    network. Threads that run before this keep their ways. Elsewhere than in glibc this does nothing.
+    By default it maps fresh pages for each step, and the system clears 4 KiB at a time: a fifth of the time of a small network.
+    Threads that already run are not affected. Does nothing without glibc.
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt") or not hasattr(libc, "gnu_get_libc_version"):
@@ -179,9 +172,9 @@ def _keep_memory():
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     for option, value in ((M_TRIM_THRESHOLD, -1), (M_MMAP_MAX, 0), (M_ARENA_MAX, 1)):
         libc.mallopt(option, value)
-    # Where the heap will grow: taken without being touched, and freed, it is what malloc hands out next.
+    # The range where the heap will grow: allocated but not touched, then freed, it is what malloc hands out next.
     size = min(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2, MOST_RESERVED)
-    if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2":  # there, what is reserved is denied to all others
+    if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2":  # such a system denies what is reserved to all others
         return
     heap = libc.malloc(size)
     if heap:

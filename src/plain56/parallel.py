@@ -1,4 +1,4 @@
-"""Data parallelism over all devices of one process or of many: where arrays lie, who computes what, what processes agree on."""
+"""Data parallelism over all devices of one process or many: where arrays are, who computes what, what processes agree on."""
 
 import contextlib
 import json
@@ -16,13 +16,13 @@ from plain56.errors import UserError, first_line
 
 DATA_AXIS = "data"
 WAIT_SECONDS = 300
-# How JAX's errors tell of a connection that broke, by their kinds and by what exchanges arrays.
+# Messages of JAX's errors about a broken connection: their kinds, and the names of what exchanges arrays.
 BROKEN = re.compile(
     r"(?!.*(RESOURCE_EXHAUSTED|out of memory))"
     r"((UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|CANCELLED)\b|.*(gloo|nccl|coordination|heartbeat))",
     re.IGNORECASE | re.DOTALL,
 )
-MESSAGE_BYTES = 4096  # what processes tell each other comes in pieces of one size, which is one compiled program
+MESSAGE_BYTES = 4096  # messages between processes are padded to a multiple, so that few programs are compiled
 
 
 class Lost(UserError):
@@ -37,21 +37,20 @@ def explaining_lost_processes():
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1 or not BROKEN.match(str(error)):
             raise
-        raise Lost(
-            f"Another process of this run is gone or has failed ({first_line(error)}); start all again to go on."
-        ) from error
+        told = first_line(error)
+        raise Lost(f"Another process of this run is gone or has failed ({told}); start all again to go on.") from error
 
 
 def join(coordinator=None, num_processes=None, process_id=None):
-    """Makes this process one of the several that train a run together; before JAX is used for anything else.
+    """Makes this process one of several that train a run together; must be called before JAX is used for anything else.
 
     Args:
-        coordinator: HOST:PORT, free on the host of process 0. Without it, JAX asks what has started the processes: Slurm, Open
-            MPI, Kubernetes or a TPU pod.
+        coordinator: HOST:PORT, free on the host of process 0. Without it, JAX asks what started the processes: Slurm, Open MPI,
+            Kubernetes or a TPU pod.
 
     Raises:
-        UserError: process 0 is not there or cannot listen, the processes were told different numbers, or nothing has started
-            several. (Where too few come, JAX ends those that wait after five minutes.)
+        UserError: process 0 is not there or cannot listen, the processes were told different numbers, or nothing started
+            several. (If too few come, JAX ends those that wait after five minutes.)
     """
     if coordinator is not None:
         host, _, port = coordinator.rpartition(":")
@@ -61,11 +60,11 @@ def join(coordinator=None, num_processes=None, process_id=None):
             raise UserError(f"--coordinator must be HOST:PORT of process 0, not {coordinator!r}.")
         if process_id:
             _wait_for(host, port)
-    # JAX's notifier would take SIGTERM away from Python.
+    # JAX's preemption notifier would take SIGTERM away from Python.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id, shutdown_timeout_seconds=30)
-    except ValueError as error:  # nothing of what JAX knows has started this process
+    except ValueError as error:  # nothing that JAX knows started this process
         raise UserError(
             "--distributed finds no Slurm, Open MPI, Kubernetes or TPU pod around this process; give --coordinator=HOST:PORT, "
             "--num_processes=N and --process_id=K."
@@ -90,12 +89,12 @@ def _wait_for(host, port):
 
 
 def is_first():
-    """Whether this is process 0, which alone writes and shows what is one for all."""
+    """Whether this is process 0, the only one that writes and shows what all share."""
     return jax.process_index() == 0
 
 
 def gather(value):
-    """The values, as JSON has them, of all processes, in order; every process has to ask at the same place."""
+    """The JSON values of all processes, in order; every process must call this at the same place."""
     if jax.process_count() == 1:
         return [value]
     from jax.experimental import multihost_utils
@@ -107,11 +106,9 @@ def gather(value):
 
 
 def on_all(function, *arguments):
-    """What `function` returns, called in every process; where it fails in one of them, it fails in all.
+    """Calls `function` in every process and returns its result; if it fails in one of them, it fails in all.
 
-    Raises:
-        UserError: it raised one in some process.
-        RuntimeError: it raised another exception in another process.
+    Raises UserError if it raised one in some process, and RuntimeError for any other exception in another process.
     """
     if jax.process_count() == 1:
         return function(*arguments)
@@ -129,12 +126,12 @@ def on_all(function, *arguments):
 
 
 def on_first(function, *arguments):
-    """What `function` returns, a JSON value, in process 0, which alone calls it; a UserError there is one in all."""
+    """Calls `function` only in process 0 and returns its result, a JSON value, in all; fails in all as `on_all`."""
     return gather(on_all(lambda: function(*arguments) if is_first() else None))[0]
 
 
 def check_same(values):
-    """Raises UserError where the values, by what they are called, are not the same in all processes."""
+    """Raises UserError unless the values, by name, are the same in all processes."""
     everywhere = gather(values)
     for process, there in enumerate(everywhere[1:], start=1):
         keys = sorted(key for key in everywhere[0].keys() | there.keys() if there.get(key) != everywhere[0].get(key))
@@ -146,9 +143,9 @@ def check_same(values):
 class Layout(NamedTuple):
     """How the devices share the work of a run: decided once, from its config and the devices.
 
-    The devices form a `mesh` with the one axis "data". Where `axis_name` is None, a program sees whole batches, and the compiler
-    shares out its work. Where it names that axis, every device runs the program on its own share and exchanges sums along the
-    axis, by `jax.shard_map` or, with `by_pmap`, by `jax.pmap`.
+    The devices form a `mesh` with the single axis "data". If `axis_name` is None, a program sees whole batches, and the compiler
+    divides its work. If it names that axis, every device runs the program on its own share and exchanges sums along the axis, by
+    `jax.shard_map` or, with `by_pmap`, by `jax.pmap`.
     """
 
     mesh: Mesh
@@ -157,12 +154,12 @@ class Layout(NamedTuple):
 
     @property
     def whole(self):
-        """The placement of what every device holds whole: parameters, statistics, the resident data set."""
+        """The placement of what every device holds in full: parameters, statistics, the resident data set."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @property
     def shared(self):
-        """The placement of what is shared out among the devices along its first axis."""
+        """The placement of what is divided among the devices along its first axis."""
         return NamedSharding(self.mesh, PartitionSpec(DATA_AXIS))
 
     @property
@@ -171,7 +168,7 @@ class Layout(NamedTuple):
         return {"part": jax.process_index(), "parts": jax.process_count()}
 
     def check_batch_size(self, batch_size, accumulate):
-        """Raises UserError unless every device gets equally many examples of each part of a batch."""
+        """Raises UserError unless every device gets the same number of examples of each part of a batch."""
         multiple = accumulate * self.mesh.size
         if batch_size % multiple:
             parts = f" in train.accumulate = {accumulate} parts" if accumulate > 1 else ""
@@ -181,30 +178,28 @@ class Layout(NamedTuple):
             )
 
     def hold(self, tree):
-        """Arrays that every process has, put whole on every device."""
-        # `device_put` would have the processes compare what they have, in several times the memory.
+        """Puts arrays, which every process has, on every device in full."""
+        # With `device_put`, the processes would compare their arrays, in several times the memory.
         return jax.tree.map(lambda array: jax.make_array_from_callback(array.shape, self.whole, lambda index: array[index]), tree)
 
     def place(self, batch):
-        """A batch of which every process has its part in NumPy arrays, shared out among the devices."""
+        """Divides a batch among the devices; every process has its part in NumPy arrays."""
         return jax.tree.map(lambda part: jax.make_array_from_process_local_data(self.shared, part), batch)
 
     def split(self, batch):
-        """Inside a compiled function that sees whole batches: shares a batch out among the devices."""
+        """Divides a batch among the devices, inside a compiled function that sees whole batches."""
         return jax.lax.with_sharding_constraint(batch, self.shared)
 
     def compile(self, function, **options):
-        """`jax.jit` of a function that sees whole batches; every device holds its results whole."""
+        """`jax.jit` of a function that sees whole batches; every device holds its results in full."""
         return jax.jit(function, out_shardings=self.whole, compiler_options=machine.compiler_options(), **options)
 
     def compile_update(self, function, batch_is_shared):
-        """Compiles `function(state, totals, batch, *others)`, whose results every device holds whole.
-
-        The memory of `state` is used again.
+        """Compiles `function(state, totals, batch, *others)`, which donates `state`; every device holds its results in full.
 
         Args:
-            batch_is_shared: whether each device gets its share of the third argument, as `place` gives it; with `by_pmap`, of
-                NumPy arrays as `place` takes them.
+            batch_is_shared: whether each device gets its share of `batch`, which is as `place` returns it, or with `by_pmap` as
+                `place` takes it.
         """
         if self.axis_name is None:
             return self.compile(function, donate_argnums=0)
@@ -230,22 +225,21 @@ class Layout(NamedTuple):
         def run(state, totals, batch, *others):
             if batch_is_shared:
                 batch = jax.tree.map(lambda part: part.reshape(devices, -1, *part.shape[1:]), batch)
-            # At least one argument has to be mapped.
+            # The device numbers, because `pmap` must map at least one argument.
             return jax.tree.map(self._joined, mapped(np.arange(devices), state, totals, batch, others))
 
         return run
 
     def _joined(self, array):
-        """What all devices of each process hold whole, as an array of all devices."""
+        """An array over all devices, of what the devices of each process hold in full."""
         pieces = [shard.data for shard in array.addressable_shards]
         return jax.make_array_from_single_device_arrays(array.shape, self.whole, pieces)
 
 
 def layout(config=None):
-    """The `Layout` of a config on all devices; without one, that of a program that sees whole batches."""
+    """The `Layout` of a config on all devices; without a config, that of a program that sees whole batches."""
     mesh = Mesh(np.array(jax.devices()), (DATA_AXIS,))
-    by_pmap = config is not None and config.parallelism == "pmap"
-    # The compiler's way sees the whole batch. Statistics of each device's own share need the other one.
-    if by_pmap or (config is not None and not config.batch_norm.sync):
-        return Layout(mesh, DATA_AXIS, by_pmap)
-    return Layout(mesh)
+    # A program that sees whole batches cannot compute statistics of each device's own share.
+    if config is None or (config.parallelism != "pmap" and config.batch_norm.sync):
+        return Layout(mesh)
+    return Layout(mesh, DATA_AXIS, config.parallelism == "pmap")

@@ -12,33 +12,6 @@ from plain56.data.datasets import (
     load_resident,
     open_test_split,
 )
-from plain56.data.pictures import Fingerprint, Pictures, center, read_picture, resize
+from plain56.data.pictures import Pictures, center, read_picture, resize
 from plain56.data.resident import DROPOUT_STREAM, Batch, augmented, evaluation_batch, stream_key, train_batch, visiting_order
 from plain56.data.streaming import evaluation_stream, train_stream
-
-__all__ = [
-    "DROPOUT_STREAM",
-    "UNREADABLE_SHARE",
-    "Batch",
-    "Dataset",
-    "Fingerprint",
-    "Pictures",
-    "Split",
-    "augmented",
-    "center",
-    "choose_mode",
-    "evaluation_batch",
-    "evaluation_stream",
-    "image_shape",
-    "leave_out",
-    "load_dataset",
-    "load_resident",
-    "normalize",
-    "open_test_split",
-    "read_picture",
-    "resize",
-    "stream_key",
-    "train_batch",
-    "train_stream",
-    "visiting_order",
-]

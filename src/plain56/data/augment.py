@@ -3,37 +3,37 @@
 import jax
 import jax.numpy as jnp
 
-# The principal components of RGB values in [0, 1] over ImageNet: standard deviations along them, and the components as columns.
-# As published with fb.resnet.torch; Krizhevsky et al. 2012, section 4.1, say how they come about.
+# The principal components of RGB values in [0, 1] over ImageNet: standard deviations along them, and the components as columns,
+# as published with fb.resnet.torch. Krizhevsky et al. 2012, section 4.1, explain the method.
 COLOR_DEVIATIONS = (0.2175, 0.0188, 0.0045)
 COLOR_COMPONENTS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 
 
 def augment(images, key, options, part=0, parts=1):
-    """One random crop of each image, then perhaps its mirror image, then other colors; sizes stay.
+    """Crops, flips and colors each image at random; sizes stay.
 
     Args:
         images: uint8 [N, H, W, C], part number `part` of `parts` equal ones of a batch; treated as in the whole batch.
         options: the config's `data.augment` section:
             pad: zeros put on every side before a random H×W crop (He et al. 2015, section 4.2).
-            enlarge: `(least, most)`, enlarged by a uniformly random factor before a random H×W crop; the scale jitter of VGG
-                (section 3.1) and ResNet (section 3.4).
+            enlarge: `(least, most)`, the range of a uniformly random factor of enlargement before a random H×W crop; the scale
+                jitter of VGG (section 3.1) and ResNet (section 3.4).
             area: `(least, most)`, a uniformly random share of the area with a random aspect ratio from 3:4 to 4:3, resized to
                 H×W (Szegedy et al. 2014, section 6).
-            flip: a mirror image for every second image on average.
+            flip: mirrors half of the images on average.
             color: the deviation of the random multiples of `COLOR_COMPONENTS` that are added (Krizhevsky et al. 2012).
 
     Returns:
-        [N, H, W, C], from 0 to 255 before color is added; uint8 where no option needs other numbers.
+        [N, H, W, C], from 0 to 255 before color is added; uint8 unless an option needs other numbers.
     """
     count = images.shape[0]
     whole = parts * count
 
     def own(numbers, axis=0):
-        """Of the numbers for the whole batch, those for these images."""
+        """The numbers for these images, out of those for the whole batch."""
         return jax.lax.dynamic_slice_in_dim(numbers, part * count, count, axis)
 
-    # Split in two, and the later ones folded in: a recipe keeps its random numbers when options are added here.
+    # A two-way split, into which later keys are folded: an option that is added here changes no existing recipe's numbers.
     crop_key, flip_key = jax.random.split(key)
     if options.pad:
         images = _shift(images, *own(jax.random.randint(crop_key, (2, whole, 1), 0, 2 * options.pad + 1), axis=1), options.pad)
@@ -63,6 +63,7 @@ def _enlarged(key, least, most):
 
 
 def _shares(key, least, most):
+    """As `_enlarged`, for a random share of the area."""
     area_key, ratio_key = jax.random.split(key)
     area = jax.random.uniform(area_key, (), minval=least, maxval=most)
     ratio = jnp.exp(jax.random.uniform(ratio_key, (), minval=-1.0, maxval=1.0) * jnp.log(4 / 3))
@@ -75,11 +76,9 @@ def _crop(image, key, sizes, limits):
     size_key, place_key = jax.random.split(key)
     shares = sizes(size_key, *limits)
     scale = 1 / shares
-    lengths = jnp.array(image.shape[:2])
-    start = jax.random.uniform(place_key, (2,)) * (1 - shares) * lengths
-    return jax.image.scale_and_translate(
-        image.astype(float), image.shape, (0, 1), scale, -start * scale, "linear", antialias=False
-    )
+    start = jax.random.uniform(place_key, (2,)) * (1 - shares) * jnp.array(image.shape[:2])
+    image = image.astype(float)
+    return jax.image.scale_and_translate(image, image.shape, (0, 1), scale, -start * scale, "linear", antialias=False)
 
 
 def normalize(images, mean, std):

@@ -1,4 +1,4 @@
-"""Image classification sets, loaded or opened for reading picture by picture, and which examples a run has of them."""
+"""Image classification sets, loaded or opened for reading picture by picture, and which of their examples a run has."""
 
 import functools
 import logging
@@ -31,7 +31,7 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """A train, perhaps a validation, and a test split, all three read or all not, with the names of their classes."""
+    """A train, perhaps a validation, and a test split, either all read or none, with the names of their classes."""
 
     train: Split | Pictures
     validation: Split | Pictures | None
@@ -40,10 +40,10 @@ class Dataset(NamedTuple):
 
 
 def load_dataset(data):
-    """Loads a data set whole, or opens it only, by `data.mode`; the newest one is kept, so the runs of a sweep read it once.
+    """Loads a data set whole, or only opens it, by `data.mode`. The latest one is kept, so the runs of a sweep read it once.
 
     Args:
-        data: the config's `data` section. Images get as many channels as `data.mean` has numbers, 1 (grey) or 3 (RGB).
+        data: the config's `data` section. Images get as many channels as `data.mean` has numbers, 1 (gray) or 3 (RGB).
 
     Raises:
         UserError: the set is not there, does not fit the config, or has too many pictures that cannot be read.
@@ -57,7 +57,7 @@ def load_dataset(data):
 
 
 def load_resident(data):
-    """As `load_dataset`; raises UserError where the set is too large to be loaded whole."""
+    """As `load_dataset`; raises UserError if the set is too large to be loaded whole."""
     dataset = load_dataset(data)
     if isinstance(dataset.test, Pictures):
         raise UserError(f"The data set {data.name!r} is streamed; it must be one that fits into memory.")
@@ -75,52 +75,46 @@ def open_test_split(data):
 
 
 def _where(data):
-    keys = ("name", "train_split", "test_split", "test_share", "classes")
-    where = {"dir": data.dir, "seed": data.split_seed, **{key: data[key] for key in keys}}
-    if not data.name.startswith("folder:"):
-        where["dir"] = data.dir or os.environ.get("TFDS_DATA_DIR") or DEFAULT_DATA_DIR
-        where["seed"] = 0  # these are split for good, and opened once
-    return where
+    where = {key: data[key] for key in ("name", "train_split", "test_split", "test_share", "classes")}
+    if data.name.startswith("folder:"):
+        return {"dir": data.dir, "seed": data.split_seed, **where}
+    # The split of all others is fixed: another seed must not open them again.
+    return {"dir": data.dir or os.environ.get("TFDS_DATA_DIR") or DEFAULT_DATA_DIR, "seed": 0, **where}
 
 
-@functools.lru_cache(maxsize=1)  # the labels of all examples may have to be read for it
-def _open(*, classes, **where):
+@functools.lru_cache(maxsize=1)  # choosing classes may have to read the labels of all examples
+def _open(*, name, classes, **where):
     """The pictures of the classes named, or of all, to train and to test on, and the names of the classes."""
-    train, test, class_names = open_all(**where)
+    train, test, class_names = open_all(name=name, **where)
     if not classes:
         return train, test, class_names
-    absent = [name for name in classes if name not in class_names]
+    absent = [chosen for chosen in classes if chosen not in class_names]
     if absent:
-        raise UserError(
-            f"data.classes has {absent[0]!r}, which the data set {where['name']!r} does not have; allowed are "
-            f"{', '.join(class_names)}."
-        )
-    numbers = {class_names.index(name): number for number, name in enumerate(classes)}
+        raise UserError(f"data.classes has {absent[0]!r}, but the classes of {name!r} are {', '.join(class_names)}.")
+    numbers = {class_names.index(chosen): number for number, chosen in enumerate(classes)}
     train, test = _of_classes(train, numbers), _of_classes(test, numbers)
     for split, pictures in (("train", train), ("test", test)):
         if not pictures.count:
-            raise UserError(f"The {split} split of {where['name']!r} has no example of the classes {', '.join(classes)}.")
+            raise UserError(f"The {split} split of {name!r} has no example of the classes {', '.join(classes)}.")
     return train, test, list(classes)
 
 
 def _of_classes(pictures, numbers):
-    """The pictures whose labels are keys of `numbers`, whose values are their labels from then on."""
-    labels = _labels(pictures)
+    """The pictures whose labels are keys of `numbers`; the values become their labels."""
+    labels = pictures.all_labels()
     places = np.flatnonzero(np.isin(labels, list(numbers)))
     own_labels = np.array([numbers[label] for label in labels[places].tolist()])
     chosen = pictures.take(places)
     return chosen._replace(read=lambda i: (chosen.read(i)[0], own_labels[i]), labels=own_labels)
 
 
-def _labels(pictures):
-    """All labels; −1 for a record that cannot be read."""
-    return np.array([pictures.label(i) for i in range(pictures.count)]) if pictures.labels is None else pictures.labels
-
-
-@functools.lru_cache(maxsize=1)  # what has been read leaves less memory free, and may not change the choice
+@functools.lru_cache(maxsize=1)  # a set that has been read leaves less memory free, which must not change the choice
 def _choose_mode(*, channels, image_size, **where):
-    train, test, _ = _open(**where)
-    return "resident" if _fit((train, test), channels, image_size) else "stream"
+    """Resident if the set takes at most half of a device's memory; if no device tells how much it has, of what is free here."""
+    total = sum(pictures.count * math.prod(_shape(pictures, channels, image_size)) for pictures in _open(**where)[:2])
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
+    fits = total <= min((limit for limit in limits if limit), default=psutil.virtual_memory().available) / 2
+    return "resident" if fits else "stream"
 
 
 @functools.lru_cache(maxsize=1)
@@ -129,22 +123,15 @@ def _load(*, channels, mode, image_size, validation_examples, examples_per_class
     train, test, class_names = _open(**where)
     chosen, validation = _carve(train, validation_examples, examples_per_class, class_names, split_seed)
     splits = {"train": train.take(chosen), "validation": train.take(validation), "test": test}
-    splits = {split: pictures for split, pictures in splits.items() if pictures.count or split != "validation"}
+    if not validation_examples:
+        del splits["validation"]
     if mode == "resident":
-        splits = {
-            split: _read(pictures, f"{split} split of {name!r}", channels, image_size) for split, pictures in splits.items()
-        }
+        for split, pictures in splits.items():
+            splits[split] = _read(pictures, f"{split} split of {name!r}", channels, image_size)
         shapes = {split.images.shape[1:] for split in splits.values()}
         if len(shapes) > 1:
             raise _sizes_differ(name, sorted(shapes))
     return Dataset(splits["train"], splits.get("validation"), splits["test"], tuple(class_names))
-
-
-def _fit(splits, channels, image_size):
-    """Whether splits take at most half of a device's memory; for one that does not say how much it has, of what is free here."""
-    total = sum(pictures.count * math.prod(_shape(pictures, channels, image_size)) for pictures in splits)
-    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
-    return total <= min((limit for limit in limits if limit), default=psutil.virtual_memory().available) / 2
 
 
 def image_shape(split, data):
@@ -163,29 +150,27 @@ def _shape(pictures, channels, image_size):
 
 
 def _carve(pictures, validation_examples, examples_per_class, class_names, seed):
-    """Where in the training split the training and the validation examples are: two rising sequences of places."""
-    if validation_examples >= pictures.count:
+    """The places of the training and of the validation examples in the training split, each in rising order."""
+    count = pictures.count
+    if validation_examples >= count:
         raise UserError(
-            f"data.validation_examples is {validation_examples}; allowed is less than the {pictures.count} examples to train on."
+            f"data.validation_examples must be less than the {count} examples to train on, not {validation_examples}."
         )
-    validation, train = np.split(np.random.default_rng((seed, 1)).permutation(pictures.count), [validation_examples])
+    validation, train = np.split(np.random.default_rng((seed, 1)).permutation(count), [validation_examples])
     if examples_per_class:
-        labels = _labels(pictures)
+        labels = pictures.all_labels()
         by_class = [train[labels[train] == label] for label in range(len(class_names))]
-        fewest = min(range(len(class_names)), key=lambda label: len(by_class[label]))
-        if len(by_class[fewest]) < examples_per_class:
-            raise UserError(
-                f"data.examples_per_class is {examples_per_class}; allowed are numbers up to {len(by_class[fewest])}, which is "
-                f"what the class {class_names[fewest]!r} has to train on."
-            )
+        most, name = min(zip(map(len, by_class), class_names, strict=True), key=lambda pair: pair[0])
+        if most < examples_per_class:
+            raise UserError(f"data.examples_per_class must be at most {most} (all of class {name!r}), not {examples_per_class}.")
         train = np.concatenate([members[:examples_per_class] for members in by_class])
     return np.sort(train), np.sort(validation)
 
 
 def _read(pictures, title, channels, image_size):
-    """Reads, decodes and fits the pictures of a split; those that cannot be read are named and left out."""
+    """Reads, decodes and resizes the pictures of a split; those that cannot be read are named and left out."""
     count, images, labels, unreadable = pictures.count, None, [], []
-    if image_size:  # one picture alone may be too large
+    if image_size:  # before the first picture is read: one may be too large
         check_memory(f"The {title}", count * image_size**2 * channels)
     numbers = track(range(count), f"Reading {title}", console=Console(stderr=True), transient=True, disable=count < 20_000)
     for i in numbers:
@@ -203,30 +188,24 @@ def _read(pictures, title, channels, image_size):
         if image.shape != images.shape[1:]:
             raise _sizes_differ(title, (images.shape[1:], image.shape))
         images[i] = image
-    leave_out(pictures, unreadable, title)
-    if unreadable:
-        images = np.delete(images, unreadable, axis=0)
-    return Split(images, np.array(labels, np.int32))
+    readable = leave_out(pictures, unreadable, title)
+    return Split(images[readable] if unreadable else images, np.array(labels, np.int32))
 
 
 def leave_out(pictures, unreadable, title):
-    """The places of all pictures but the `unreadable` ones, which are named in a warning.
-
-    Raises:
-        UserError: too many cannot be read.
-    """
+    """The places of all pictures but the `unreadable` ones, which a warning names; raises UserError if these are too many."""
     count = pictures.count
     if unreadable:
         named = ", ".join(pictures.name(i) for i in unreadable[:3]) + (", …" if len(unreadable) > 3 else "")
         found = f"{len(unreadable)} of {count} images in the {title} cannot be read: {named}"
         if len(unreadable) > UNREADABLE_SHARE * count:
-            raise UserError(f"{found}; allowed are {100 * UNREADABLE_SHARE:.0f} %, which would be left out.")
+            raise UserError(f"{found}; at most {100 * UNREADABLE_SHARE:.0f} % may be left out.")
         logger.warning("%s; left out.", found)
     return np.delete(np.arange(count), unreadable)
 
 
 def check_memory(what, needed, advice="a smaller data.image_size, or a part of it, needs less"):
-    """Raises a UserError that ends in an advice where so many bytes are not free."""
+    """Raises a UserError that ends in the advice unless so many bytes are free."""
     available = psutil.virtual_memory().available
     if needed > available:
         raise UserError(f"{what} needs {needed / 2**30:.1f} GiB of memory, and {available / 2**30:.1f} GiB are free; {advice}.")
@@ -234,4 +213,4 @@ def check_memory(what, needed, advice="a smaller data.image_size, or a part of i
 
 def _sizes_differ(title, shapes):
     sizes = " and ".join("×".join(map(str, shape[:2])) for shape in shapes)
-    return UserError(f"The {title} has images of {sizes} pixels; needed is one size, so choose data.image_size to resize to.")
+    return UserError(f"The {title} has images of {sizes} pixels; choose data.image_size to resize all of them to one size.")

@@ -12,13 +12,13 @@ import numpy as np
 from plain56.errors import UserError, first_line
 from plain56.runs import user_path
 
-MOST_BYTES = 2**30  # of a file: as many as the most pixels that are decoded take without compression, at 64 bits each
+MOST_BYTES = 2**30  # of a file: what the most pixels that are decoded take without compression, at 64 bits each
 MOST_STRETCHED = 16  # longer to shorter side of what is resized
 LACKS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC)
 
 
 class Fingerprint(NamedTuple):
-    """Checksums over the files of a data set, all splits': of their names and sizes, and of the times they were changed at.
+    """Checksums over the files of a whole data set: of their names and sizes, and of their times of change.
 
     A copy of the files has the same names and sizes, but may have other times.
     """
@@ -30,8 +30,8 @@ class Fingerprint(NamedTuple):
 class Pictures(NamedTuple):
     """A split that is read picture by picture.
 
-    `read(i)` gives picture i, as the bytes of a file or as uint8 [H, W, C], and its label; `name(i)` names it. `labels` [N] is
-    None where they cannot be known without reading it all, and `fingerprint` where there are no files.
+    `read(i)` returns picture i, as the bytes of a file or as uint8 [H, W, C], and its label; `name(i)` names it. `labels` [N] is
+    None where only reading every picture would tell them, and `fingerprint` where there are no files.
     """
 
     count: int
@@ -46,38 +46,31 @@ class Pictures(NamedTuple):
         read, name = (lambda i: self.read(indices[i])), (lambda i: self.name(indices[i]))
         return Pictures(len(indices), read, name, labels, self.fingerprint)
 
-    def label(self, i):
-        """The label of picture i; −1 for a record that cannot be read."""
-        record = _none_if_unreadable(self.read, i)
-        return -1 if record is None else record[1]
+    def all_labels(self):
+        """The labels of all pictures [N], read if need be; −1 for a record that cannot be read."""
+        if self.labels is not None:
+            return self.labels
+        return np.array([-1 if record is None else record[1] for record in map(self.decode, range(self.count))])
 
-    def decode(self, i, channels):
-        """Picture i as uint8 [H, W, channels], at its own size, and its label; None where it cannot be read.
+    def decode(self, i, channels=None):
+        """Picture i as uint8 [H, W, channels], at its own size, or without `channels` as `read` returns it; and its label.
 
-        Raises:
-            UserError: the system lacks what reading takes, which is no fault of the picture.
+        None if it cannot be read; raises UserError if the system lacks what reading takes, which is not the picture's fault.
         """
-        return _none_if_unreadable(self._decoded, i, channels)
-
-    def _decoded(self, i, channels):
-        source, label = self.read(i)
-        return _decode(source, channels), label
-
-
-def _none_if_unreadable(function, *arguments):
-    try:
-        return function(*arguments)
-    except (OSError, RuntimeError, ValueError, MemoryError, cv2.error) as error:  # of files, and of damaged records
-        if lack := told_lack(error):
-            raise lack from error
-        return None
+        try:
+            source, label = self.read(i)
+            return (_decode(source, channels) if channels else source), label
+        except (OSError, RuntimeError, ValueError, MemoryError, cv2.error) as error:  # of files, and of damaged records
+            if lack := told_lack(error):
+                raise lack from error
+            return None
 
 
 def told_lack(error):
-    """The UserError for an exception that says that the system lacks memory, open files or threads; None for another one."""
+    """The UserError for an exception that means a lack of memory, open files or threads; None for any other exception."""
     if isinstance(error, OSError):
         lacking = error.errno in LACKS
-    else:  # OpenCV's and Python's words, whose exceptions say no more
+    else:  # OpenCV and Python tell these only by their words
         words = ("Insufficient memory", "can't start new thread")
         lacking = isinstance(error, MemoryError) or any(word in str(error) for word in words)
     if not lacking:
@@ -90,12 +83,8 @@ def _reason(error):
 
 
 def read_file(path):
-    """The bytes of a file.
-
-    Raises:
-        OSError: it cannot be read, or is something that might be waited for or read forever, such as a pipe.
-    """
-    # Opened so, a pipe does not wait for its writer.
+    """The bytes of a file; raises OSError also for what reading might wait for or never finish, such as a pipe."""
+    # With O_NONBLOCK, opening a pipe does not wait for its writer.
     with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -106,11 +95,7 @@ def read_file(path):
 
 
 def _decode(source, channels):
-    """uint8 [H, W, channels] from the bytes of a file or from an image.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
+    """uint8 [H, W, channels] from the bytes of a file or from an image; raises ValueError if it cannot be read."""
     if isinstance(source, np.ndarray):
         if source.shape[-1] == channels:
             return source
@@ -125,20 +110,15 @@ def _decode(source, channels):
         most = os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"]
         raise ValueError(f"is too large: at most {most} pixels are read (OPENCV_IO_MAX_IMAGE_PIXELS)") from error
     if image is None:
-        raise ValueError("is no picture that can be read; it must be a JPEG, PNG or WebP file")
+        raise ValueError("is not a picture that can be read; it must be a JPEG, PNG or WebP file")
     return image if channels == 3 else image[..., None]
 
 
 def read_picture(picture, channels):
-    """A picture, a path or uint8 [H, W, C], as uint8 [H, W, channels].
-
-    Raises:
-        UserError: the file is not there, or is no picture.
-    """
+    """A picture, a path or uint8 [H, W, C], as uint8 [H, W, channels]; raises UserError if it cannot be read."""
+    path = None if isinstance(picture, np.ndarray) else user_path(picture)
     try:
-        return _decode(picture if isinstance(picture, np.ndarray) else read_file(user_path(picture)), channels)
-    except UserError:
-        raise
+        return _decode(read_file(path) if path else picture, channels)
     except (OSError, ValueError, MemoryError, cv2.error) as error:
         if lack := told_lack(error):
             raise lack from error
@@ -152,7 +132,7 @@ def resize(image, side):
     shorter = min(image.shape[:2])
     if shorter == side:
         return image
-    # Of a stripe, its middle: a line of a million pixels, enlarged whole, would take hundreds of gigabytes.
+    # Only the middle of a stripe: enlarged whole, a line of a million pixels would take hundreds of gigabytes.
     longest = MOST_STRETCHED * shorter
     top, left = (max(0, length - longest) // 2 for length in image.shape[:2])
     image = image[top : top + longest, left : left + longest]

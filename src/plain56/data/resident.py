@@ -1,4 +1,4 @@
-"""Batches of a data set that lies on the devices whole: which examples, in what order, as a pure function of seed and step."""
+"""Batches of a data set that is whole on the devices: which examples, in what order, as a pure function of seed and step."""
 
 from typing import NamedTuple
 
@@ -7,12 +7,12 @@ import jax.numpy as jnp
 
 from plain56.data.augment import augment, normalize
 
-# Each use of a run's seed draws from a stream of its own.
+# Each use of a run's seed draws from its own stream.
 ORDER_STREAM, AUGMENTATION_STREAM, DROPOUT_STREAM = 1, 2, 3
 
 
 class Batch(NamedTuple):
-    """Images [B, H, W, C], normalised unless said otherwise, labels int32 [B], and which slots hold an example, bool [B]."""
+    """Images [B, H, W, C], normalized unless said otherwise, labels int32 [B], and which slots hold an example, bool [B]."""
 
     images: jax.Array
     labels: jax.Array
@@ -20,17 +20,17 @@ class Batch(NamedTuple):
 
 
 def stream_key(seed, stream, index):
-    """The random key of one step or epoch, derived anew from the seed so that any step can be replayed alone."""
+    """The random key of one step or epoch, derived from the seed alone, so that any step can be replayed."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), index)
 
 
 def visiting_order(seed, first_epoch, num_examples, length):
     """Which examples a run visits from the start of an epoch on: int32, at least `length` from any place in that epoch.
 
-    A permutation for each epoch, one after another. Step k takes the B examples from place k·B on, counted from epoch 0: every
-    epoch visits every example once, no remainder is dropped, and the batch does not depend on the number of devices. It is made
-    for many steps at once, since sorting costs more than a small step, and asking in each step whether an epoch begins would
-    have a GPU wait for the host.
+    Each epoch is a permutation. Step k takes the B examples from place k·B on, counted from epoch 0: every epoch visits every
+    example once, no remainder is dropped, and the batch does not depend on the number of devices. The order is made for many
+    steps at once: sorting costs more than a small step, and a GPU would wait for the host if each step asked whether an epoch
+    begins.
     """
     epochs = first_epoch + jnp.arange(-(-length // num_examples) + 1, dtype=jnp.int32)
     return jax.vmap(lambda epoch: epoch_order(seed, epoch, num_examples))(epochs).ravel()
@@ -47,15 +47,15 @@ def train_batch(split, indices, seed, step, data, part=0, parts=1):
     Args:
         split: `Split` on the devices.
         indices: int32 [B], from `visiting_order`: those of this part.
-        step: updates completed before this one, int32.
-        data: the config's `data` section (normalisation and augmentation).
+        step: number of updates completed before this one, int32.
+        data: the config's `data` section.
     """
     batch = Batch(split.images[indices], split.labels[indices], jnp.ones(indices.shape, bool))
     return augmented(batch, seed, step, data, part, parts)
 
 
 def augmented(batch, seed, step, data, part=0, parts=1):
-    """A training batch whose images are not normalised yet, uint8, augmented and normalised; arguments as in `train_batch`."""
+    """A training batch of uint8 images, augmented and normalized; arguments as in `train_batch`."""
     images = augment(batch.images, stream_key(seed, AUGMENTATION_STREAM, step), data.augment, part, parts)
     return batch._replace(images=normalize(images, data.mean, data.std))
 

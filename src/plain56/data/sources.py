@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import itertools
 import os
 import stat
 import zlib
@@ -17,14 +18,10 @@ SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 
 
 def open_all(*, name, dir, train_split, test_split, test_share, seed):
-    """The pictures to train and to test on, and the names of the classes.
-
-    Raises:
-        UserError: the set is not there, or cannot be read.
-    """
+    """The pictures to train and to test on, and the names of the classes; raises UserError if the set cannot be read."""
     if name == "digits":
         if (train_split, test_split) != ("train", "test"):
-            raise UserError(f"The digits have the splits 'train' and 'test' alone; given are {train_split!r} and {test_split!r}.")
+            raise UserError(f"The digits have only the splits 'train' and 'test', not {train_split!r} and {test_split!r}.")
         train, test, class_names = _digits()
     elif name.startswith("folder:"):
         path = user_path(dir) / user_path(name.removeprefix("folder:"))
@@ -33,33 +30,32 @@ def open_all(*, name, dir, train_split, test_split, test_share, seed):
         except OSError as error:
             raise UserError(f"The data set {name!r} cannot be read: {error.strerror}: {error.filename}.") from error
     else:
-        path, wanted = user_path(dir), {"data.train_split": train_split, "data.test_split": test_split}
+        path = user_path(dir)
         try:
-            train, test, class_names = _tfds(name, path.absolute(), wanted)
+            train, test, class_names = _tfds(name, path.absolute(), train_split, test_split)
         except UserError:
             raise
-        except Exception as error:  # of many kinds, where its files are damaged
+        except Exception as error:  # damaged files raise many kinds
             raise UserError(f"The data set {name!r} in {path} cannot be read: {first_line(error)}.") from error
     if len(class_names) < 2:
-        raise UserError(f"The data set {name!r} has {len(class_names)} class; needed are at least two.")
+        raise UserError(f"The data set {name!r} must have at least two classes, not {len(class_names)}.")
     return train, test, class_names
 
 
 def _digits():
-    """scikit-learn's 1,797 handwritten digits, 8×8 pixels, grey: 1,348 to train on and 449 to test on.
+    """scikit-learn's 1,797 handwritten digits, 8×8 pixels, gray: 1,348 to train on and 449 to test on.
 
     Source: UCI "Optical recognition of handwritten digits", the test part, as shipped with scikit-learn. The split is fixed
-    and stratified: of the examples sorted by class, in the source's order within one, the second and every fourth from there
-    is a test example. Values 0…16 become 0…255.
+    and stratified: sorted by class, and within a class in the source's order, the second example and every fourth from there
+    is for testing. Values 0…16 become 0…255.
     """
-    # Its file, and not its import, which takes a second, and which never ends where memory is too small for its libraries.
+    # Only its file: the import takes a second, and never ends if memory is too small for its libraries.
     library = Path(importlib.util.find_spec("sklearn").origin).parent
-    digits = np.loadtxt(library / "datasets" / "data" / "digits.csv.gz", delimiter=",")  # 64 grey levels and the digit
+    digits = np.loadtxt(library / "datasets" / "data" / "digits.csv.gz", delimiter=",")  # 64 gray levels and the digit
     images = np.round(digits[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
     labels = digits[:, 64].astype(int)
-    by_class = np.argsort(labels, kind="stable")
     is_test = np.zeros(len(images), bool)
-    is_test[by_class[1::4]] = True
+    is_test[np.argsort(labels, kind="stable")[1::4]] = True
     pictures = Pictures(len(labels), lambda i: (images[i], labels[i]), "digit {}".format, labels)
     train, test = (pictures.take(np.flatnonzero(chosen)) for chosen in (~is_test, is_test))
     return train, test, [str(digit) for digit in range(10)]
@@ -71,49 +67,43 @@ def _folder(path, train_split, test_split, test_share, seed):
     Without split folders, `test_share` of each class, chosen by the seed, is for testing.
     """
     if not path.is_dir():
-        raise UserError(
-            f"There is no folder {path.absolute()} (data.name, in data.dir); needed is one with a sub-folder per class."
-        )
+        raise UserError(f"There is no folder {path.absolute()} (data.name, in data.dir); it must have one sub-folder per class.")
     train_folder, test_folder = path / train_split, path / test_split
     if train_folder.is_dir() and not test_folder.is_dir() and any(entry.is_dir() for entry in train_folder.iterdir()):
         raise UserError(
-            f"{path} has the folder {train_split!r} but no {test_split!r}; needed are both (data.train_split, data.test_split), "
-            "or one sub-folder per class and neither."
+            f"{path} has the folder {train_split!r} but no {test_split!r}; it must have both (data.train_split, "
+            "data.test_split), or neither and one sub-folder per class."
         )
     if train_folder.is_dir() and test_folder.is_dir():
-        files, class_names = _class_folders(train_folder)
-        test_files, test_names = _class_folders(test_folder)
+        train, class_names = _class_folders(train_folder)
+        test, test_names = _class_folders(test_folder)
         if class_names != test_names:
             only = sorted(set(class_names) ^ set(test_names))
             raise UserError(f"The classes of {train_folder} and {test_folder} differ: only one of them has {', '.join(only)}.")
-        fingerprint = _fingerprint(_relative(class_names, files) + _relative(class_names, test_files))
-        train = _pictures(train_folder, class_names, files, fingerprint)
-        return train, _pictures(test_folder, class_names, test_files, fingerprint), class_names
-    files, class_names = _class_folders(path)
+        fingerprint = _fingerprint(itertools.chain(*train, *test))
+        return _pictures(train_folder, train, fingerprint), _pictures(test_folder, test, fingerprint), class_names
+    by_class, class_names = _class_folders(path)
     train, test = [], []
-    for label, members in enumerate(files):
-        if len(members) < 2:
-            raise UserError(f"{path / class_names[label]} has one picture; needed are at least two, to train and to test on.")
-        order = np.random.default_rng((seed, 0, label)).permutation(len(members))
-        tests = set(order[: min(len(members) - 1, max(1, round(test_share * len(members))))])
-        test.append([file for i, file in enumerate(members) if i in tests])
-        train.append([file for i, file in enumerate(members) if i not in tests])
-    fingerprint = _fingerprint(_relative(class_names, files))
-    return *(_pictures(path, class_names, split, fingerprint) for split in (train, test)), class_names
+    for label, files in enumerate(by_class):
+        if len(files) < 2:
+            raise UserError(f"{path / class_names[label]} has one picture; it must have at least two, to train and to test on.")
+        order = np.random.default_rng((seed, 0, label)).permutation(len(files))
+        tests = set(order[: min(len(files) - 1, max(1, round(test_share * len(files))))])
+        test.append([file for i, file in enumerate(files) if i in tests])
+        train.append([file for i, file in enumerate(files) if i not in tests])
+    fingerprint = _fingerprint(itertools.chain(*by_class))
+    return _pictures(path, train, fingerprint), _pictures(path, test, fingerprint), class_names
 
 
 def _class_folders(path):
-    """The files of each class, as `_list` gives them, and the names of the classes, in alphabetical order."""
+    """The pictures of each class, as `_list` returns them but named from `path` on, and the sorted names of the classes."""
     with os.scandir(path) as entries:
         class_names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry))
-    files = [_list(path / name, SUFFIXES) for name in class_names]
-    empty = [name for name, members in zip(class_names, files, strict=True) if not members]
+    by_class = [[(f"{name}/{file}", *rest) for file, *rest in _list(path / name, SUFFIXES)] for name in class_names]
+    empty = [name for name, files in zip(class_names, by_class, strict=True) if not files]
     if empty:
-        raise UserError(
-            f"{path} has sub-folders without pictures: {', '.join(empty)}; each one is a class and needs files that end in "
-            f"{', '.join(SUFFIXES)}."
-        )
-    return files, class_names
+        raise UserError(f"{path} has sub-folders (classes) without files that end in {', '.join(SUFFIXES)}: {', '.join(empty)}.")
+    return by_class, class_names
 
 
 def _is_folder(entry):
@@ -123,10 +113,10 @@ def _is_folder(entry):
 
 
 def _list(folder, suffixes=""):
-    """The entries of a folder that end in a suffix, in alphabetical order: name, size, and time of change in ns.
+    """The visible entries of a folder that end in a suffix, in alphabetical order: name, size, and time of change in ns.
 
     Size and time are −1 for what cannot be read as a file: a link to nothing, a pipe, another folder. It is listed all the same,
-    since one who expects a picture there wants to hear of it.
+    because whoever expects a picture there wants to hear of it.
     """
 
     def describe(entry):
@@ -137,9 +127,7 @@ def _list(folder, suffixes=""):
         return (entry.name, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (entry.name, -1, -1)
 
     with os.scandir(folder) as entries:
-        return sorted(
-            describe(entry) for entry in entries if entry.name.lower().endswith(suffixes) and not entry.name.startswith(".")
-        )
+        return sorted(describe(entry) for entry in entries if entry.name.lower().endswith(suffixes) and entry.name[0] != ".")
 
 
 def _fingerprint(files):
@@ -151,16 +139,10 @@ def _fingerprint(files):
     return Fingerprint(names, times)
 
 
-def _relative(class_names, by_class):
-    """The files of all classes, with their names as seen from the folder of the classes."""
-    classes = zip(class_names, by_class, strict=True)
-    return [(f"{name}/{file}", size, time) for name, members in classes for file, size, time in members]
-
-
-def _pictures(folder, class_names, by_class, fingerprint):
-    """The pictures of a folder with a sub-folder per class, of which `by_class` has the files."""
-    names = [name for name, _, _ in _relative(class_names, by_class)]  # text alone: processes may want copies
-    labels = np.repeat(np.arange(len(by_class)), [len(members) for members in by_class])
+def _pictures(folder, by_class, fingerprint):
+    """The pictures of a folder; `by_class` has the files of each class."""
+    names = [name for files in by_class for name, _, _ in files]  # no sizes and times: processes may get copies of this list
+    labels = np.repeat(np.arange(len(by_class)), [len(files) for files in by_class])
 
     def path(i):
         return f"{folder}/{names[i]}"
@@ -168,11 +150,8 @@ def _pictures(folder, class_names, by_class, fingerprint):
     return Pictures(len(names), lambda i: (read_file(path(i)), labels[i]), path, labels, fingerprint)
 
 
-def _tfds(name, folder, wanted):
-    """The splits of a TFDS set that are `wanted`, by config key, and its classes.
-
-    One that lies prepared in `folder` needs no TensorFlow to be read.
-    """
+def _tfds(name, folder, train_split, test_split):
+    """The two splits of a TFDS set and the names of its classes; a set that is prepared in `folder` needs no TensorFlow."""
     import tensorflow_datasets as tfds
 
     try:
@@ -186,30 +165,30 @@ def _tfds(name, folder, wanted):
     keys = builder.info.supervised_keys
     image_key, label_key = keys if keys and len(keys) == 2 and all(isinstance(k, str) for k in keys) else ("image", "label")
     image, label = features.get(image_key), features.get(label_key)
-    sound = isinstance(image, tfds.features.Image) and image.np_dtype == np.uint8 and isinstance(label, tfds.features.ClassLabel)
-    if not sound:
+    is_image = isinstance(image, tfds.features.Image) and image.np_dtype == np.uint8
+    if not (is_image and isinstance(label, tfds.features.ClassLabel)):
         found = ", ".join(f"{key}: {type(feature).__name__}" for key, feature in features.items())
         raise UserError(
-            f"The data set {name!r} in {folder} is no image classification set; needed are an Image of type uint8 and a "
-            f"ClassLabel in each example, and there is {found or 'neither'}."
+            f"The data set {name!r} in {folder} is not an image classification set: each example must have an Image of type "
+            f"uint8 and a ClassLabel, and has {found or 'neither'}."
         )
     splits, fingerprint = [], _fingerprint(_list(builder.data_dir))
-    for key, split in wanted.items():
+    skip = {other: tfds.decode.SkipDecoding() for other in features if other != label_key}
+    for key, split in (("data.train_split", train_split), ("data.test_split", test_split)):
         try:
-            skip = {other: tfds.decode.SkipDecoding() for other in features if other != label_key}
             source = builder.as_data_source(split, decoders=skip)
         except NotImplementedError as error:
             raise UserError(
                 f"The data set {name!r} in {folder} is stored as {builder.info.file_format.value}, which only TensorFlow reads; "
-                f"needed is array_record: prepare it again with `{_command(name, folder)}`."
+                f"it must be array_record: prepare it again with `{_command(name, folder)}`."
             ) from error
         except ValueError as error:
             raise UserError(
-                f"{key} is {split!r}, which the data set {name!r} does not have; allowed are {', '.join(builder.info.splits)} "
-                "and parts of them, such as 'train[:80%]' and 'train[80%:]'."
+                f"{key} is {split!r}, which the data set {name!r} does not have; it must be one of "
+                f"{', '.join(builder.info.splits)}, or a part of one, such as 'train[:80%]' and 'train[80%:]'."
             ) from error
         if len(source) == 0 or source[0][label_key] < 0:
-            raise UserError(f"The split {split!r} of the data set {name!r} has no labelled examples; choose another {key}.")
+            raise UserError(f"The split {split!r} of the data set {name!r} has no labeled examples; choose another {key}.")
 
         def read(i, source=source):
             example = source[i]
@@ -223,7 +202,7 @@ def _tfds(name, folder, wanted):
 
 @contextlib.contextmanager
 def _refusing_code(connector):
-    """Has TFDS refuse features of modules that are none of its own, which reading a prepared set would import and so run."""
+    """Lets TFDS refuse features of modules other than its own: reading a prepared set would import these, and so run them."""
     original = connector.__dict__["cls_from_name"]
 
     def of_tfds(name):
@@ -244,9 +223,9 @@ def _prepare(name, folder):
 
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
-            f"The data set {name!r} does not lie prepared in {folder} (data.dir, or TFDS_DATA_DIR); allowed are 'digits', which "
-            "needs nothing, 'folder:PATH', and TFDS sets that lie there: install the extra 'prepare' and launch again, or "
-            f"prepare it elsewhere with `{_command(name, folder)}`."
+            f"The data set {name!r} is not prepared in {folder} (data.dir, or TFDS_DATA_DIR); install the extra 'prepare' and "
+            f"launch again, prepare it elsewhere with `{_command(name, folder)}`, or choose 'digits', which needs nothing, or "
+            "'folder:PATH'."
         )
     import tensorflow as tf
 
@@ -254,7 +233,7 @@ def _prepare(name, folder):
     try:
         builder = tfds.builder(name, data_dir=str(folder), file_format="array_record")
         builder.download_and_prepare()
-    except Exception as error:  # whatever a set's own script, the network or the disk raises
+    except Exception as error:  # a set's own script, the network and the disk raise any kind
         raise UserError(f"TFDS cannot prepare the data set {name!r} in {folder}: {first_line(error)}.") from error
     return builder
 

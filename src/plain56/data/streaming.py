@@ -1,4 +1,4 @@
-"""Batches of a data set that does not fit on the devices: read, cropped and put together on the host, some ahead of the step."""
+"""Batches of a data set that does not fit on the devices: read, cropped and put together on the host, ahead of the step."""
 
 import contextlib
 import functools
@@ -27,70 +27,67 @@ from plain56.data.resident import AUGMENTATION_STREAM, Batch, epoch_order
 from plain56.errors import UserError
 
 READ_AHEAD = 2  # batches
-# Open files: two for each of fifty arrays that Grain has not freed yet, with some for the run, and those of a worker process.
+# Open files: two for each of fifty arrays that Grain has not freed yet, and some for the run; and those of a worker process.
 OPEN_FILES, OPEN_FILES_PER_WORKER = 128, 16
-# Of threads that read.
-_lock = threading.Lock()
-_unreadable = set()
+_lock = threading.Lock()  # of the threads that read
+_unreadable = set()  # names of pictures that a warning has named
 
 logger = logging.getLogger(__name__)
 
 
 def train_stream(pictures, data, seed, first_step, steps, batch_size, part=0, parts=1):
-    """The batches of some training steps, with the examples that `visiting_order` says, or one of `parts` equal parts of each.
+    """The batches of some training steps, with the examples of `visiting_order`, or one of `parts` equal parts of each batch.
 
-    Cropped at random where `data.augment` asks for `enlarge` or `area`, out of the picture as it was stored; what else it asks
-    for, the devices do. Every batch is a pure function of seed and step: a stream can begin at any step.
+    If `data.augment` asks for `enlarge` or `area`, pictures are cropped at random here, at their stored size; the devices do the
+    rest of it. Every batch is a pure function of seed and step: a stream can begin at any step.
 
     Args:
         pictures: `Pictures` of the training split.
         data: the config's `data` section.
-        first_step: updates completed before.
+        first_step: number of updates completed before.
 
     Returns:
-        An iterator over `Batch`es of NumPy arrays, images uint8. Slots of pictures that cannot be read are masked; a resident set
-        does not have them in its order.
+        An iterator over `Batch`es of NumPy arrays, images uint8. Slots of pictures that cannot be read are masked, while a
+        resident set leaves them out of its order.
     """
-    own = batch_size // parts
 
-    def example(number):
-        step, slot = divmod(number, own)
-        position = (first_step + step) * batch_size + part * own + slot
+    def example(slot):
+        position = first_step * batch_size + slot
         epoch, place = divmod(position, pictures.count)
         generator = np.random.default_rng((seed, AUGMENTATION_STREAM, position))
         return int(_order(seed, epoch, pictures.count)[place]), generator
 
-    return _batches(pictures, data, example, steps * own, own)
+    return _batches(pictures, data, example, steps, batch_size, part, parts)
 
 
 def evaluation_stream(pictures, data, batch_size, part=0, parts=1):
-    """The batches of a split in its own order, as `train_stream`, cropped in the middle; slots past the end are masked."""
-    own = batch_size // parts
+    """As `train_stream`, of a split in its own order, cropped in the middle; slots past the end are masked."""
+    return _batches(pictures, data, lambda slot: (slot, None), -(-pictures.count // batch_size), batch_size, part, parts)
 
-    def example(number):
+
+def _batches(pictures, data, example, count, batch_size, part, parts):
+    """The parts of `count` batches; `example` maps a slot of the whole batches to a picture and the generator of its crop."""
+    shape, own = image_shape(pictures, data), batch_size // parts
+
+    def load(number):
         batch, slot = divmod(number, own)
-        return batch * batch_size + part * own + slot, None
+        return _load(pictures, data, shape, *example(batch * batch_size + part * own + slot))
 
-    return _batches(pictures, data, example, -(-pictures.count // batch_size) * own, own)
-
-
-def _batches(pictures, data, example, count, own):
-    shape = image_shape(pictures, data)
     ahead = 1 + (2 * data.workers or READ_AHEAD)
     check_memory(f"A stream of batches of {own} images", ahead * own * math.prod(shape), "smaller images or batches need less")
-    cv2.setNumThreads(1)  # the examples of a batch go to different threads already
-    load = functools.partial(_load, pictures, data, shape, example)
-    examples = grain.MapDataset.range(count).map(load)
+    cv2.setNumThreads(1)  # the examples of a batch already go to different threads
+    examples = grain.MapDataset.range(count * own).map(load)
     if data.workers:
         _check_open_files(data.workers)
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain's own, which keep their defaults
+            flags.FLAGS.mark_as_parsed()  # Grain reads its own flags, which keep their defaults
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
         batches = examples.batch(own).to_iter_dataset(options)
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(data.workers), _set_up_worker)
     else:
-        # More than there are cores, since some wait for files.
-        options = grain.ReadOptions(num_threads=2 * _cores(), prefetch_buffer_size=READ_AHEAD * own)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        # More threads than cores, since some wait for files.
+        options = grain.ReadOptions(num_threads=2 * cores, prefetch_buffer_size=READ_AHEAD * own)
         batches = examples.to_iter_dataset(options).batch(own)
     return _until_failure(batches, data.workers)
 
@@ -106,10 +103,9 @@ def _check_open_files(workers):
 
 
 def _until_failure(batches, workers):
-    """The batches; at their end the worker processes are gone, and so is what they shared.
+    """Yields the batches; at their end the worker processes and what they shared are gone.
 
-    Raises:
-        UserError: a worker process was killed, or the system lacks what reading takes.
+    Raises UserError if a worker process was killed, or if the system lacks what reading takes.
     """
     failure, iterator = None, None
     try:
@@ -122,21 +118,21 @@ def _until_failure(batches, workers):
         if not failure:
             raise
     finally:
-        # Where a process could not begin, Grain fails to end it, in destructors as well.
+        # Grain fails to end a process that could not begin, in destructors as well.
         hook, sys.unraisablehook = sys.unraisablehook, lambda error: None
         with contextlib.suppress(OSError, AssertionError):
             if workers and iterator:
                 iterator.close()
         del iterator
         if workers:
-            gc.collect()  # Grain's iterators are cycles, and hold shared memory
+            gc.collect()  # Grain's iterators are cycles that hold shared memory
         sys.unraisablehook = hook
     if failure:
         raise failure
 
 
 def _start_quiet_tracker():
-    """Starts Python's process that frees shared memory at the end, without its warning of what a killed worker left."""
+    """Starts Python's process that frees shared memory at the end, without its warning about what a killed worker left."""
     given = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (given, "ignore:resource_tracker")))
     try:
@@ -146,7 +142,7 @@ def _start_quiet_tracker():
 
 
 def _told_end_of_worker(error):
-    """The UserError for Grain's exception that says that a worker process has ended; None for another one."""
+    """The UserError for Grain's exception about a worker process that has ended; None for any other exception."""
     ended = re.search(r"terminated unexpectedly with exit code (-?)(\d+)", str(error))
     if not ended:
         return None
@@ -157,14 +153,10 @@ def _told_end_of_worker(error):
     )
 
 
-def _cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 def _set_up_worker(number, workers):
-    jax.config.update("jax_platforms", "cpu")  # a worker computes the order of examples alone, and leaves the devices free
+    jax.config.update("jax_platforms", "cpu")  # a worker computes only the order of examples, and leaves the devices free
     cv2.setNumThreads(1)
-    # Requests to stop are the training process's to hear, which may still need batches; it may also be killed.
+    # Only the training process obeys requests to stop, and it may still need batches. It may also be killed.
     for request in (signal.SIGINT, signal.SIGTERM):
         signal.signal(request, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -181,13 +173,12 @@ def _computed_order(seed, epoch, count):
 
 
 def _order(seed, epoch, count):
-    with _lock:  # at the beginning of an epoch all threads ask at once
+    with _lock:  # at the start of an epoch all threads ask at once
         return _computed_order(seed, epoch, count)
 
 
-def _load(pictures, data, shape, example, number):
-    """One slot of a batch."""
-    index, generator = example(number)
+def _load(pictures, data, shape, index, generator):
+    """One slot of a batch; without a generator, cropped in the middle."""
     decoded = pictures.decode(index, shape[-1]) if index < pictures.count else None
     mask = decoded is not None
     if not mask:
@@ -195,7 +186,7 @@ def _load(pictures, data, shape, example, number):
             _warn(pictures.name(index))
         if not generator:
             return Batch(np.zeros(shape, np.uint8), np.int32(0), np.bool_(False))
-        # Another picture, of which batch norm alone takes notice.
+        # Another picture instead, which only batch norm notices.
         others = (pictures.decode((index + offset) % pictures.count, shape[-1]) for offset in range(1, pictures.count))
         decoded = next(filter(None, others), (np.zeros(shape, np.uint8), 0))
     image, label = decoded
@@ -205,13 +196,13 @@ def _load(pictures, data, shape, example, number):
     elif data.image_size:
         image = center(resize(image, data.image_size), data.image_size)
     if image.shape != shape:
-        sizes = ("×".join(map(str, size[:2])) for size in (image.shape, shape))
-        raise UserError("{} has {} pixels; needed are {}, or a data.image_size.".format(pictures.name(index), *sizes))
+        found, expected = ("×".join(map(str, size[:2])) for size in (image.shape, shape))
+        raise UserError(f"{pictures.name(index)} must have {expected} pixels, not {found}; or choose a data.image_size.")
     return Batch(image, np.int32(label), np.bool_(mask))
 
 
 def _warn(name):
-    """Once for each picture, not in every epoch."""
+    """Warns once for each picture, not in every epoch."""
     with _lock:
         if name in _unreadable:
             return
@@ -223,7 +214,7 @@ def _random_crop(image, size, options, generator):
     """A random part of an image [H, W, C], resized to `size`; see `augment`."""
     lengths = np.array(image.shape[:2])
     if options.enlarge:
-        # The shorter side is enlarged to a random multiple of what is cut out (He et al. 2015, section 3.4).
+        # The shorter side becomes a random multiple of the crop's (He et al. 2015, section 3.4).
         box = np.full(2, lengths.min() / generator.uniform(*options.enlarge))
     else:
         area = lengths.prod() * generator.uniform(*options.area)
@@ -232,7 +223,7 @@ def _random_crop(image, size, options, generator):
     box = np.clip(np.round(box), 1, lengths).astype(int)  # large areas leave no room for long sides
     top, left = generator.integers(lengths - box + 1)
     cut = image[top : top + box[0], left : left + box[1]]
-    # Averages over areas, where not every pixel is among the four of a bilinear value; they take six times as long.
+    # Bilinear values, of four pixels each, would skip pixels; averages over areas do not, but take six times as long.
     skips = (box > 2 * np.array(size)).any()
     resized = cv2.resize(cut, size[::-1], interpolation=cv2.INTER_AREA if skips else cv2.INTER_LINEAR)
     return resized.reshape(*size, image.shape[-1])

@@ -3,5 +3,3 @@
 from plain56.ops.batch_norm import affine, batch_norm
 from plain56.ops.convolution import convolve
 from plain56.ops.max_pool import max_pool
-
-__all__ = ["affine", "batch_norm", "convolve", "max_pool"]

@@ -1,13 +1,13 @@
-"""Batch normalisation by the moments of the batch, with its gradient written out.
+"""Batch normalization by the moments of the batch, with its gradient written out.
 
 With M = N·H·W values of a channel, x̂ = (x − mean) / √(var + epsilon) and the output's gradient g:
 
     y  = scale · x̂ + bias
     dx = scale / √(var + epsilon) · (g − Σg / M − x̂ · Σ(g·x̂) / M),  dscale = Σ(g·x̂),  dbias = Σg
 
-(Ioffe & Szegedy 2015, section 3). Automatic differentiation finds the same, in more passes over the images. Where the images are
-shared out among devices that compute each for itself, the sums in y and dx are over all of them, and dscale and dbias, like every
-gradient there, are a device's own.
+(Ioffe & Szegedy 2015, section 3). Automatic differentiation finds the same, in more passes over the images. If the images are
+divided among devices that compute each for itself, the sums in y and dx are over all devices, while dscale and dbias, like every
+gradient there, are the device's own.
 """
 
 import functools
@@ -21,18 +21,14 @@ from plain56.ops import native
 
 def _sums(a, b):
     """Σ a and Σ a·b over all images and positions of [N, H, W, C]: two [C]."""
-    return lax.platform_dependent(a, b, cpu=_cpu_sums, default=_reductions)
-
-
-def _reductions(a, b):
-    return jnp.sum(a, (0, 1, 2)), jnp.sum(a * b, (0, 1, 2))
+    return lax.platform_dependent(a, b, cpu=_cpu_sums, default=lambda a, b: (jnp.sum(a, (0, 1, 2)), jnp.sum(a * b, (0, 1, 2))))
 
 
 def _cpu_sums(a, b):
     channels = a.shape[-1]
     if native.takes(a, channels):
         return tuple(native.call(native.CHANNEL_SUMS, a, b, (2, channels)))
-    # Each image first, kept apart by the barrier: jaxlib 0.10.1 adds one number after the other, and of 100,000 loses a digit.
+    # Each image first, kept apart by the barrier: jaxlib 0.10.1 adds number after number, and loses a digit with 100,000 of them.
     each = lax.optimization_barrier((jnp.sum(a, (1, 2)), jnp.sum(a * b, (1, 2))))
     return tuple(jnp.sum(sums, 0) for sums in each)
 
@@ -44,30 +40,26 @@ def affine(x, mean, factor, bias):
 
 
 def _mean_sums(sums, x, axis_name):
-    """Sums over images and positions of x as means, over the images of all devices where an axis of them is named."""
+    """Turns sums over images and positions of x into means, over the images of all devices along `axis_name` if it is given."""
     means = [total / (x.size // x.shape[-1]) for total in sums]
     return lax.pmean(means, axis_name) if axis_name else means
 
 
-def _moments(x, axis_name):
-    """Mean and biased variance [C] of images [N, H, W, C], in float32, or float64 where they are that."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean, mean_square = _mean_sums(_sums(x, x), x, axis_name)
-    return mean, jnp.maximum(mean_square - mean * mean, 0)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def batch_norm(x, scale, bias, epsilon, axis_name=None):
-    """Normalises images [N, H, W, C] by their own moments, or by those of the images on all devices along `axis_name`.
+    """Normalizes images [N, H, W, C] by their own moments, or by those of the images on all devices along `axis_name`.
 
     Returns:
-        The normalised images in the dtype of `x`, and their mean and biased variance [C], through which no gradient flows.
+        The normalized images in the dtype of `x`, and the mean and biased variance [C] of `x`, through which no gradient flows,
+        in float32, or in float64 for such images.
     """
-    return _normalise(x, scale, bias, epsilon, axis_name)[0]
+    return _normalize(x, scale, bias, epsilon, axis_name)[0]
 
 
-def _normalise(x, scale, bias, epsilon, axis_name):
-    mean, variance = _moments(x, axis_name)
+def _normalize(x, scale, bias, epsilon, axis_name):
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean, mean_square = _mean_sums(_sums(wide, wide), wide, axis_name)
+    variance = jnp.maximum(mean_square - mean * mean, 0)
     inverse = lax.rsqrt(variance + epsilon)
     factor = inverse * scale
     y = affine(x.astype(mean.dtype), mean, factor, bias)
@@ -87,4 +79,4 @@ def _backward(epsilon, axis_name, saved, gradients):
     return dx.astype(dtype), dscale, dbias
 
 
-batch_norm.defvjp(_normalise, _backward)
+batch_norm.defvjp(_normalize, _backward)

@@ -1,8 +1,8 @@
 // 2-D convolution of float32 images and its two gradients on a CPU, called by XLA. Compiled by native.py on the user's machine.
 //
 // Images [N, H, W, C], kernel [kh, kw, C, D] and output [N, h, w, D] as in convolution.py. Leading axes of all operands (vmap)
-// are independent convolutions. Each result is a function of the operands alone: tasks depend on shapes and never on the number
-// of threads, and sums over tasks have a fixed order.
+// are independent convolutions. Each result depends only on the operands: tasks depend on shapes and never on the number of
+// threads, and sums over tasks have a fixed order.
 
 #include <algorithm>
 #include <array>
@@ -20,7 +20,7 @@ namespace ffi = xla::ffi;
 
 namespace {
 
-// One register of floats, and how many sums fit into the register file beside what a multiply-add needs.
+// The floats in one register, and how many sums fit into the register file beside what a multiply-add needs.
 #if defined(__AVX512F__)
 constexpr int kLanes = 16, kSums = 28;
 #elif defined(__AVX__)
@@ -34,15 +34,15 @@ typedef float Unaligned __attribute__((vector_size(kLanes * sizeof(float)), alig
 inline Vector Load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
 inline void Store(float* to, Vector value) { *reinterpret_cast<Unaligned*>(to) = value; }
 
-constexpr int64_t kTileFloats = 1 << 17;    // of images that one task holds ready: 512 KiB, so that they stay in the second cache
-constexpr int64_t kKernelFloats = 5 << 10;  // of the kernel that one pass over a tile reads: 20 KiB, in the first cache
+constexpr int64_t kTileFloats = 1 << 17;    // of images in one task: 512 KiB, so that they stay in the second-level cache
+constexpr int64_t kKernelFloats = 5 << 10;  // of the kernel in one pass over a tile: 20 KiB, for the first-level cache
 
 struct Images {
   int64_t n, h, w, c;
   int64_t size() const { return n * h * w * c; }
 };
 
-// Calls f(0) … f(tasks − 1) on the threads of XLA's pool and on this one. Without memory for a task the process ends.
+// Calls f(0) … f(tasks − 1) on the threads of XLA's pool and on this one. If there is no memory for a task, the process ends.
 template <typename F>
 void ParallelFor(ffi::ThreadPool& pool, int64_t tasks, const F& f) {
   struct Progress {
@@ -73,12 +73,12 @@ Taps ForwardTaps(int64_t kh, int64_t kw, int64_t sh, int64_t sw, int64_t top, in
   return taps;
 }
 
-// A tap as it is met: what it adds to the address of the input, and its place in the packed kernel.
+// A tap in a loop: what it adds to the address of the input, and its place in the packed kernel.
 struct Tap {
   int64_t offset, place;
 };
 
-// The inputs of some output positions with zeros around them, so that no tap has to look where the image ends.
+// The inputs of some output positions with zeros around them, so that no tap has to check where the image ends.
 class Tile {
  public:
   // For `height` × `width` output positions of each image. Small images are taken several at a time, large ones in bands of rows.
@@ -99,7 +99,7 @@ class Tile {
     bands_ = (height + band_ - 1) / band_;
     image_step = whole_ ? input.h * row_size_ : Rows(band_) * row_size_;
     images = bands_ > 1 ? 1 : std::clamp<int64_t>(kTileFloats / floats(band_), 1, input.n);
-    // Of about the same size, and where there are many, a multiple of most numbers of threads.
+    // Groups of about the same size; if there are many, their number is a multiple of most numbers of threads.
     groups_ = (input.n + images - 1) / images;
     if (groups_ > 8) groups_ = (groups_ + 15) / 16 * 16;
     images = (input.n + groups_ - 1) / groups_;
@@ -113,7 +113,7 @@ class Tile {
 
   int64_t count() const { return groups_ * bands_; }
 
-  // Makes tile `number` ready: images first … last − 1, output rows begin … end − 1 of each.
+  // Prepares tile `number`: images first … last − 1, output rows begin … end − 1 of each.
   void Take(int64_t number, const float* x, std::vector<float>& buffer) {
     first = number / bands_ * images, last = std::min(first + images, input_.n);
     begin = number % bands_ * band_, end = std::min(begin + band_, height_);
@@ -140,7 +140,7 @@ class Tile {
     }
   }
 
-  // The taps that meet the image, and not the zeros around it, from output position (row, column), or from all of that row.
+  // The taps that reach the image, not the zeros around it, from output position (row, column), or from the whole row if column < 0.
   void Inside(int64_t row, int64_t column, std::vector<Tap>& inside) const {
     inside.clear();
     for (size_t t = 0; t < taps_.rows.size(); ++t) {
@@ -149,7 +149,7 @@ class Tile {
     }
   }
 
-  // The input of output row `row` of an image, to which the taps' offsets add up.
+  // The input of output row `row` of an image, to which the taps' offsets are added.
   const float* Row(int64_t image, int64_t row) const { return data_ + (image - first) * image_step + (row - begin) * row_step; }
 
   int64_t images, image_step, row_step, column_step, first, last, begin, end;
@@ -160,7 +160,7 @@ class Tile {
   Images input_;
   Taps taps_;
   std::vector<int64_t> offsets_;
-  bool whole_;  // no tap reaches over an edge: nothing is copied
+  bool whole_;  // no tap reaches over an edge, so nothing is copied
   int64_t height_, top_, left_, reach_, columns_, row_size_, bands_, band_, groups_;
   const float* data_;
 };
@@ -192,7 +192,7 @@ void Multiply(const float* x, const std::vector<Tap>& taps, int64_t channels, in
     for (int v = 0; v < V; ++v) Store(y + q * y_step + v * kLanes, sums[q][v]);
 }
 
-// Output positions whose tap meets the image: images, rows and columns from … to.
+// The output positions whose tap reaches the image: images, rows and columns [from, to).
 struct Range {
   int64_t images[2], rows[2], columns[2];
 };
@@ -262,10 +262,10 @@ void Correlate(ffi::ThreadPool& pool, const Images& input, const float* x, const
   std::vector<int64_t> starts;
   int64_t start = 0;
   for (int v : blocks) starts.push_back(start), start += v * kLanes;
-  // So many input channels at a time that the kernel stays in the first cache.
+  // As many input channels at a time as keep the kernel in the first-level cache.
   auto chunk = [&](int64_t block) { return std::max<int64_t>(1, kKernelFloats / (count * blocks[block] * kLanes)); };
   // The kernel in the order in which it is read.
-  static thread_local std::vector<float> memory;  // kept, since the system clears new pages
+  static thread_local std::vector<float> memory;  // kept, since the system would clear new pages
   memory.resize(std::max<size_t>(memory.size(), count * channels * filters));
   float* packed = memory.data();
   auto pack = [&](int64_t block) {
@@ -298,7 +298,7 @@ void Correlate(ffi::ThreadPool& pool, const Images& input, const float* x, const
         auto at = [&](int64_t n, int64_t p, int64_t q) {
           return y + ((n * output.h + p * row_stride + row_shift) * output.w + q * column_stride + column_shift) * filters + starts[block];
         };
-        // Positions of one row, or where these are few, one position of many images.
+        // Positions of one row, or one position of many images if a row has few.
         for (int64_t p = tile.begin; p < tile.end; ++p) {
           if (many) {
             for (int64_t q = 0; q < width; ++q) {
@@ -332,7 +332,7 @@ void AccumulateChannels(const Images& input, const float* x, const Images& outpu
   }
 }
 
-// The outputs from … to, of `outputs`, whose input lies in 0 … size − 1.
+// The outputs in [from, to) whose input is in 0 … size − 1, again as [from, to).
 std::pair<int64_t, int64_t> Meets(int64_t offset, int64_t stride, int64_t size, int64_t from, int64_t to) {
   from = std::max(from, offset < 0 ? (-offset + stride - 1) / stride : 0);
   return {from, std::min(to, offset < size ? (size - 1 - offset) / stride + 1 : 0)};
@@ -341,12 +341,12 @@ std::pair<int64_t, int64_t> Meets(int64_t offset, int64_t stride, int64_t size, 
 void KernelGradient(ffi::ThreadPool& pool, const Images& input, const float* x, const Images& output, const float* g, const Taps& taps,
                     float* dw) {
   int64_t channels = input.c, filters = output.c, count = taps.rows.size(), size = count * channels * filters;
-  // Tiles of images, or of rows of one image, that stay in the second cache.
+  // Tiles of images, or of rows of one image, that stay in the second-level cache.
   int64_t row_floats = std::max(output.w * filters, taps.row_stride * input.w * channels);
   int64_t band = std::clamp<int64_t>(kTileFloats / row_floats, 1, output.h), bands = (output.h + band - 1) / band;
   int64_t images = bands > 1 ? 1 : std::clamp<int64_t>(kTileFloats / (row_floats * output.h), 1, (input.n + 15) / 16);
   int64_t tiles = (input.n + images - 1) / images * bands;
-  // Tasks are parts of the tiles, each with sums of its own, and for large kernels parts of the output channels.
+  // Tasks are parts of the tiles, each with its own sums, and for large kernels also parts of the output channels.
   int64_t parts = std::clamp<int64_t>((int64_t{1} << 20) / size, 1, std::min<int64_t>(16, tiles));
   std::vector<int> blocks = Blocks(filters, kSums);
   int64_t shares = std::min<int64_t>(blocks.size(), (16 + parts - 1) / parts);
@@ -386,7 +386,7 @@ void KernelGradient(ffi::ThreadPool& pool, const Images& input, const float* x, 
   ParallelFor(pool, (size + kSlice - 1) / kSlice, [&](int64_t i) { add(i * kSlice, std::min(size, (i + 1) * kSlice)); });
 }
 
-// The last four axes, and the product of those before.
+// The product of all axes but the last four, and these four.
 template <typename Buffer>
 std::pair<int64_t, Images> Shape(Buffer buffer) {
   auto dims = buffer.dimensions();
@@ -414,7 +414,7 @@ ffi::Error InputGradient(ffi::ThreadPool pool, Floats g, Floats w, ffi::Result<F
   Images kernel = Shape(w).second, input = Shape(*dx).second;
   for (int64_t copy = 0; copy < copies; ++copy) {
     float* to = dx->typed_data() + copy * input.size();
-    // Input rows of the same remainder by the stride meet the same taps.
+    // Input rows with the same remainder by the stride meet the same taps.
     for (int64_t a = 0; a < strides[0]; ++a)
       for (int64_t b = 0; b < strides[1]; ++b) {
         Taps taps{{}, {}, {}, 1, 1};
@@ -423,7 +423,7 @@ ffi::Error InputGradient(ffi::ThreadPool pool, Floats g, Floats w, ffi::Result<F
             int64_t row = a + padding[0] - i, column = b + padding[1] - j;
             if (row % strides[0] == 0 && column % strides[1] == 0) taps.Add(row / strides[0], column / strides[1], i * kernel.h + j);
           }
-        if (taps.rows.empty()) taps.Add(-output.h - input.h, 0, 0);  // above the image: zeros alone
+        if (taps.rows.empty()) taps.Add(-output.h - input.h, 0, 0);  // above the image: only zeros
         Correlate(pool, output, g.typed_data() + copy * output.size(), w.typed_data() + copy * kernel.size(), true, taps, input, to,
                   strides[0], a, strides[1], b);
       }

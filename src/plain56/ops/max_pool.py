@@ -1,6 +1,6 @@
 """Maximum over windows, with its gradient written out as a sum over shifted images.
 
-XLA on a CPU selects and scatters the gradient one value after another, which takes about ten times as long.
+On a CPU, XLA selects and scatters the gradient one value after another, which takes about ten times as long.
 """
 
 import functools
@@ -14,7 +14,7 @@ from jax import lax
 def max_pool(x, size, stride, padding):
     """Maximum over size×size windows of images [N, H, W, C]; `padding` is ((top, bottom), (left, right)) and never wins.
 
-    Where a maximum occurs twice, the gradient goes to the first, as in XLA and PyTorch.
+    If a maximum occurs twice, the gradient goes to the first, as in XLA and PyTorch.
     """
     return _pool(x, size, stride, padding)[0]
 
@@ -45,8 +45,8 @@ def _backward(size, stride, padding, saved, g):
     winner = jnp.full(y.shape, size * size, jnp.uint8)  # the index in its window of the first value that is the maximum
     for index, values in reversed(list(enumerate(_shifted(x, size, stride, padding)))):
         winner = jnp.where(values == y, jnp.uint8(index), winner)
-    # With every window at the place of its last value, a pixel's gradient from the windows that it has won as their i-th value
-    # lies as far before it as the i-th value lies before the last.
+    # Every window's gradient is put at the place of the window's last value. What a pixel gets from a window that it won as the
+    # i-th value is then as far behind the pixel as the last value is behind the i-th.
     apart = [(0, 0, 0)]
     for (low, _), length, windows in zip(padding, x.shape[1:3], y.shape[1:3], strict=True):
         apart.append((size - 1 - low, length + low - 1 - (windows - 1) * stride, stride - 1))

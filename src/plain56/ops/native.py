@@ -1,7 +1,7 @@
-"""Convolutions on a CPU by `convolution.cc`, compiled by the machine's own C++ compiler at the first use.
+"""Convolutions on a CPU by `convolution.cc`, compiled by the machine's own C++ compiler on first use.
 
 The compiled library is kept in the cache folder as `convolution-KEY-CHECKSUM.so`: KEY stands for what it was made from, CHECKSUM
-for what it holds. A library that is not whole is never loaded, since that may end the process without a word.
+for what it contains. An incomplete library is never loaded, since that may end the process without a word.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ COMPILE = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-w")
 FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT = "Convolution", "ConvolutionInputGradient", "ConvolutionKernelGradient"
 CHANNEL_SUMS = "ChannelSums"
 FUNCTIONS = (FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, CHANNEL_SUMS)
-COMPILE_SECONDS = 300  # it takes a few; so long, the compiler hangs
+COMPILE_SECONDS = 300  # compiling takes a few; after so many, the compiler hangs
 
 logger = logging.getLogger(__name__)
 _is_portable = contextvars.ContextVar("portable", default=False)
@@ -37,7 +37,7 @@ _is_portable = contextvars.ContextVar("portable", default=False)
 
 @contextlib.contextmanager
 def portable():
-    """Inside, what is traced needs nothing of ours to run: not the functions of the source."""
+    """Programs that are traced inside run without this package: they call no functions of the source."""
     token = _is_portable.set(True)
     try:
         yield
@@ -46,10 +46,10 @@ def portable():
 
 
 def lanes():
-    """The number of floats in a register, of which output channels must be a multiple; 0 where there is no native convolution.
+    """The number of floats in a register, of which output channels must be a multiple; 0 if there is no native convolution.
 
-    That is so off the CPU; where a process has several devices, since XLA would gather what is shared out among them; where the
-    source cannot be compiled; and where programs are to be `portable`.
+    There is none off the CPU; with several devices, since XLA would gather what is divided among them; if the source cannot be
+    compiled; and for `portable` programs.
     """
     if _is_portable.get():
         return 0
@@ -57,17 +57,16 @@ def lanes():
 
 
 def describe():
-    """What float32 convolutions are computed by, as JSON values."""
-    count = lanes()
-    on_cpu = "native" if count else "portable"
-    return {"convolution": on_cpu if jax.default_backend() == "cpu" else "xla", "lanes": count}
+    """What computes float32 convolutions, as JSON values."""
+    on_cpu = "native" if lanes() else "portable"
+    return {"convolution": on_cpu if jax.default_backend() == "cpu" else "xla", "lanes": lanes()}
 
 
 @functools.cache
 def load():
-    """Makes the functions of the source known to XLA, and returns the number of floats in a register.
+    """Registers the functions of the source with XLA, and returns the number of floats in a register.
 
-    Returns 0, and warns, where the source cannot be compiled.
+    Returns 0, and warns, if the source cannot be compiled.
     """
     try:
         functions = library()
@@ -75,53 +74,43 @@ def load():
         logger.warning("Training is slow on this CPU, since the C++ convolution could not be compiled: %s", _reason(error))
         return 0
     for name in FUNCTIONS:
-        jax.ffi.register_ffi_target(_target(name), jax.ffi.pycapsule(getattr(functions, name)), platform="cpu")
+        jax.ffi.register_ffi_target(f"plain56.{name}", jax.ffi.pycapsule(getattr(functions, name)), platform="cpu")
     return functions.Lanes()
 
 
 def library():
-    """The compiled source as a library with all its functions: what an earlier process has kept, or compiled now."""
-    return _kept() or _compiled()
+    """The compiled source as a library with all its functions: one that an earlier process kept, or else compiled now."""
+    with contextlib.suppress(OSError):  # a folder that cannot be read
+        for path in sorted(cache_folder().glob(f"convolution-{_key()}-*.so")):
+            with contextlib.suppress(OSError, AttributeError):  # incomplete, or made for another system
+                if path.stem.endswith(_digest(path.read_bytes())):
+                    return _open(path)
+    return _compiled()
 
 
 def takes(array, channels):
-    """Whether the functions of the source make results with so many channels from images like these."""
+    """Whether the functions of the source compute results with so many channels from images like these."""
     return array.dtype == np.float32 and lanes() > 0 and channels % lanes() == 0
 
 
 def call(name, a, b, shape, strides=(), padding=()):
     """Calls a function of the source on two float32 arrays; `shape` is that of the result."""
     low = np.array([low for low, _ in padding], np.int64)
-    result = jax.ShapeDtypeStruct(shape, np.float32)
-    function = jax.ffi.ffi_call(_target(name), result, vmap_method="broadcast_all")
+    function = jax.ffi.ffi_call(f"plain56.{name}", jax.ShapeDtypeStruct(shape, np.float32), vmap_method="broadcast_all")
     return function(a, b, strides=np.array(strides, np.int64), padding=low)
 
 
-def _target(name):
-    return f"plain56.{name}"
-
-
-def _kept():
-    """The library that an earlier process has compiled, or None; for that, no compiler is needed."""
-    with contextlib.suppress(OSError):  # a folder that cannot be read
-        for path in sorted(cache_folder().glob(f"convolution-{_key()}-*.so")):
-            with contextlib.suppress(OSError, AttributeError):  # not whole, or made for another system
-                if path.stem.endswith(_digest(path.read_bytes())):
-                    return _open(path)
-    return None
-
-
 def _compiled():
-    """The library, compiled for this process, and kept for others where that is possible."""
+    """The library, compiled for this process, and kept for others if possible."""
     compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
     quiet = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
-    # Several processes may do so at a time, and each may be killed.
+    # Several processes may compile at a time, and each may be killed.
     with tempfile.TemporaryDirectory(dir=cache_folder() if can_keep(cache_folder()) else None) as folder:
         part = Path(folder) / "convolution.so"
         command = [*compiler, *COMPILE, "-I", jax.ffi.include_dir(), str(SOURCE), "-o", str(part)]
         subprocess.run(command, check=True, timeout=COMPILE_SECONDS, **quiet)
         compiled = _open(part)
-        with contextlib.suppress(OSError):  # it is compiled again then
+        with contextlib.suppress(OSError):  # then the next process compiles again
             with part.open("rb") as file:
                 os.fsync(file.fileno())
             path = cache_folder() / f"convolution-{_key()}-{_digest(part.read_bytes())}.so"
@@ -131,12 +120,7 @@ def _compiled():
 
 
 def _open(path):
-    """Loads a library that has all functions.
-
-    Raises:
-        AttributeError: one is missing.
-        OSError: it cannot be loaded.
-    """
+    """Loads a library; raises OSError if it cannot be loaded, and AttributeError if it lacks a function."""
     opened = ctypes.CDLL(str(path))
     for name in ("Lanes", *FUNCTIONS):
         getattr(opened, name)
@@ -144,7 +128,7 @@ def _open(path):
 
 
 def _key():
-    """What the compiled source depends on. The compiler is named, not asked: it may be gone when the library is still there."""
+    """What the compiled source depends on. Names the compiler without calling it: the library may outlive the compiler."""
     parts = (SOURCE.read_bytes(), *COMPILE, os.environ.get("CXX", ""), jaxlib.__version__, processor())
     return _digest(repr(parts).encode())
 
@@ -157,8 +141,7 @@ def _reason(error):
     """Why there is no library, in one line."""
     if isinstance(error, subprocess.TimeoutExpired):
         return f"{error.cmd[0]} has taken more than {COMPILE_SECONDS} seconds"
+    said = str(error)
     if isinstance(error, subprocess.CalledProcessError):
         said = error.stderr.strip() or f"{error.cmd[0]} ended with status {error.returncode}"
-    else:
-        said = str(error)
     return " ".join(said.split())[:300]
