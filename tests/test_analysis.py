@@ -215,6 +215,6 @@ def test_experiments_on_a_sweep(sweep, capsys):
     undamaged = [row for row in runs.read_table(sweep, "lesions") if row["lesion"] == "none"]
     errors = {row["run"]: row["test_error"] for row in runs.read_summary(sweep)}
     assert {row["run"]: float(row["top1_error"]) for row in undamaged} == pytest.approx(errors, rel=1e-4)
-    centres = {float(row["loss"]) for row in runs.read_table(sweep, "landscape") if row["x"] == row["y"] == "0"}
-    assert len(centres) == 4
+    centers = {float(row["loss"]) for row in runs.read_table(sweep, "landscape") if row["x"] == row["y"] == "0"}
+    assert len(centers) == 4
     assert cli.run(lesions_experiment.damage, [f"--workdir={sweep / 'nothing'}"]) == 2

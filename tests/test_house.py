@@ -1,14 +1,23 @@
-"""The bounds that keep the house readable: a stranger sees a function whole, and a file in one sitting."""
+"""The bounds that keep the house readable: a stranger sees a function whole, a file in one sitting, and plain American English."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 MOST_FILE_LINES, MOST_FUNCTION_LINES, MOST_ARGUMENTS = 400, 70, 8
-# Not configs: a recipe is a list of keys.
-FILES = [ROOT / "launch.py", *sorted((ROOT / "src/plain56").rglob("*.py")), *sorted((ROOT / "experiments").rglob("*.py"))]
+ROOMS = ("src/plain56", "configs", "experiments", "tests")
+FILES = [ROOT / "launch.py", *(file for room in ROOMS for file in sorted((ROOT / room).rglob("*.py")))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "src/plain56/ops/convolution.cc"]
+# Subject first, and American. The key `model.normalise` has its name from earlier versions.
+FOREIGN = re.compile(
+    r"\b(?:needed|allowed) (?:is|are)\b|\b(?:centre|grey)s?\b|colour|behaviour|neighbour"
+    r"|(?:initial|normal|material|optim|summar|serial)is(?:e[drs]?|ing|ation)\b",
+    re.IGNORECASE,
+)
+NAMES_THAT_STAY = re.compile(r"\bnormalise\b|data\.augment\.colour")
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
@@ -20,3 +29,9 @@ def test_files_and_functions_stay_small(file):
             names = [argument.arg for argument in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
             assert len([name for name in names if name not in ("self", "cls")]) <= MOST_ARGUMENTS, function.name
             assert function.end_lineno - function.lineno < MOST_FUNCTION_LINES, function.name
+
+
+@pytest.mark.parametrize("file", [*FILES, *PAGES], ids=lambda file: str(file.relative_to(ROOT)))
+def test_words(file):
+    if file != Path(__file__):
+        assert not FOREIGN.findall(NAMES_THAT_STAY.sub("", file.read_text()))

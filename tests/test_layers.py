@@ -45,7 +45,7 @@ def test_adaptive_average_windows():
 def test_dense_form_averages_the_fully_connected_layers_over_positions():
     images = jax.random.normal(jax.random.key(1), (1, 256, 224, 3))
     network, dense = (create_model("vgg11", 5, form=form) for form in ("imagenet", "dense"))
-    # Small values, so that the big layers need no initialisation of their own.
+    # Small values, so that the big layers need no initialization of their own.
     shapes = jax.eval_shape(network.init, jax.random.key(0), images[:, :224])
     generator = np.random.default_rng(0)
     filler = generator.normal(size=2**20).astype(np.float32)

@@ -31,7 +31,7 @@ def test_twins_have_the_same_trees_and_initial_values():
     jax.tree.map(np.testing.assert_array_equal, plain, residual)
 
 
-def test_initialisation_is_he_normal_and_differs_between_blocks():
+def test_initialization_is_he_normal_and_differs_between_blocks():
     params = jax.jit(create_model("resnet110", 10).init)(jax.random.key(0), jnp.ones((1, 8, 8, 1)))["params"]
     kernels = params["stage3"]["conv1"]["kernel"]
     assert kernels.shape == (17, 3, 3, 64, 64)

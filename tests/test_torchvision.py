@@ -26,7 +26,7 @@ SHAPES = {
     name: {key: tuple(shape) for key, shape in shapes.items()} for name, shapes in json.loads(str(REFERENCES["shapes"])).items()
 }
 NAMES = tuple(SHAPES)
-NORMALISED = [name for name in NAMES if f"{name}/training" in REFERENCES]
+NORMALIZED = [name for name in NAMES if f"{name}/training" in REFERENCES]
 # Errors relative to the largest logit, or to the norm of a tensor.
 TOLERANCES = {"float32": 1e-4, "float64": 1e-10}
 
@@ -88,7 +88,7 @@ def test_logits(name):
 
 
 @pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", slow_but(("resnet18", "googlenet_bn"), NORMALISED))
+@pytest.mark.parametrize("name", slow_but(("resnet18", "googlenet_bn"), NORMALIZED))
 def test_training_pass(name, dtype):
     with arithmetic(dtype):
         model, variables = load(name, dtype)

@@ -184,7 +184,7 @@ def test_accumulated_gradients_are_the_mean_of_those_of_the_parts():
     compare("params")
     compare("batch_stats")
     jax.tree.map(lambda whole, *parts: np.testing.assert_allclose(whole, sum(parts), rtol=1e-6), totals, *(t for _, t in halves))
-    whole = step(state, batch)[0]  # which normalises by other statistics
+    whole = step(state, batch)[0]  # which normalizes by other statistics
     assert not np.allclose(whole.params["head"]["kernel"], accumulated.params["head"]["kernel"], atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""What is frozen stays, and has neither gradient nor optimiser state; what is not learns at its stage's rate."""
+"""What is frozen stays, and has neither gradient nor optimizer state; what is not learns at its stage's rate."""
 
 import functools
 import json

@@ -348,10 +348,10 @@ def test_pictures_of_every_kind_are_read_by_what_they_are(tmp_path):
 
     smooth = Image.fromarray(np.linspace(0, 255, 32 * 32 * 3).reshape(32, 32, 3).astype(np.uint8))
     smooth.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
-    smooth.convert("L").save(tmp_path / "grey.jpg", quality=95)
+    smooth.convert("L").save(tmp_path / "gray.jpg", quality=95)
     smooth.save(tmp_path / "picture.gif")
     (tmp_path / "picture.gif").rename(tmp_path / "gif.jpg")
-    for name in ("cmyk.jpg", "grey.jpg", "gif.jpg"):
+    for name in ("cmyk.jpg", "gray.jpg", "gif.jpg"):
         with Image.open(tmp_path / name) as image:
             expected = np.asarray(image.convert("RGB")).astype(int)
         np.testing.assert_allclose(read_picture(tmp_path / name, 3), expected, atol=2, err_msg=name)

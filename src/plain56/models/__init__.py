@@ -2,5 +2,3 @@
 
 from plain56.models.layers import Output
 from plain56.models.registry import create_model, is_cifar_form, list_models, option_names, parse_name
-
-__all__ = ["Output", "create_model", "is_cifar_form", "list_models", "option_names", "parse_name"]

@@ -4,5 +4,3 @@ from plain56.training.evaluate import evaluate_run, evaluate_variables
 from plain56.training.program import load, prepare
 from plain56.training.session import train
 from plain56.training.stored import load_run
-
-__all__ = ["evaluate_run", "evaluate_variables", "load", "load_run", "prepare", "train"]
