@@ -20,7 +20,7 @@ def costs_of(workdir):
     from plain56.config import build_model, from_json
 
     rows = []
-    for planned, row in zip(runs.read_sweep(workdir), sweeps.summarise(workdir), strict=True):
+    for planned, row in zip(runs.read_sweep(workdir), sweeps.summarize(workdir), strict=True):
         if row["state"] == "finished":
             data = planned.run.environment()["data"]
             model = build_model(from_json(planned.run.config()), len(data["class_names"]))

@@ -53,7 +53,7 @@ def tabulate(options, arguments):
     """Prints the table, and draws the figure."""
     cli.refuse_config(options, "the run directories alone")
     if runs.is_sweep(options.workdir):
-        sweeps.summarise(options.workdir)
+        sweeps.summarize(options.workdir)
         degradation.write_curves(options.workdir)
     rows = [row for row, _ in degradation.read(options.workdir) if row["model"].startswith(FAMILIES)]
     if not rows:

@@ -23,7 +23,7 @@ ONE_OF_TWO = ["--coordinator=localhost:1", "--num_processes=2", "--process_id=0"
 WIDE = "--config.model.widths=(16,8,64)"
 
 MISTAKES = [
-    ([], "No mode was given; allowed are train, evaluate, sweep, report, describe"),
+    ([], "No mode was given; it must be one of train, evaluate, sweep, report, describe"),
     (["tarin"], "There is no mode 'tarin'"),
     (["train"], "--config is missing"),
     (["train", DIGITS], "--workdir is missing"),
@@ -34,7 +34,7 @@ MISTAKES = [
     (["train", DIGITS, "--config.foo=1"], "There is no key 'foo'"),
     (["train", DIGITS, "--config.train.steps=many"], "invalid literal for int() with base 10: 'many'"),
     (["train", DIGITS, "--config.data.augment.flip=maybe"], "maybe"),
-    (["train", DIGITS, "resnet20", "--workdir=W"], "'resnet20' is not understood"),
+    (["train", DIGITS, "resnet20", "--workdir=W"], "'resnet20' must be a flag"),
     (["train", DIGITS, "--nosuch=1"], "Unknown command line flag 'nosuch'"),
     (["train", f"{DIGITS}:resnet57", "--workdir=W"], "nearest is 'resnet56'"),
     (["train", f"{DIGITS}:reznet56", "--workdir=W"], "nearest is 'resnet56'"),
@@ -78,8 +78,8 @@ MISTAKES = [
     (["sweep", SWEEP, "--workdir=configs"], "configs is there already and is not a sweep directory"),
     (["train", DIGITS, "--workdir="], "--workdir is missing"),
     (["train", DIGITS, "--config.transfer.freeze=('stage9',)", "--workdir=W"], "transfer.freeze has 'stage9', which is no part"),
-    (["evaluate", DIGITS, "--workdir=W"], "--config is not allowed here"),
-    (["sweep", f"{SWEEP}:mnist", "--workdir=W"], "There is no recipe 'mnist' for this sweep; allowed are digits, cifar10"),
+    (["evaluate", DIGITS, "--workdir=W"], "--config must be left out here"),
+    (["sweep", f"{SWEEP}:mnist", "--workdir=W"], "The recipe must be one of digits, cifar10, imagenet, not 'mnist'"),
     (["sweep", SWEEP, "--config.sweep.depths=(20,57)", "--workdir=W"], "nearest is 'plain56'"),
     (["sweep", SWEEP, "--config.sweep.depths=()", "--workdir=W"], "The sweep is empty"),
     (["sweep", SWEEP, "--config.sweep.seeds=(1,1)", "--workdir=W"], "names a run twice: plain20-seed1"),
@@ -139,7 +139,7 @@ def test_mistakes_cost_one_sentence(arguments, message, tmp_path, capsys, monkey
         ("{", "does not hold a run's config"),
         ("[]", "does not hold a run's config"),
         ("{}", "it names no network"),
-        ('{"model": {"name": "resnet20"}, "train": {"stepz": 1}}', "whose key 'train.stepz' no config has"),
+        ('{"model": {"name": "resnet20"}, "train": {"stepz": 1}}', "whose key 'train.stepz' does not exist"),
     ],
 )
 def test_json_that_is_no_config(tmp_path, capsys, content, message):
@@ -208,7 +208,7 @@ def test_describe_shows_auxiliary_heads_and_what_reductions_save(capsys):
     printed, result = described(capsys, "googlenet")
     assert result["parameters"] == 13_378_280
     assert "auxiliary4a *" in printed
-    assert "* in training alone" in printed
+    assert "* only in training" in printed
     assert re.search(r"total +│ +5.85 │ +24.16 │ +76 % │ +1,103.97 │ +3,947.85 │ +72 % │", printed)
     assert len(result["savings"]) == 9
 

@@ -313,7 +313,7 @@ def made_up_sweep(folder, errors):
                         errors = {"loss": 1.0, "top1_error": error if step == 20 else 0.9}
                         append({"step": step, "split": split, "seconds": 1.0, **errors})
             run.write_status(runs.Status("finished", 20, "", 100, 1.0))
-    return sweeps.summarise(folder)
+    return sweeps.summarize(folder)
 
 
 def test_seeds_are_drawn_as_mean_and_range(tmp_path):
@@ -344,7 +344,7 @@ def test_unfinished_runs_are_drawn_as_far_as_they_came(tmp_path):
     with run.open_log(10, start=0.0):
         pass  # forgets what came after step 10
     run.write_status(runs.Status("diverged", 10))
-    sweeps.summarise(tmp_path)
+    sweeps.summarize(tmp_path)
     steps, curves = figure._curves([network for network in figure.read(tmp_path) if network.row["model"] == "plain20"], "train")
     assert steps == [10, 20]
     np.testing.assert_array_equal(curves, [[90, 10], [90, np.nan]])
@@ -353,7 +353,7 @@ def test_unfinished_runs_are_drawn_as_far_as_they_came(tmp_path):
 
 def test_nothing_to_draw_yet(tmp_path):
     runs.write_sweep(tmp_path, {"plain20-seed0": {"overrides": {"model.name": "plain20", "seed": 0}, "config": {}}})
-    assert sweeps.summarise(tmp_path)[0]["state"] == "queued"
+    assert sweeps.summarize(tmp_path)[0]["state"] == "queued"
     with pytest.raises(UserError, match="nothing to draw"):
         figure.draw(tmp_path)
 
@@ -421,7 +421,7 @@ def test_degradation_figure_shows_no_other_networks(tmp_path):
     runs.write_sweep(tmp_path, {"vgg": {"overrides": {"model.name": "vgg11", "seed": 0}, "config": {}}})
     with runs.hold(tmp_path / "vgg") as run, run.open_log(0, start=0.0) as append:
         append({"step": 1, "split": "train", "loss": 2.0, "top1_error": 0.9, "seconds": 1.0})
-    sweeps.summarise(tmp_path)
+    sweeps.summarize(tmp_path)
     with pytest.raises(UserError, match="has vgg11; this figure shows plain and residual networks alone"):
         figure.draw(tmp_path)
 

@@ -1,4 +1,4 @@
-"""The modes `export` and `predict`: weights out of a run, and what they see on pictures."""
+"""The modes `export` and `predict`: a run's weights as a file, and what a network sees in pictures."""
 
 from plain56.cli.flags import refuse_config, required
 from plain56.cli.terminal import print_result, print_table
@@ -17,13 +17,13 @@ def export(options, arguments):
 
 
 def predict(options, arguments):
-    """Prints the likeliest classes of pictures."""
+    """Prints the most likely classes of pictures."""
     from plain56 import machine, pretrained
 
     refuse_config(options, "weights and pictures")
     source = required(options, "weights")
     if not arguments:
-        raise UserError("predict needs pictures: give their paths.")
+        raise UserError("predict needs the paths of pictures.")
     machine.set_up()
     results = pretrained.predict(source, arguments, options.model)
     for result in results:

@@ -11,15 +11,15 @@ from plain56.runs.files import is_number, lock_file, parse_json, read_json, read
 from plain56.runs.keys import upgraded
 from plain56.runs.run import Run, Status, View, differences, planned_status, refuse_strangers, view
 
-NAME = r"[\w.,=()+-]"  # what names of runs, which are folders, are made of
-NOT_RUNS = ("workers", "slurm", "lock")  # what a sweep's directory holds that is no run
+NAME = r"[\w.,=()+-]"  # the characters of the names of runs, which are folders
+NOT_RUNS = ("workers", "slurm", "lock")  # the other entries of a sweep's directory without a dot
 NAMES_ARE = f"made of letters, digits and .,=()+-, not begin with a dot, and not be one of {', '.join(NOT_RUNS)}"
-LOCK_SECONDS = 60  # that another process may take to write the sweep's files
+LOCK_SECONDS = 60  # how long another process may take to write the sweep's files
 
 
 @contextlib.contextmanager
 def _locked(folder):
-    """Keeps other processes from writing the files of a sweep meanwhile."""
+    """Keeps other processes from writing a sweep's files meanwhile."""
     with contextlib.ExitStack() as stack:
         with refusing_os_errors("sweep", folder):
             stack.enter_context(lock_file(Path(folder) / "lock", LOCK_SECONDS))
@@ -29,7 +29,7 @@ def _locked(folder):
 class SweepRun(NamedTuple):
     """A run of a sweep, begun or not: its directory, what it overrides, and its config as nested dicts.
 
-    `damage` says what is wrong with its element in sweep.json, where something is; the other two are empty then.
+    `damage` says what is wrong with its element in sweep.json, if anything is; the other two are then empty.
     """
 
     run: Run
@@ -38,11 +38,11 @@ class SweepRun(NamedTuple):
     damage: str = ""
 
     def status(self):
-        """How the run stands; whatever its files hold, no error."""
+        """How the run stands. Raises nothing, whatever its files hold."""
         return Status("damaged", reason=self.damage) if self.damage else planned_status(self.run, self.config)
 
     def view(self):
-        """The run as tables and pages show it; whatever its files hold, no error."""
+        """The run as tables and pages show it. Raises nothing, whatever its files hold."""
         return View(self.status(), {}, []) if self.damage else view(self.run, self.config)
 
 
@@ -52,11 +52,7 @@ def is_name(name):
 
 
 def read_sweep(folder):
-    """The runs of a sweep directory in order, as `SweepRun`s.
-
-    Raises:
-        UserError: it is not a sweep directory.
-    """
+    """The runs of a sweep directory in order, as `SweepRun`s. Raises UserError if it is not a sweep directory."""
     folder = Path(folder)
     elements = read_json(folder / "sweep.json")
     if not elements:
@@ -71,9 +67,8 @@ def _sweep_run(folder, name, element):
     run = Run(folder / name)
     parts = element if isinstance(element, dict) else {}
     overrides, config = parts.get("overrides"), parts.get("config")
-    if not (parts.keys() == {"overrides", "config"} and isinstance(overrides, dict) and isinstance(config, dict)):
-        return SweepRun(run, {}, {}, damaged)
-    if not (type(overrides.get("model.name")) is str and type(overrides.get("seed")) is int):
+    sound = parts.keys() == {"overrides", "config"} and isinstance(overrides, dict) and isinstance(config, dict)
+    if not (sound and type(overrides.get("model.name")) is str and type(overrides.get("seed")) is int):
         return SweepRun(run, {}, {}, damaged)
     try:
         return SweepRun(run, overrides, upgraded(config, folder / "sweep.json"))
@@ -87,12 +82,9 @@ def is_sweep(folder):
 
 
 def write_sweep(folder, elements):
-    """Records the elements of a sweep, `{name: {"overrides": …, "config": …}}`, in its directory.
+    """Records the elements of a sweep, `{name: {"overrides": …, "config": …}}`, and returns the names of all, in order.
 
-    Those that are there already keep their places, so that a number stands for the same run for good; new ones come after them.
-
-    Returns:
-        The names of all elements, in order.
+    New elements come after those that are there, so that a number always stands for the same run.
 
     Raises:
         UserError: the directory holds something else, has a run of the same name and another identity, or cannot be written.
@@ -115,9 +107,9 @@ def write_sweep(folder, elements):
 
 
 def write_summary(folder, make_rows):
-    """Writes a sweep's summary, the list of equal dicts that `make_rows()` gives, as summary.csv and summary.json.
+    """Writes a sweep's summary, the list of equal dicts that `make_rows()` returns, as summary.csv and summary.json.
 
-    It reads the runs while no other process writes the summary: whoever is last has seen what all others have.
+    The rows are read while no other process writes the summary, so that the last one has seen what all others have.
     """
     with _locked(folder):
         rows = make_rows()
@@ -127,11 +119,7 @@ def write_summary(folder, make_rows):
 
 
 def read_summary(folder):
-    """The rows that `write_summary` wrote, in the order of the sweep's runs.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """The rows that `write_summary` wrote, in the order of the sweep's runs. Raises UserError if the file is damaged."""
     path = Path(folder) / "summary.json"
     text = read_text(path)
     try:
