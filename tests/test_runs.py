@@ -265,7 +265,8 @@ def test_something_else_in_place_of_a_file(tmp_path, name, kind):
     else:
         with pytest.raises(UserError, match=rf"{name} (is damaged|cannot be read)"):
             read[name]()
-    assert runs.view(run, {"seed": 0}).status.state == ("damaged" if name in ("config.json", "metrics.jsonl") else "queued")
+    state = runs.SweepRun(run, {}, {"seed": 0}).view().status.state
+    assert state == ("damaged" if name in ("config.json", "metrics.jsonl") else "queued")
 
 
 NO_FLOCK = """if True:

@@ -36,6 +36,11 @@ class Element(NamedTuple):
     config: object
     damage: str = ""
 
+    def planned(self, workdir):
+        """The element as a run in the sweep's directory."""
+        config = {} if self.damage else self.config.to_dict()
+        return runs.SweepRun(runs.Run(Path(workdir) / self.name), self.overrides, config, self.damage)
+
 
 def expand(config, sweep):
     """The elements of a sweep.
@@ -290,9 +295,7 @@ def _work_left(element, workdir):
 
 def _steps_left(element, workdir):
     """The steps that an element has left to do: 0 if it cannot be run."""
-    if element.damage:
-        return 0
-    status = runs.planned_status(runs.Run(Path(workdir) / element.name), element.config.to_dict())
+    status = element.planned(workdir).status()
     return 0 if status.state in (*runs.ENDED, "damaged") else max(0, last_step(element.config) - status.step)
 
 

@@ -30,10 +30,7 @@ def _choice(*values, default=None):
 FLAGS = {
     (): {"workdir": (_text, "directory of the run or sweep")},
     ("evaluate",): {
-        "protocol": (
-            _choice("centre", "ten_crop", "dense"),
-            "evaluate: how pictures are presented to the network; by default as in training",
-        ),
+        "protocol": (_choice("centre", "ten_crop", "dense"), "evaluate: how pictures are presented; by default as in training"),
         "side": (_number(1, define=flags.DEFINE_multi_integer), "evaluate --protocol=dense: length of the shorter side"),
         "exact_statistics": (_switch, "evaluate: take batch norm's statistics over the whole training split"),
     },
@@ -41,7 +38,7 @@ FLAGS = {
         "all": (_switch, "describe: show all networks as published, in one table"),
         "image_size": (
             _number(1, 8192),
-            "describe: height and width of the images; by default as published: 224 for ImageNet, 32 for CIFAR-10",
+            "describe: side of the images; by default as published: 224 for ImageNet, 32 for CIFAR-10",
         ),
         "num_classes": (_number(2, 10**6), "describe: number of classes; by default as published: 1000 or 10"),
     },
@@ -52,15 +49,13 @@ FLAGS = {
         "dry_run": (_switch, "sweep: only show the elements"),
         "executor": (
             _choice("local", "slurm", default="local"),
-            "sweep: where the runs run; slurm submits each as a job and returns",
+            "sweep: where runs run; slurm submits each as a job and returns",
         ),
         "partition": (_text, "sweep --executor=slurm: partition of the jobs; Slurm's default if left out"),
         "gpus": (_number(1), "sweep --executor=slurm: GPUs per run"),
         "cpus": (_number(1), "sweep --executor=slurm: CPU cores per run"),
-        "minutes": (
-            _number(3),  # the last minute and a half is for saving
-            "sweep --executor=slurm: time limit of a job, which is queued again if it needs more; 5 if left out",
-        ),
+        # At least 3, since the last minute and a half is for saving.
+        "minutes": (_number(3), "sweep --executor=slurm: a job's time limit, after which it is queued again; 5 if left out"),
         "parallel": (_number(1), "sweep --executor=slurm: how many jobs may run at a time"),
     },
     ("train", "finetune"): {
@@ -70,14 +65,11 @@ FLAGS = {
         "process_id": (_number(0), "train: the number of this one, counted from 0"),
     },
     ("evaluate", "finetune", "export", "predict"): {
-        "weights": (
-            _text,
-            "evaluate, finetune, predict: a file, run directory or Hugging Face repository to read; export: the file to write",
-        ),
+        "weights": (_text, "the file, run directory or Hugging Face repository to read weights from; export: the file to write"),
     },
     ("finetune", "predict"): {"model": (_text, "finetune, predict: name of the network, if the weights do not say it")},
 }
-# The flags of --executor=slurm, and what submitit calls them.
+# The flags of --executor=slurm, by submitit's names.
 SLURM = {
     "partition": "partition",
     "gpus": "gpus_per_node",

@@ -90,21 +90,19 @@ def _elements(options):
 
 def _show_elements(options):
     """Prints the elements of a sweep (--dry_run), or the states of its runs (--status). Runs and writes nothing."""
-    from plain56 import runs
-
     elements = _elements(options)
     if options.status:
         required(options, "workdir")
     rows = []
-    for index, (name, overrides, config, damage) in enumerate(elements):
+    for index, element in enumerate(elements):
+        name, overrides, config, damage = element
         row, steps = {"index": index, "run": name}, None if damage else config.train.steps
         if options.dry_run:
             row |= {"model": overrides.get("model.name", config and config.model.name)}
             row |= {"seed": overrides.get("seed", config and config.seed), "steps": steps}
             row |= {"other overrides": {key: overrides[key] for key in overrides.keys() - {"model.name", "seed"}}}
         if options.workdir:
-            planned = runs.Run(Path(options.workdir) / name), overrides, {} if damage else config.to_dict()
-            status = runs.SweepRun(*planned, damage).status()
+            status = element.planned(options.workdir).status()
             row |= {"state": status.state, "step": status.step, "of": steps, "seconds": status.seconds, "reason": status.reason}
         rows.append(row)
     print_table("sweep", [row | {key: row[key] or "" for key in ("reason", "other overrides") if key in row} for row in rows])

@@ -2,7 +2,7 @@
 
 from plain56.runs.files import finite, flatten, read_json, read_table, user_path, write_bytes, write_table, write_text
 from plain56.runs.keys import upgraded
-from plain56.runs.run import ENDED, Held, Run, Status, check_identity, hold, planned_status, read_run, view
+from plain56.runs.run import ENDED, Held, Run, Status, check_identity, hold, read_run
 from plain56.runs.sweep import NAME, NAMES_ARE, SweepRun, is_name, is_sweep, read_summary, read_sweep, write_summary, write_sweep
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "hold",
     "is_name",
     "is_sweep",
-    "planned_status",
     "read_json",
     "read_run",
     "read_summary",
@@ -27,7 +26,6 @@ __all__ = [
     "read_table",
     "upgraded",
     "user_path",
-    "view",
     "write_bytes",
     "write_summary",
     "write_sweep",

@@ -67,15 +67,18 @@ def _is_deeper(value, levels):
     return not levels or any(_is_deeper(part, levels - 1) for part in (value.values() if isinstance(value, dict) else value))
 
 
-def read_json(path):
-    """The JSON object in a file, or {} if there is no file. Raises UserError if it cannot be read or holds something else."""
+def read_value(path, otherwise):
+    """The JSON value in a file, or `otherwise` if there is no file. Raises UserError if it cannot be read or is not JSON."""
     text = read_text(path)
-    if text is None:
-        return {}
     try:
-        value = parse_json(text)
+        return otherwise if text is None else parse_json(text)
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}.") from error
+
+
+def read_json(path):
+    """The JSON object in a file, or {} if there is no file. Raises UserError if it cannot be read or holds something else."""
+    value = read_value(path, {})
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged: it must hold a JSON object, not a {type(value).__name__}.")
     return value

@@ -18,7 +18,7 @@ import logging
 import os
 import platform
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import filelock
 
@@ -171,38 +171,6 @@ class Run(NamedTuple):
     def open_log(self, step, start):
         """See `records.open_log`."""
         return records.open_log(self.path, step, start)
-
-
-class View(NamedTuple):
-    """A run as tables and pages show it: its status, flat config and records. A damaged or foreign one has no records."""
-
-    status: Status
-    config: dict
-    records: list[dict[str, Any]]
-
-
-def planned_status(run, planned):
-    """The status of a run of a sweep, which is "damaged" if its directory holds something else. Raises nothing.
-
-    Args:
-        planned: the config that the sweep has for it, as nested dicts, or {} if none is known.
-    """
-    try:
-        check_identity(run, planned)
-        return run.status()
-    except UserError as error:
-        return Status("damaged", reason=str(error))
-
-
-def view(run, planned):
-    """The `View` of a run of a sweep; arguments as of `planned_status`."""
-    status, flat = planned_status(run, planned), flatten(planned)
-    if status.state == "damaged":
-        return View(status, flat, [])
-    try:
-        return View(status, flatten(run.config()) or flat, run.metrics())
-    except UserError as error:
-        return View(Status("damaged", reason=str(error)), flat, [])
 
 
 class Held(UserError):

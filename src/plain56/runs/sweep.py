@@ -4,12 +4,12 @@ import contextlib
 import json
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from plain56.errors import UserError
-from plain56.runs.files import is_number, lock_file, parse_json, read_json, read_text, refusing_os_errors, write_table, write_text
+from plain56.runs.files import flatten, is_number, lock_file, read_json, read_value, refusing_os_errors, write_table, write_text
 from plain56.runs.keys import upgraded
-from plain56.runs.run import Run, Status, View, differences, planned_status, refuse_strangers, view
+from plain56.runs.run import Run, Status, check_identity, differences, refuse_strangers
 
 NAME = r"[\w.,=()+-]"  # the characters of the names of runs, which are folders
 NOT_RUNS = ("workers", "slurm", "lock")  # the other entries of a sweep's directory without a dot
@@ -26,10 +26,18 @@ def _locked(folder):
         yield
 
 
-class SweepRun(NamedTuple):
-    """A run of a sweep, begun or not: its directory, what it overrides, and its config as nested dicts.
+class View(NamedTuple):
+    """A run as tables and pages show it: its status, flat config and records. A damaged or foreign one has no records."""
 
-    `damage` says what is wrong with its element in sweep.json, if anything is; the other two are then empty.
+    status: Status
+    config: dict
+    records: list[dict[str, Any]]
+
+
+class SweepRun(NamedTuple):
+    """A run of a sweep, begun or not: its directory, what it overrides, and its config as nested dicts, or {} if none is known.
+
+    `damage` says what is wrong with its element in sweep.json, if anything is. The methods raise no errors.
     """
 
     run: Run
@@ -38,12 +46,24 @@ class SweepRun(NamedTuple):
     damage: str = ""
 
     def status(self):
-        """How the run stands. Raises nothing, whatever its files hold."""
-        return Status("damaged", reason=self.damage) if self.damage else planned_status(self.run, self.config)
+        """How the run stands: "damaged" if its directory holds something else."""
+        if self.damage:
+            return Status("damaged", reason=self.damage)
+        try:
+            check_identity(self.run, self.config)
+            return self.run.status()
+        except UserError as error:
+            return Status("damaged", reason=str(error))
 
     def view(self):
-        """The run as tables and pages show it. Raises nothing, whatever its files hold."""
-        return View(self.status(), {}, []) if self.damage else view(self.run, self.config)
+        """The run as tables and pages show it."""
+        status, flat = self.status(), flatten(self.config)
+        try:
+            if status.state != "damaged":
+                return View(status, flatten(self.run.config()) or flat, self.run.metrics())
+        except UserError as error:
+            status = Status("damaged", reason=str(error))
+        return View(status, flat, [])
 
 
 def is_name(name):
@@ -121,11 +141,7 @@ def write_summary(folder, make_rows):
 def read_summary(folder):
     """The rows that `write_summary` wrote, in the order of the sweep's runs. Raises UserError if the file is damaged."""
     path = Path(folder) / "summary.json"
-    text = read_text(path)
-    try:
-        rows = [] if text is None else parse_json(text)
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}.") from error
+    rows = read_value(path, [])
     if not (isinstance(rows, list) and all(map(_is_row, rows))):
         raise UserError(f"{path} is damaged: it must hold the summary's rows, which `launch.py report` writes anew.")
     return rows
