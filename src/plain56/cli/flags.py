@@ -36,21 +36,15 @@ FLAGS = {
     },
     ("describe",): {
         "all": (_switch, "describe: show all networks as published, in one table"),
-        "image_size": (
-            _number(1, 8192),
-            "describe: side of the images; by default as published: 224 for ImageNet, 32 for CIFAR-10",
-        ),
-        "num_classes": (_number(2, 10**6), "describe: number of classes; by default as published: 1000 or 10"),
+        "image_size": (_number(1, 8192), "describe: side of the images; by default 224 for ImageNet and 32 for CIFAR-10"),
+        "num_classes": (_number(2, 10**6), "describe: number of classes; by default 1000 for ImageNet and 10 for CIFAR-10"),
     },
     ("sweep", EXPERIMENT): {"workers": (_number(1, default=1), "sweep: number of processes, which share the CPU cores")},
     ("sweep",): {
         "index": (_number(0), "sweep: run only this element, counted from 0"),
         "status": (_switch, "sweep: only show the state of the runs"),
         "dry_run": (_switch, "sweep: only show the elements"),
-        "executor": (
-            _choice("local", "slurm", default="local"),
-            "sweep: where runs run; slurm submits each as a job and returns",
-        ),
+        "executor": (_choice("local", "slurm", default="local"), "sweep: where it runs; slurm submits a job per run and returns"),
         "partition": (_text, "sweep --executor=slurm: partition of the jobs; Slurm's default if left out"),
         "gpus": (_number(1), "sweep --executor=slurm: GPUs per run"),
         "cpus": (_number(1), "sweep --executor=slurm: CPU cores per run"),
