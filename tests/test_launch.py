@@ -41,25 +41,16 @@ MISTAKES = [
     (["train", f"{DIGITS}:resnet020", "--workdir=W"], "nearest is 'resnet20'"),
     (["train", DIGITS, "--config.train.batch_size=-3", "--workdir=W"], "train.batch_size is -3; allowed are integers from 1"),
     (["train", DIGITS, "--config.train.batch_size=33", "--workdir=W"], "must be a multiple of 2, not 33"),
-    (
-        ["train", DIGITS, "--config.train.accumulate=3", "--workdir=W"],
-        "2 devices in train.accumulate = 3 parts",
-    ),
+    (["train", DIGITS, "--config.train.accumulate=3", "--workdir=W"], "2 devices in train.accumulate = 3 parts"),
     (["train", DIGITS, "--config.parallelism=tmap", "--workdir=W"], "parallelism is 'tmap'; allowed are jit, pmap"),
     (["train", DIGITS, "--process_id=0", "--workdir=W"], "it lacks --coordinator and --num_processes"),
     (["train", DIGITS, *ONE_OF_TWO, "--distributed", "--workdir=W"], "--distributed must be left out"),
     (["train", DIGITS, *ONE_OF_TWO[:2], "--process_id=2", "--workdir=W"], "--process_id must be from 0 to 1"),
-    (
-        ["train", DIGITS, "--coordinator=here", *ONE_OF_TWO[1:], "--workdir=W"],
-        "--coordinator must be HOST:PORT",
-    ),
+    (["train", DIGITS, "--coordinator=here", *ONE_OF_TWO[1:], "--workdir=W"], "--coordinator must be HOST:PORT"),
     (["sweep", SWEEP, "--distributed", "--workdir=W"], "--distributed belongs to launch.py train"),
     (["train", DIGITS, "--config.optimizer.learning_rate=nan", "--workdir=W"], "learning_rate is nan"),
     (["train", DIGITS, "--config.data.mean=abc", "--workdir=W"], "data.mean is ('abc',)"),
-    (
-        ["train", DIGITS, "--config.data.std=(0.3,0.3)", "--workdir=W"],
-        "data.std has 2 numbers; needed are as many",
-    ),
+    (["train", DIGITS, "--config.data.std=(0.3,0.3)", "--workdir=W"], "data.std has 2 numbers; needed are as many"),
     (["train", DIGITS, "--config.train.steps=40", "--workdir=W"], "allowed is less than train.steps, 40"),
     (
         ["train", "--config=configs/cifar10.py", "--config.optimizer.schedule.warmup_steps=9", "--workdir=W"],
@@ -68,14 +59,14 @@ MISTAKES = [
     (["train", DIGITS, "--config.optimizer.schedule.boundaries=(3,2)", "--workdir=W"], "rising positive integers"),
     (["train", DIGITS, "--config.data.name=mnist", "--config.data.dir=W", "--workdir=W"], "install the extra 'prepare'"),
     (["train", DIGITS, WIDE, "--workdir=W"], "the widths may not decrease"),
-    (["train", DIGITS, "--workdir=configs"], "configs is there already and is not a run directory"),
+    (["train", DIGITS, "--workdir=configs"], "configs exists and is not a run directory"),
     (["evaluate", "--workdir=W"], "is not a run directory"),
     (["report", "--workdir=W"], "is not a sweep directory"),
     (["sweep", DIGITS, "--workdir=W"], "configs/digits.py is not a sweep"),
     (["sweep", SWEEP, "--config.seed=1", "--workdir=W"], "--config.seed is chosen by the sweep itself"),
     (["sweep", SWEEP, "--config.sweep.seeds=(0.5,)", "--workdir=W"], "do not fit the config"),
     (["sweep", f"{SWEEP}:cifar10", "--config.sweep.depths=('deep',)", "--workdir=W"], "holds a value of the wrong type"),
-    (["sweep", SWEEP, "--workdir=configs"], "configs is there already and is not a sweep directory"),
+    (["sweep", SWEEP, "--workdir=configs"], "configs exists and is not a sweep directory"),
     (["train", DIGITS, "--workdir="], "--workdir is missing"),
     (["train", DIGITS, "--config.transfer.freeze=('stage9',)", "--workdir=W"], "transfer.freeze has 'stage9', which is no part"),
     (["evaluate", DIGITS, "--workdir=W"], "--config must be left out here"),
@@ -234,11 +225,8 @@ def test_describe_all_has_every_published_network(capsys):
     assert set(networks) == set(PARAMETERS)
     for name, ((num_classes, image_shape), parameters) in PARAMETERS.items():
         network = networks[name]
-        assert (network["num_classes"], tuple(network["image_shape"]), network["parameters"]) == (
-            num_classes,
-            image_shape,
-            parameters,
-        )
+        assert (network["num_classes"], tuple(network["image_shape"])) == (num_classes, image_shape)
+        assert network["parameters"] == parameters
 
 
 def test_describe_takes_a_config(capsys):
@@ -257,18 +245,18 @@ def test_interrupted_run_saves_first_and_goes_on(tmp_path, number):
     workdir = f"--workdir={tmp_path / 'run'}"
     flags = ["--config=configs/digits.py:plain8", "--config.model.widths=(4,4,4)", "--config.train.batch_size=32", workdir]
     flags.append("--config.train.steps=100000")
-    # A test run in the background of a shell inherits that Ctrl-C is ignored; this process does not.
+    # Tests that run in the background of a shell ignore Ctrl-C; this process does not.
     listen = "signal.signal(signal.SIGINT, signal.default_int_handler)"
     code = f"import launch, signal, sys; {listen}; sys.exit(launch.main(sys.argv[1:]))"
     run = runs.Run(tmp_path / "run")
     with subprocess.Popen([sys.executable, "-c", code, "train", *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         try:
             wait_until(process, lambda: run.metrics("train"))
-            # Another launch on the same directory is told who holds it.
+            # Another launch on the same directory is told which process holds it.
             other = launched("train", *flags)
             assert other.returncode == 2
             assert re.match(
-                rf"error: {run.path} is held by process {process.pid} on .*; wait for its end, or stop it.\n", other.stderr
+                rf"error: {run.path} is held by process {process.pid} on .*; wait for it to end, or stop it.\n", other.stderr
             )
             process.send_signal(number)
             _, errors = process.communicate(timeout=60)
@@ -297,7 +285,7 @@ def test_train_then_evaluate(tmp_path):
     status = json.loads(trained.stdout.splitlines()[-1])
     assert (status["state"], status["step"]) == ("finished", 10)
     assert "100 %" in trained.stderr
-    # A run needs neither of the two big frameworks.
+    # A run needs neither TensorFlow nor PyTorch.
     imported = "bool({'tensorflow', 'torch'} & set(sys.modules))"
     code = f"import launch, sys; sys.exit(launch.main(['evaluate', {workdir!r}]) or {imported})"
     evaluated = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)

@@ -159,7 +159,7 @@ def test_damaged_file_is_named(tmp_path):
     (run.path / "metrics.jsonl").write_text(
         '{"step": 1, "split": "train", "seconds": 1}\n{"step": 2, "spl\n{"step": 3, "split": "train", "seconds": 3}\n'
     )
-    with pytest.raises(UserError, match=r"metrics.jsonl is damaged: line 2 is no record"):
+    with pytest.raises(UserError, match=r"metrics.jsonl is damaged: line 2 is not a record"):
         run.metrics()
     (run.path / "config.json").write_text("[]")
     with pytest.raises(UserError, match=r"config.json is damaged: it must hold a JSON object, not a list"):
@@ -182,12 +182,9 @@ def test_summary_in_both_forms(tmp_path):
     ("stored", "today"),
     [
         ({"train": {"seeds": 1}}, {"train": {}}),  # written before several seeds became a sweep
-        (
-            {"train": {"seeds": 2}},
-            r"train\.seeds, which was removed: several seeds are a sweep; only 1 is accepted",
-        ),
+        ({"train": {"seeds": 2}}, r"train\.seeds, which was removed: several seeds are a sweep; only 1 is accepted"),
         ({"data": {"augment": {"colour": 0.1, "pad": 4}}}, {"data": {"augment": {"color": 0.1, "pad": 4}}}),
-        ({"data": 1, "train": [2]}, {"data": 1, "train": [2]}),  # whoever reads it, will say what is wrong
+        ({"data": 1, "train": [2]}, {"data": 1, "train": [2]}),  # its reader says what is wrong
     ],
 )
 def test_keys_of_earlier_versions(tmp_path, stored, today):
@@ -217,7 +214,7 @@ def test_record_of_another_type_is_damage(tmp_path, key, value):
     if any(type(value) is type(other) and value == other for other in sound[key]):
         assert len(run.metrics()) == 1
     else:
-        with pytest.raises(UserError, match="line 1 is no record"):
+        with pytest.raises(UserError, match="line 1 is not a record"):
             run.metrics()
 
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from plain56 import runs
-from tests.killed import assert_native, has_saved, one_device, result, same, wait_until
+from tests.killed import assert_native, one_device, result, same, wait_until
 
 ROOT = Path(__file__).parent.parent
 ERRORS = "train_error,train_clean_error,validation_error,test_error"
@@ -51,7 +51,7 @@ def test_killed_sweep_goes_on_and_draws_its_figure(tmp_path):
     )
     first, second = (runs.Run(tmp_path / name) for name in ("plain8-seed0", "resnet8-seed0"))
     # The first run is cut as soon as it has saved something: it is far from its end.
-    wait_until(process, lambda: has_saved(first))
+    wait_until(process, first.has_checkpoint)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert (first.status().state, second.status().state) == ("preempted", "queued")
@@ -98,7 +98,7 @@ def test_workers_share_a_sweep_of_which_one_run_is_killed_and_one_diverges(tmp_p
 
     long_run = runs.Run(workdir / "resnet8-learning_rate0.03-steps1000")
     with subprocess.Popen(first, cwd=ROOT, env=one_device(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as sweep:
-        wait_until(sweep, lambda: has_saved(long_run))
+        wait_until(sweep, long_run.has_checkpoint)
         assert long_run.status().state == "running"
         os.kill(int(long_run.holder().split()[1]), signal.SIGKILL)
         output, errors = sweep.communicate(timeout=120)
@@ -147,7 +147,7 @@ def test_a_sweep_whose_processes_are_all_killed_ends_with_the_same_bits(tmp_path
     command += [f"--workdir={tmp_path / 'cut'}"]
     long_run = runs.Run(tmp_path / "cut" / "resnet8-learning_rate0.03-steps1000")
     with subprocess.Popen(command, cwd=ROOT, env=one_device(), stdout=subprocess.DEVNULL) as sweep:
-        wait_until(sweep, lambda: has_saved(long_run))
+        wait_until(sweep, long_run.has_checkpoint)
         tree = [psutil.Process(sweep.pid), *psutil.Process(sweep.pid).children(recursive=True)]
         for process in tree:
             process.kill()

@@ -61,11 +61,8 @@ def main():
     if options.run:
         print(json.dumps(measure(options.networks, options.run == "remat")))
         return
-    from rich.table import Column, Table
+    from plain56.cli.terminal import print_numbers
 
-    from plain56.cli.terminal import print_rows
-
-    table = Table(*(Column(header, justify="right") for header in ("network", "remat", "trace (s)", "compile (s)", "step (MB)")))
     rows, shown = [], []
     for name in options.networks.split(","):
         for run in ("kept", "remat"):
@@ -78,7 +75,7 @@ def main():
             shown.append((name, "yes" if remat else "no", str(traced), str(compiled), f"{size / 1e6:,.0f}"))
     options.folder.mkdir(parents=True, exist_ok=True)
     (options.folder / "depth_cost.json").write_text(json.dumps(rows, indent=1) + "\n")
-    print_rows(table, shown)
+    print_numbers("a training step", ("network", "remat", "trace (s)", "compile (s)", "step (MB)"), shown)
     print(json.dumps({"folder": str(options.folder)}))
 
 

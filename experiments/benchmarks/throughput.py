@@ -152,13 +152,9 @@ def measure(name, rounds, show):
 
 def print_table(result):
     """Prints medians in milliseconds and, in brackets, how many times as fast plain56 is."""
-    from rich.table import Column, Table
-
-    from plain56.cli.terminal import print_rows
+    from plain56.cli.terminal import print_numbers
     from plain56.figures.throughput import TITLES
 
-    headers = ("network", "batch", "image", "work", *PROGRAMS)
-    table = Table(*headers[:4], *(Column(program, justify="right") for program in PROGRAMS), title="milliseconds (× as fast)")
     rows = []
     for row in result["rows"]:
         cells = []
@@ -167,7 +163,7 @@ def print_table(result):
             factor = f" ({ratio['median']:.2f}: {ratio['least']:.2f}–{ratio['most']:.2f})" if ratio else ""
             cells.append(f"{time_of['median']:.0f}{factor}" if time_of else "–")
         rows.append((row["network"], str(row["batch_size"]), f"{row['image_size']}", TITLES[row["work"]], *cells))
-    print_rows(table, rows)
+    print_numbers("milliseconds (× as fast)", ("network", "batch", "image", "work", *PROGRAMS), rows)
 
 
 def main():

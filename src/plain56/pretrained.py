@@ -61,7 +61,7 @@ def _load(source, model=None, num_classes=None, options=()):
             raise UserError(f"{source} does not say which network it holds; give its name as model, such as 'resnet50'.")
         about = foreign(model, options, is_of_keras(tensors))
     elif model not in (None, about.model) or options:
-        raise UserError(f"{source} holds {about.model} with the options {about.options}; neither can be another one.")
+        raise UserError(f"{source} holds {about.model} with the options {about.options}; neither can be changed.")
     variables = to_variables(source, tensors, about)
     classes = variables["params"]["head"]["kernel"].shape[-1]
     module = create_model(about.model, classes if num_classes is None else num_classes, **about.options)
@@ -112,7 +112,7 @@ def save_pretrained(path, source):
     elif path.suffix == ".stablehlo":
         content = _program(source)
     else:
-        raise UserError(f"An export must end in .safetensors or .stablehlo, not as {path} does.")
+        raise UserError(f"The name of an export must end in .safetensors or .stablehlo, not {path.name!r}.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

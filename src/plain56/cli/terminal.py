@@ -69,7 +69,7 @@ def _standard_streams():
 
 def _prepare_process():
     """Sends warnings to stderr, and makes SIGTERM interrupt as Ctrl-C does."""
-    absl.logging.set_verbosity(absl.logging.FATAL)  # what concerns a user is an exception, too
+    absl.logging.set_verbosity(absl.logging.FATAL)  # what concerns a user is also raised as an exception
     logger = logging.getLogger("plain56")
     logger.handlers, logger.propagate, logger.level = [_ToStderr()], False, logging.INFO
     # Both signals interrupt at once, until training holds them back to save. A test may run this outside the main thread.
@@ -138,24 +138,24 @@ class _ToStderr(logging.Handler):
 
 def print_table(title, rows):
     """Prints dicts as the rows of a table. Their keys, which must be the same, head the columns."""
-    from rich.table import Table
-
-    print_rows(Table(*rows[0], title=title), (map(str, row.values()) for row in rows))
+    _print_rows(title, rows[0], (map(str, row.values()) for row in rows))
 
 
 def print_numbers(title, headers, rows):
     """Prints a table whose columns are right-aligned, but for the first. A narrow terminal folds cells and cuts none."""
-    from rich.table import Column, Table
+    from rich.table import Column
 
     first, *rest = headers
     columns = Column(first, overflow="fold"), *(Column(header, justify="right", overflow="fold") for header in rest)
-    print_rows(Table(*columns, title=title), rows)
+    _print_rows(title, columns, rows)
 
 
-def print_rows(table, rows):
-    """Prints a rich table with these rows, each a sequence of texts."""
+def _print_rows(title, columns, rows):
+    """Prints a table of rows, each a sequence of texts."""
     from rich.console import Console
+    from rich.table import Table
 
+    table = Table(*columns, title=title)
     for row in rows:
         table.add_row(*row)
     # A pipe has no width; cutting columns there would lose numbers.

@@ -49,7 +49,7 @@ def parse_json(text):
     """The value of a JSON text. Raises ValueError if it is not JSON, has a NaN or infinity, or is nested too deep."""
 
     def refuse(constant):
-        raise ValueError(f"{constant} is no JSON value")
+        raise ValueError(f"{constant} is not a JSON value")
 
     try:
         value = json.loads(text, parse_constant=refuse)

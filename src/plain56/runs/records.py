@@ -23,7 +23,7 @@ def read(folder, split=None):
         except ValueError:
             record = None
         if not _is_record(record):
-            raise UserError(f"{path} is damaged: line {number} is no record.")
+            raise UserError(f"{path} is damaged: line {number} is not a record.")
         if split in (None, record["split"]):
             found.append(record)
     return found
@@ -55,7 +55,7 @@ def open_log(folder, step, start):
         start: when the run would have started, had it not been cut, as a time of the computer's clock.
 
     Raises:
-        UserError: metrics.jsonl is damaged; or, from the function too, a file cannot be written.
+        UserError: metrics.jsonl is damaged; or a file cannot be written, which the function raises as well.
     """
     EventsWriter, Event, scalar = _event_files()
     kept = [record for record in read(folder) if record["step"] <= step]

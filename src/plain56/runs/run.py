@@ -93,7 +93,7 @@ class Run(NamedTuple):
     def config(self):
         """The resolved config as nested dicts, with today's keys, or {} if there is none."""
         if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} must be a run directory, and is a file.")
+            raise UserError(f"{self.path} must be a run directory, not a file.")
         path = self.path / "config.json"
         return upgraded(read_json(path), path)
 
@@ -103,7 +103,7 @@ class Run(NamedTuple):
             status = Status(**stored)
             sound = (status.state in STATES, is_count(status.step), type(status.reason) is str, is_count(status.parameters))
             if not (all(sound) and is_number(status.seconds)):
-                raise UserError(f"{self.path / 'status.json'} is damaged: it holds no status.")
+                raise UserError(f"{self.path / 'status.json'} is damaged: it does not hold a status.")
         except (TypeError, UserError) as error:
             # The checkpoint has all that counts.
             logger.warning("The run counts as queued: %s", error)
@@ -134,7 +134,7 @@ class Run(NamedTuple):
         environment = read_json(path)
         data = environment.get("data", {})
         if not (isinstance(data, dict) and all(holds(data[key]) for key, holds in DATA_TYPES.items() if key in data)):
-            raise UserError(f"{path} is damaged: its section data describes no data set.")
+            raise UserError(f"{path} is damaged: its section data does not describe a data set.")
         return environment
 
     def has_checkpoint(self):
@@ -197,7 +197,7 @@ def hold(path):
             try:
                 stack.enter_context(lock_file(run.lock, PROBE_SECONDS))
             except filelock.Timeout:
-                raise Held(f"{run.path} is held by {run.holder()}; wait for its end, or stop it.") from None
+                raise Held(f"{run.path} is held by {run.holder()}; wait for it to end, or stop it.") from None
         try:
             now = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
             with refusing_os_errors("run", run.path):
@@ -225,7 +225,7 @@ def refuse_strangers(folder, kind):
     # A start that was killed at once leaves only these.
     ours = {"lock", "holder", *(path.name for path in folder.glob(PART.format("*", "*")))}
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - ours):
-        raise UserError(f"{folder} is there already and is not a {kind} directory; give a new folder or a {kind} to continue.")
+        raise UserError(f"{folder} exists and is not a {kind} directory; give a new folder or a {kind} to continue.")
 
 
 def differences(there, new):

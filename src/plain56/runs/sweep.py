@@ -81,7 +81,7 @@ def read_sweep(folder):
 
 
 def _sweep_run(folder, name, element):
-    damaged = f"{folder / 'sweep.json'} is damaged: its element {name!r} is no run."
+    damaged = f"{folder / 'sweep.json'} is damaged: its element {name!r} is not a run."
     if not is_name(name) or len(name.encode()) > 255:
         return SweepRun(Run(folder / (re.sub(f"(?!{NAME}).", "_", name)[:50] or "_")), {}, {}, damaged)
     run = Run(folder / name)
@@ -143,7 +143,7 @@ def read_summary(folder):
     path = Path(folder) / "summary.json"
     rows = read_value(path, [])
     if not (isinstance(rows, list) and all(map(_is_row, rows))):
-        raise UserError(f"{path} is damaged: it must hold the summary's rows, which `launch.py report` writes anew.")
+        raise UserError(f"{path} is damaged: it must hold the summary's rows, which `launch.py report` rewrites.")
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The modes `train`, `finetune` and `evaluate`."""
+"""The modes for one network: `train`, `finetune`, `evaluate`, `export` and `predict`."""
 
 import logging
 import os
@@ -81,3 +81,30 @@ def evaluate(options, arguments):
             result = training.evaluate_run(workdir, **choices)
     print_table("test split", [result | {key: percent(result[key]) for key in ("top1_error", "top5_error")}])
     print_result(result)
+
+
+def export(options, arguments):
+    """Writes a run's network as a file of weights."""
+    from plain56 import machine, pretrained
+
+    refuse_config(options, "a run")
+    workdir, file = required(options, "workdir"), required(options, "weights")
+    machine.set_up()
+    pretrained.save_pretrained(file, workdir)
+    print_result({"weights": file})
+
+
+def predict(options, arguments):
+    """Prints the most likely classes of pictures."""
+    from plain56 import machine, pretrained
+
+    refuse_config(options, "weights and pictures")
+    source = required(options, "weights")
+    if not arguments:
+        raise UserError("predict needs the paths of pictures.")
+    machine.set_up()
+    results = pretrained.predict(source, arguments, options.model)
+    for result in results:
+        rows = [{"class": guess["class"], "probability": f"{100 * guess['probability']:.2f} %"} for guess in result["top5"]]
+        print_table(result["picture"], rows)
+    print_result({"predictions": results})
