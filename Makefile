@@ -1,11 +1,11 @@
-# Every target sets up its own environment in .venv; nothing else has to be installed than Python 3.11 to 3.13.
+# Every target sets up its own environment in .venv; only Python 3.11 to 3.13 has to be installed.
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/complete
-# Two workers, because few tests keep two cores busy. One at a time: make test ARGS=-n0
+# Two workers, since few tests keep two cores busy. One at a time: make test ARGS=-n0
 PYTEST := $(PYTHON) -m pytest -n 2 --dist worksteal
 PIP := -m pip --disable-pip-version-check -qq install
-# Where pip knows no build for CPUs alone, as on Linux, it takes the one for GPUs: 3 GB.
+# If pip knows no build for CPUs only, as on Linux, it takes the one for GPUs: 3 GB.
 TORCH := torch==2.13.0
 TORCH_VENV := .venv-torch
 export PYTHONUNBUFFERED := 1
@@ -22,25 +22,25 @@ test: setup
 test-slow: setup
 	$(PYTEST) -m slow $(ARGS)
 
-# The report in headless Chromium, where Debian's packages chromium and chromium-driver are installed; part of test-slow.
+# The report in headless Chromium, if Debian's packages chromium and chromium-driver are installed; part of test-slow.
 test-browser: setup
 	$(PYTEST) -m browser $(ARGS)
 
-# PyTorch's files, in an environment of its own, since all else must do without PyTorch.
+# PyTorch's files, in an environment of its own, since everything else must work without PyTorch.
 test-torch: setup-torch
 	$(TORCH_VENV)/bin/python -m pytest -m torch $(ARGS)
 
-# Milliseconds beside plain Flax and PyTorch, then JPEGs per second beside Pillow and tf.data: about 15 minutes.
+# Milliseconds compared with plain Flax and PyTorch, then JPEGs per second compared with Pillow and tf.data: about 15 minutes.
 # Only some networks, and no JPEGs: make bench ARGS="--networks=resnet20"
 bench: setup
 	$(PYTHON) -m experiments.benchmarks.throughput $(ARGS)
 	$(if $(ARGS),,$(PYTHON) -m experiments.benchmarks.stream_throughput)
 
-# Ten minutes of damaged files, by another seed: make fuzz ARGS="600 7".
+# Ten minutes of damaged files. Another seed: make fuzz ARGS="600 7".
 fuzz: setup
 	$(PYTHON) -m tests.fuzz $(ARGS)
 
-# Runs killed with SIGKILL at 30 random moments must end with the same bits, another number and seed by make soak ARGS="100 7";
+# Runs killed with SIGKILL at 30 random moments must end with the same bits (another number and seed: make soak ARGS="100 7"),
 # and long work must take no more memory than short work.
 soak: setup
 	$(PYTHON) -m tests.killed soak $(ARGS)
@@ -68,7 +68,7 @@ $(STAMP): requirements.txt pyproject.toml
 
 setup-torch: $(TORCH_VENV)/complete
 
-# On top of what the other environment has.
+# On top of the other environment's packages.
 $(TORCH_VENV)/complete: $(STAMP)
 	@echo "Setting up $(TORCH_VENV) with $(TORCH), which takes a minute or more"
 	@$(PYTHON) -m venv --clear $(TORCH_VENV)

@@ -4,14 +4,14 @@
     python launch.py evaluate --workdir=runs/resnet56
     python launch.py sweep    --config=configs/sweeps/degradation.py --workdir=runs/degradation
     python launch.py report   --workdir=runs/degradation
-    python launch.py describe resnet56        (or --all; any size: --image_size=64 --num_classes=5)
+    python launch.py describe resnet56        (or --all; at any size: --image_size=64 --num_classes=5)
     python launch.py finetune --config=configs/finetune.py --weights=FILE --workdir=runs/finetuned
     python launch.py export   --workdir=runs/resnet56 --weights=resnet56.safetensors
     python launch.py predict  --weights=resnet56.safetensors picture.png …
 
-Any key of the config is overridden by a flag: --config.train.steps=1000. --config=RUN/config.json repeats a run. A sweep that has
-begun goes on from its --workdir alone, also with --workers=N, or element by element with --index=K. Published test protocols:
-evaluate --protocol=centre, ten_crop or dense, with --exact_statistics for batch norm over the whole training split.
+A flag overrides any key of the config: --config.train.steps=1000. --config=RUN/config.json repeats a run. A sweep that has begun
+needs only its --workdir to go on, also with --workers=N or, one element at a time, with --index=K. The published test protocols
+are evaluate --protocol=centre, ten_crop or dense; --exact_statistics takes batch norm's statistics over the whole training split.
 
 Tables go to stdout, whose last line is one JSON object; progress goes to stderr. Exit status: 0 done; 1 ran but failed; 2 a
 mistake in the command; 75 interrupted, launch again. SIGTERM and Ctrl-C save first.
@@ -30,7 +30,7 @@ def main(argv):
     if {"--help", "-h", "help"} & set(argv):
         return run(None, ["--help"], __doc__)
     given = "No mode was given" if mode is None else f"There is no mode {mode!r}"
-    print(f"error: {given}; allowed are {', '.join(MODES)} (see --help).", file=sys.stderr)
+    print(f"error: {given}; it must be one of {', '.join(MODES)} (see --help).", file=sys.stderr)
     return MISTAKE
 
 

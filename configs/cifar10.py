@@ -1,6 +1,6 @@
-"""CIFAR-10 as in He et al. 2015, section 4.2; trains on all 50,000 images, the error is the last step's on the test split.
+"""CIFAR-10 as in He et al. 2015, section 4.2. Trains on all 50,000 images; the result is the test error of the last step.
 
-To choose anything, train on 45,000 and choose on the other 5,000: --config.data.validation_examples=5000.
+To make choices, train on 45,000 images and compare on the other 5,000: --config.data.validation_examples=5000.
 
     TFDS_DATA_DIR=FOLDER python launch.py train --config=configs/cifar10.py:resnet56 --workdir=runs/resnet56
 
@@ -25,7 +25,7 @@ def get_config(name="resnet20"):
     if depth and int(depth[0]) >= DEEP:
         config.update_from_flattened_dict(DEEP_WARMUP)
     if config.model.form == "small":
-        # Rate and weight decay of these networks on ImageNet, see configs/imagenet.py; without batch norm they begin more slowly.
+        # Rate and weight decay of these networks on ImageNet, as in configs/imagenet.py; without batch norm they begin slowly.
         config.optimizer.learning_rate = 0.01
         config.optimizer.weight_decay = 5e-4 if name.startswith("vgg") else 2e-4
         if not name.endswith("_bn"):

@@ -1,4 +1,4 @@
-"""scikit-learn's embedded 8×8 digits: the degradation result in minutes on two cores. Trains on all 1,348 training images.
+"""scikit-learn's 8×8 digits: the degradation result in minutes on two cores. Trains on all 1,348 training images.
 
 python launch.py train --config=configs/digits.py:resnet20 --workdir=runs/resnet20
 """

@@ -2,12 +2,12 @@
 
     TFDS_DATA_DIR=FOLDER python launch.py train --config=configs/imagenet.py:resnet50 --workdir=runs/resnet50
 
-FOLDER holds imagenet2012 prepared for TFDS. It has 180 GiB at 224 pixels and is read while the network trains, by threads, or by
---config.data.workers=N processes. --config.data.name=folder:PATH takes one's own pictures, with --config.data.mean and
---config.data.std theirs.
+FOLDER holds imagenet2012 prepared for TFDS. It has 180 GiB at 224 pixels and is read while the network trains, by threads or by
+--config.data.workers=N processes. --config.data.name=folder:PATH takes your own pictures, whose statistics are then to be set by
+--config.data.mean and --config.data.std.
 
-All networks begin from He et al. 2015's initialisation, where VGG's paper drew from N(0, 0.01²) and copied layers of VGG-11 into
-deeper ones (--config.train.warm_start=RUN), and GoogLeNet's says nothing.
+All networks begin from He et al. 2015's initialization. VGG's paper drew from N(0, 0.01²) and copied layers of VGG-11 into deeper
+networks (--config.train.warm_start=RUN); GoogLeNet's does not say how it began.
 """
 
 from configs import base
@@ -28,15 +28,15 @@ def get_config(name="resnet50"):
     schedule = config.optimizer.schedule
     config.optimizer.learning_rate = 0.01
     if name.startswith("vgg"):
-        # Simonyan & Zisserman 2014, section 3.1: divided by 10 three times, when validation accuracy stood still; when that was,
-        # the paper does not say, and these are quarters.
+        # Simonyan & Zisserman 2014, section 3.1: divided by 10 three times, when validation accuracy stopped improving. The paper
+        # does not say when that was; these are quarters.
         config.train.steps = 370_000
         config.train.batch_size = 256
         config.optimizer.weight_decay = 5e-4
         schedule.boundaries = (92_500, 185_000, 277_500)
         config.data.augment.enlarge = (256 / 224, 512 / 224)  # the shorter side from [256, 512]
     elif name.startswith("googlenet"):
-        # Szegedy et al. 2014, section 6: 4 % less every 8 epochs; the batch, rate, decay and length are the reference model's.
+        # Szegedy et al. 2014, section 6: 4 % less every 8 epochs. Batch, rate, decay and length are those of the reference model.
         config.train.steps = 10_000_000
         config.train.batch_size = 32
         config.optimizer.weight_decay = 2e-4
@@ -44,7 +44,7 @@ def get_config(name="resnet50"):
         schedule.factor = 0.96
         config.data.augment.area = (0.08, 1.0)
     else:
-        # He et al. 2015, section 3.4: divided by 10 when the error stood still, in Fig. 4 at 15·10⁴ and 30·10⁴ iterations.
+        # He et al. 2015, section 3.4: divided by 10 when the error plateaus, in Fig. 4 at 15·10⁴ and 30·10⁴ iterations.
         config.train.steps = 600_000
         config.train.batch_size = 256
         config.optimizer.learning_rate = 0.1

@@ -1,6 +1,6 @@
 """What the architectures cost: test error against multiply-adds, parameters and time, and what two ideas save.
 
-From the run directories of a sweep alone, such as that of configs/sweeps/landmarks.py; and, where there is no sweep, only what
+Reads only the run directories of a sweep, such as that of configs/sweeps/landmarks.py. Without a sweep it draws only what
 GoogLeNet's 1×1 reductions and VGG's stacks of 3×3 convolutions save at 224 pixels:
 
     python -m experiments.costs [--workdir=runs/landmarks]
@@ -11,8 +11,6 @@ import sys
 from plain56 import cli, runs, sweeps
 from plain56.figures import costs as figure
 
-WORKDIR = "runs/landmarks"
-
 
 def costs_of(workdir):
     """A row for each finished run of a sweep."""
@@ -20,7 +18,7 @@ def costs_of(workdir):
     from plain56.config import build_model, from_json
 
     rows = []
-    for planned, row in zip(runs.read_sweep(workdir), sweeps.summarise(workdir), strict=True):
+    for planned, row in zip(runs.read_sweep(workdir), sweeps.summarize(workdir), strict=True):
         if row["state"] == "finished":
             data = planned.run.environment()["data"]
             model = build_model(from_json(planned.run.config()), len(data["class_names"]))
@@ -35,7 +33,7 @@ def measure(options, arguments):
     from plain56.analysis import complexity, savings
     from plain56.models import create_model
 
-    cli.refuse_config(options, "the run directories alone")
+    cli.refuse_config(options, "only the run directories")
     saved = []
     for name in ("googlenet", "vgg16"):
         model = create_model(name, 1000)
@@ -47,9 +45,9 @@ def measure(options, arguments):
         runs.write_table(options.workdir, "costs", rows)
         cli.print_table("cost", figure.table(options.workdir))
     else:
-        print(f"{options.workdir} has no finished run of a sweep: only what the ideas save is drawn.", file=sys.stderr)
+        print(f"{options.workdir} has no finished run of a sweep, so only what the ideas save is drawn.", file=sys.stderr)
     cli.print_result({"figures": [str(path) for path in figure.draw(options.workdir)]})
 
 
 if __name__ == "__main__":
-    cli.run_experiment(measure, {"workdir": WORKDIR}, __doc__)
+    cli.run_experiment(measure, {"workdir": "runs/landmarks"}, __doc__)

@@ -1,28 +1,22 @@
 """The degradation result: deeper plain networks train worse, deeper residual networks do not.
 
-He et al. 2015, Fig. 1 and Fig. 6: "the deeper network has higher training error, and thus test error" where it is plain, and has
-not where it is residual. Runs the sweep, draws the figure from its run directories and checks the claim:
+He et al. 2015, Fig. 1 and Fig. 6: "the deeper network has higher training error, and thus test error" if it is plain, but not if
+it is residual. Runs the sweep, draws the figure from its run directories and checks the claim:
 
     python -m experiments.degradation [--workdir=runs/degradation] [--config.sweep.depths='(20,32,44,56)']
 
-The rule, on final training errors averaged over seeds, for the shallowest and the deepest network of each family: the plain
-one rises by at least 20 percentage points, the residual one by at most 2.
+The rule, on final training errors averaged over seeds: from the shallowest to the deepest network, the error of plain networks
+rises by at least 20 percentage points, that of residual ones by at most 2.
 """
 
 from plain56 import cli
 from plain56.figures import degradation
 
-SWEEP = "configs/sweeps/degradation.py"
-WORKDIR = "runs/degradation"
 PLAIN_RISE_AT_LEAST, RESIDUAL_RISE_AT_MOST = 0.20, 0.02
 
 
 def check_claim(rows):
-    """Judges the rows of a sweep's summary by the rule above.
-
-    Returns:
-        `(held, sentence)`.
-    """
+    """Judges the rows of a sweep's summary by the rule above: `(held, sentence)`."""
     unfinished = [f"{row['model']} with seed {row['seed']} is {row['state']}" for row in rows if row["state"] != "finished"]
     if unfinished:
         return False, f"The claim cannot be judged: {', '.join(unfinished)}."
@@ -45,7 +39,7 @@ def check_claim(rows):
 
 
 def reproduce(options, arguments):
-    """Sweep, figure, claim; returns the exit status: 1 where the claim did not hold."""
+    """Runs the sweep, draws the figure and judges the claim; returns the exit status, 1 if the claim did not hold."""
     rows = cli.run_sweep(options)
     held, sentence = check_claim(rows)
     figure = degradation.draw(options.workdir) if any(row["steps"] for row in rows) else None
@@ -53,4 +47,4 @@ def reproduce(options, arguments):
 
 
 if __name__ == "__main__":
-    cli.run_experiment(reproduce, {"config": SWEEP, "workdir": WORKDIR}, __doc__)
+    cli.run_experiment(reproduce, {"config": "configs/sweeps/degradation.py", "workdir": "runs/degradation"}, __doc__)

@@ -23,7 +23,7 @@ PAPER = {
 
 
 def compare(options, arguments):
-    """Prints both tables side by side, without auxiliary heads, which the paper's leaves out."""
+    """Prints both tables side by side, without the auxiliary heads, which the paper's table leaves out."""
     from plain56.analysis.complexity import parts
     from plain56.models import create_model
 
@@ -32,9 +32,8 @@ def compare(options, arguments):
         if not row.training_only:
             parameters, operations = PAPER[row.name]
             line = {"block": row.name, "parameters (K)": f"{row.parameters / 1024:.1f}", "paper's": f"{parameters:g}"}
-            lines.append(
-                line | {"multiply-adds (M)": f"{row.multiply_adds / 1e6:.1f}", "paper's operations (M)": f"{operations}"}
-            )
+            line |= {"multiply-adds (M)": f"{row.multiply_adds / 1e6:.1f}", "paper's operations (M)": f"{operations}"}
+            lines.append(line)
     cli.print_table("GoogLeNet (K: 1024, M: 10⁶)", lines)
     cli.print_result({"table": lines})
 

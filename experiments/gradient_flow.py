@@ -1,16 +1,15 @@
-"""The gradient at initialisation: plain and residual networks of several depths, with and without batch norm.
+"""The gradient at initialization: plain and residual networks of several depths, with and without batch norm.
 
-Measures the norm of the gradient of one batch's loss at every block, draws it against depth, and prints by which factor it grows
-with each block on its way back to the images:
+Measures the norm of the gradient of one batch's loss at every block, draws it against depth, and prints the factor by which it
+grows with each block on its way back to the images:
 
     python -m experiments.gradient_flow [--workdir=runs/gradient_flow] [--config.sweep.depths='(20,56)']
 
-With --config=configs/sweeps/degradation.py:cifar10 on CIFAR-10. Plain networks' gradients have "healthy norms with BN", say
-He et al. 2015, section 4.1, and leave open why these networks train slowly.
+--config=configs/sweeps/degradation.py:cifar10 measures on CIFAR-10. He et al. 2015, section 4.1, say that the gradients of plain
+networks have "healthy norms with BN", and leave open why these networks train slowly.
 """
 
 import copy
-from pathlib import Path
 
 from configs.sweeps import degradation
 from plain56 import cli, runs
@@ -25,7 +24,7 @@ DEFAULTS = {
 
 
 def measure(config):
-    """Rows for the initial network that a config describes: one for the stem and each block."""
+    """Rows for the initial network of a config: one for the stem and each block."""
     from plain56 import training
     from plain56.models import parse_name
 
@@ -50,19 +49,18 @@ def measure_all(options, arguments):
     machine.set_up()
     configs = []
     for element in sweeps.expand(options.config, degradation.sweep):
-        for normalise in (None, False):
+        for normalize in (None, False):
             config = copy.deepcopy(element.config)
-            config.model.normalise = normalise
+            config.model.normalise = normalize
             configs.append(config)
     rows = []
     with cli.progress() as show:
         for i, config in enumerate(configs):
             show(config.model.name, i / len(configs))
             rows += measure(config)
-    workdir = Path(options.workdir)
-    runs.write_table(workdir, "gradient_flow", rows)
-    cli.print_table("gradient at initialisation", gradient_flow.table(workdir))
-    cli.print_result({"figures": [str(path) for path in gradient_flow.draw(workdir)]})
+    runs.write_table(options.workdir, "gradient_flow", rows)
+    cli.print_table("gradient at initialization", gradient_flow.table(options.workdir))
+    cli.print_result({"figures": [str(path) for path in gradient_flow.draw(options.workdir)]})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The loss around trained networks, along random directions with filters of the network's own length (Li et al. 2018).
 
-From the run directories of a sweep alone, on its training split without augmentation, for the shallowest and the deepest network,
-plain and residual: along one direction, and for the deepest over the plane of two:
+Reads only the run directories of a sweep. Takes the shallowest and the deepest plain and residual networks, on the training split
+without augmentation, along one direction, and the deepest also over the plane of two:
 
     python -m experiments.landscape [--workdir=runs/degradation]
 """
@@ -13,12 +13,12 @@ from plain56.figures import landscape as figure
 
 WORKDIR = "runs/degradation"
 EXAMPLES = 512  # of the training split, at random
-AT_A_TIME = 4  # so many places are computed together
-REACH, LINE_POINTS, SIDE_POINTS = 1.0, 41, 21  # from −1 to 1 along each direction, as Li et al.
+AT_A_TIME = 4  # how many places are computed together
+REACH, LINE_POINTS, SIDE_POINTS = 1.0, 41, 21  # from −1 to 1 along each direction, as in Li et al.
 
 
 def loss_of(trained, split):
-    """A function of parameters: mean loss and top-1 error on some examples in evaluation mode."""
+    """A function from parameters to the mean loss and top-1 error on some examples, in evaluation mode."""
     import jax.numpy as jnp
 
     from plain56.data import normalize
@@ -45,12 +45,11 @@ def look_around(options, arguments):
     from plain56.data import load_resident
     from plain56.training import load_run
 
-    cli.refuse_config(options, "the run directories alone")
+    cli.refuse_config(options, "only the run directories")
     machine.set_up()
     found = sweeps.shallowest_and_deepest(options.workdir)
     deepest = max(row["depth"] for _, row in found)
-    line = np.linspace(-REACH, REACH, LINE_POINTS)
-    axis = np.linspace(-REACH, REACH, SIDE_POINTS)
+    line, axis = (np.linspace(-REACH, REACH, points) for points in (LINE_POINTS, SIDE_POINTS))
     rows = []
     with cli.progress() as show:
         for number, (run, row) in enumerate(found):

@@ -1,6 +1,6 @@
-"""Lesions of trained networks: a block is left out, several are, or two change places (Veit et al. 2016, Fig. 3 to 5).
+"""Lesions of trained networks: one block or several are left out, or two change places (Veit et al. 2016, Fig. 3 to 5).
 
-From the run directories of a sweep alone, on the test split, for the shallowest and the deepest network, plain and residual:
+Reads only the run directories of a sweep. Tests its shallowest and deepest plain and residual networks on the test split:
 
     python -m experiments.lesions [--workdir=runs/degradation]
 """
@@ -36,7 +36,7 @@ def evaluator(trained, split):
 
 
 def lesions_of(trained):
-    """All lesions of a network: their kind, the blocks concerned, and what makes the `(model, variables)` that is left."""
+    """All lesions of a network: the kind, the blocks concerned, and a function that returns the damaged `(model, variables)`."""
     from plain56.analysis import lesions
 
     model, variables = trained.model, {"params": trained.state.params, "batch_stats": trained.state.batch_stats}
@@ -61,7 +61,7 @@ def damage(options, arguments):
     from plain56.data import load_resident
     from plain56.training import load_run
 
-    cli.refuse_config(options, "the run directories alone")
+    cli.refuse_config(options, "only the run directories")
     machine.set_up()
     rows = []
     with cli.progress() as show:
@@ -73,12 +73,11 @@ def damage(options, arguments):
             for i, (kind, blocks, make) in enumerate(work):
                 loss, error = measure(*make())
                 names = " ".join(f"{stage}.{number}" for stage, number in blocks)
-                rows.append(
-                    {"run": row["run"], "residual": row["residual"], "depth": row["depth"], "lesion": kind, "blocks": names}
-                )
                 # Counted through all stages, from 1.
-                rows[-1]["position"] = lesions.blocks(trained.model).index(blocks[0]) + 1 if blocks else 0
-                rows[-1] |= {"loss": f"{loss:.5g}", "top1_error": f"{error:.5g}"}
+                position = lesions.blocks(trained.model).index(blocks[0]) + 1 if blocks else 0
+                line = {key: row[key] for key in ("run", "residual", "depth")}
+                line |= {"lesion": kind, "blocks": names, "position": position}
+                rows.append(line | {"loss": f"{loss:.5g}", "top1_error": f"{error:.5g}"})
                 show(row["run"], (part + (i + 1) / len(work)) / len(found))
     runs.write_table(options.workdir, "lesions", rows)
     cli.print_table("test error (%)", figure.table(options.workdir))

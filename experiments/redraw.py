@@ -1,6 +1,6 @@
-"""The figures of what has been measured, drawn again from its tables alone, without training.
+"""Draws the figures of what has been measured again, only from the tables, without training.
 
-In every folder of experiments/results, or in and under a given one:
+In every folder of experiments/results, or in and under another folder:
 
     python -m experiments.redraw [--workdir=experiments/results/gradient_flow]
 """
@@ -12,8 +12,7 @@ from plain56.errors import UserError
 from plain56.figures import costs, degradation, gradient_flow, landscape, lesions, responses, throughput, transfer
 
 RESULTS = Path(__file__).parent / "results"
-# By the table that a figure is drawn from.
-FIGURES = {
+FIGURES = {  # by the table that each is drawn from
     "curves.csv": degradation,
     "gradient_flow.csv": gradient_flow,
     "landscape.csv": landscape,
@@ -26,11 +25,11 @@ FIGURES = {
 
 
 def redraw(options, arguments):
-    """Draws the figure of each table that is in or under the folder."""
-    cli.refuse_config(options, "tables alone")
+    """Draws the figure of each table in or under the folder."""
+    cli.refuse_config(options, "only tables")
     tables = sorted(path for path in Path(options.workdir).rglob("*") if path.name in FIGURES)
     if not tables:
-        raise UserError(f"{options.workdir} has no table of a figure: none of {', '.join(FIGURES)}.")
+        raise UserError(f"{options.workdir} has no table of a figure; it must have one of {', '.join(FIGURES)}.")
     for table in tables:
         FIGURES[table.name].draw(table.parent)
     cli.print_result({"redrawn": [str(table) for table in tables]})

@@ -5,7 +5,7 @@ steps; on ImageNet as in the paper:
 
     python -m experiments.resnet_table2 [--config=configs/sweeps/degradation.py:imagenet] [--workdir=runs/resnet_table2]
 
-The paper's errors are of ten crops on ImageNet's validation images; `launch.py evaluate --protocol=ten_crop` measures them so.
+The paper tests ten crops of ImageNet's validation images, as does `launch.py evaluate --protocol=ten_crop`.
 """
 
 from plain56 import cli
@@ -21,12 +21,12 @@ DEFAULTS = {
     "config.optimizer.schedule.warmup_steps": 20,
     "workdir": "runs/resnet_table2",
 }
-# Table 2: top-1 error (%) on ImageNet's validation images, ten crops, by layers.
+# Table 2: top-1 error (%) on ImageNet's validation images with ten crops, by layers.
 PAPER = {"plain": {18: 27.94, 34: 28.54}, "resnet": {18: 27.88, 34: 25.03}}
 
 
 def compare(options, arguments):
-    """Sweep, figure, table."""
+    """Runs the sweep, draws the figure and prints the table."""
     rows = cli.run_sweep(options)
     figure = degradation.draw(options.workdir)
     lines = []

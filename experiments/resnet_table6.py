@@ -1,12 +1,12 @@
 """Errors by depth beside the paper's: He et al. 2015, Table 6, and the plain networks of section 4.2.
 
-From a sweep over depths alone, on CIFAR-10 that of configs/sweeps/degradation.py:cifar10; for another data set the paper's errors
-stand there for comparison only:
+Reads only a sweep over depths, for CIFAR-10 that of configs/sweeps/degradation.py:cifar10. With another data set, the paper's
+errors are only a comparison:
 
     python -m experiments.resnet_table6 [--workdir=runs/degradation]
 
-Writes curves.csv beside the sweep's summary.csv. From these two files alone, in any folder, the same command prints the table and
-redraws the figure:
+Writes curves.csv beside the sweep's summary.csv. These two files, in any folder, are enough for the same command to print the
+table and redraw the figure:
 
     python -m experiments.resnet_table6 --workdir=experiments/results/cifar10_degradation/full_recipe
 """
@@ -19,18 +19,13 @@ from plain56.figures import degradation
 
 FAMILIES = ("plain", "resnet")
 SPLITS = {"train": "training error", "test": "test error"}
-WORKDIR = "runs/degradation"
-# Test error (%) on CIFAR-10 by layers; the five runs of 110 layers have 6.61 ± 0.16 (Table 6). Plain-110: "higher than 60 %".
+# Test error (%) on CIFAR-10 by layers. Five runs of 110 layers have 6.61 ± 0.16 (Table 6), plain-110 is "higher than 60 %".
 PAPER = {20: "8.75", 32: "7.51", 44: "7.17", 56: "6.97", 110: "6.43 (best of five)", 1202: "7.93"}
 PAPER_PLAIN = {110: "> 60"}
 
 
 def lines(rows):
-    """The table's lines: mean ± standard deviation of the last errors (%), by depth and family.
-
-    Args:
-        rows: of a sweep's summary. Runs that are not finished count with how far they came.
-    """
+    """Means ± standard deviations of the last errors (%) in a sweep's summary, finished or not, by depth and family."""
     table = []
     for depth in sorted({row["depth"] for row in rows}):
         for residual, published in ((False, PAPER_PLAIN), (True, PAPER)):
@@ -51,9 +46,9 @@ def lines(rows):
 
 def tabulate(options, arguments):
     """Prints the table, and draws the figure."""
-    cli.refuse_config(options, "the run directories alone")
+    cli.refuse_config(options, "only the run directories")
     if runs.is_sweep(options.workdir):
-        sweeps.summarise(options.workdir)
+        sweeps.summarize(options.workdir)
         degradation.write_curves(options.workdir)
     rows = [row for row, _ in degradation.read(options.workdir) if row["model"].startswith(FAMILIES)]
     if not rows:
@@ -66,4 +61,4 @@ def tabulate(options, arguments):
 
 
 if __name__ == "__main__":
-    cli.run_experiment(tabulate, {"workdir": WORKDIR}, __doc__)
+    cli.run_experiment(tabulate, {"workdir": "runs/degradation"}, __doc__)

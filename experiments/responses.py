@@ -1,6 +1,6 @@
-"""Layer responses: standard deviations of what the 3×3 layers give after batch norm (He et al. 2015, Fig. 7).
+"""Layer responses: standard deviations of the 3×3 layers' outputs after batch norm (He et al. 2015, Fig. 7).
 
-From the run directories of a sweep alone, over its training split without augmentation, for every depth, plain and residual:
+Reads only the run directories of a sweep. Measures every depth, plain and residual, over the training split without augmentation:
 
     python -m experiments.responses [--workdir=runs/degradation]
 """
@@ -16,7 +16,7 @@ def measure(options, arguments):
     from plain56 import machine, training
     from plain56.analysis.responses import layer_responses
 
-    cli.refuse_config(options, "the run directories alone")
+    cli.refuse_config(options, "only the run directories")
     machine.set_up()
     rows = []
     with cli.progress() as show:

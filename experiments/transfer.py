@@ -1,7 +1,7 @@
-"""What a trained network is worth where pictures are few: from scratch, a linear probe, and fine-tuning.
+"""What a trained network is worth if there are few pictures: from scratch, a linear probe, and fine-tuning.
 
 Trains a network on half of a data set's classes, then networks on a few examples of each of the other classes: from random
-values, the last layer alone on the features of the first network, and all layers beginning from it. Draws the figure, prints the
+values, only the last layer on the features of the first network, and all layers beginning from it. Draws the figure, prints the
 table and checks the claim:
 
     python -m experiments.transfer [--config=configs/sweeps/transfer.py:cifar10] [--workdir=runs/transfer]
@@ -19,7 +19,6 @@ from plain56 import cli, runs
 from plain56.figures import transfer
 
 SWEEP = "configs/sweeps/transfer.py"
-WORKDIR = "runs/transfer"
 BETTER_AT_LEAST = 0.05
 
 
@@ -53,12 +52,12 @@ def results(workdir):
 
 
 def compare(options, arguments):
-    """Source network, sweep, table, figure, claim; returns the exit status: 1 where the claim did not hold."""
+    """Trains the source network, runs the sweep and judges the claim; returns the exit status, 1 if the claim did not hold."""
     from plain56 import machine, pretrained, sweeps, training
 
     machine.set_up()
     workdir = Path(options.workdir)
-    # A mistake in the sweep should not wait for the source network.
+    # Finds a mistake in the sweep before the source network is trained.
     for element in sweeps.expand(options.config, sweep):
         if element.config.seed == options.config.sweep.seeds[0]:
             training.load(element.config)
@@ -84,4 +83,4 @@ def compare(options, arguments):
 
 
 if __name__ == "__main__":
-    cli.run_experiment(compare, {"config": SWEEP, "workdir": WORKDIR}, __doc__)
+    cli.run_experiment(compare, {"config": SWEEP, "workdir": "runs/transfer"}, __doc__)

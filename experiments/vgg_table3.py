@@ -1,7 +1,7 @@
 """VGG's configurations A to E beside the paper's errors: Simonyan & Zisserman 2014, Table 3, single-scale evaluation.
 
 Trains all of them, and tests each at one scale by the paper's dense evaluation. By default on the digits, whose 8×8 pixels take
-the place of 224×224, and without the paper's warm start of the deeper ones:
+the place of 224×224, and without the paper's warm start of the deeper networks:
 
     python -m experiments.vgg_table3 [--config=configs/sweeps/vgg.py:imagenet] [--workdir=runs/vgg]
 """
@@ -10,8 +10,6 @@ from pathlib import Path
 
 from plain56 import cli, runs
 
-SWEEP = "configs/sweeps/vgg.py"
-WORKDIR = "runs/vgg"
 # Table 3: the test scale, and top-1 and top-5 error (%) on ImageNet's validation images, by configuration and training scale.
 PAPER = {
     "A-256": (256, 29.6, 10.4),
@@ -30,7 +28,7 @@ PAPER = {
 
 
 def compare(options, arguments):
-    """Sweep, dense evaluation, table."""
+    """Runs the sweep, tests its networks densely and prints the table."""
     from plain56 import training
 
     cli.run_sweep(options)
@@ -53,4 +51,4 @@ def compare(options, arguments):
 
 
 if __name__ == "__main__":
-    cli.run_experiment(compare, {"config": SWEEP, "workdir": WORKDIR}, __doc__)
+    cli.run_experiment(compare, {"config": "configs/sweeps/vgg.py", "workdir": "runs/vgg"}, __doc__)

@@ -1,9 +1,9 @@
-"""Damages what a user has in every way that its structure allows, and drives the modes with it: a sentence, or it works.
+"""Damages a user's files in every way that their structure allows, and runs the modes on them: they work or print a sentence.
 
 python -m tests.fuzz [SECONDS [SEED]]    (or `make fuzz`)
 
 A damage is one change to the files of a small sweep, its exported weights, or a folder of pictures: any JSON value in any place,
-a key missing, added or doubled; any file empty, cut, changed in a byte, or replaced by a folder, a link to nothing, a link to
+a key missing, added or doubled; any file empty, cut, changed in a byte, or replaced by a folder, a broken link, a link to
 itself, a pipe, or a foreign file. Only launch.main is called, so that the same damages can be tried on any version.
 """
 
@@ -26,7 +26,7 @@ import numpy as np
 import launch
 
 RUNS = ("plain8-seed0", "resnet8-seed0")
-BROKEN, SOUND = RUNS  # the run that is damaged, and the one that must not notice
+BROKEN, SOUND = RUNS  # the run that is damaged, and the one that must not be affected
 SWEEP_FLAGS = [
     "--config=configs/sweeps/degradation.py",
     "--config.sweep.depths=(8,)",
@@ -39,7 +39,7 @@ SWEEP_FLAGS = [
     "--config.train.gradients_every=6",
     "--config.optimizer.schedule.warmup_steps=2",
 ]
-SECONDS = 120  # that one mode may take
+SECONDS = 120  # that a mode may take
 NUMBERS = (0, 1, -1, 3, 10**30, 0.5, -1e308)
 VALUES = (None, True, False, *NUMBERS, "", "x", "../x", "resnet8", "a" * 300, [], [[]], ["x"], [1, 2, 3], {}, {"a": 1})
 TEXTS = ("", "{}", "[]", "null", "NaN", '{"train": "data/train.csv"}', '{"model": {"name": "resnet8"}}', "ä", "[" * 5000)
@@ -79,7 +79,7 @@ def places(value, path=()):
 
 
 def damage_json(value, chance):
-    """A JSON value with one change in one place, as a text, and what was changed."""
+    """A JSON value with one change in one place, as a text, and a description of the change."""
     path = chance.choice(places(value)[1:] or [()])
     if not path:
         return json.dumps(new := chance.choice(VALUES)), f"whole = {new!r}"[:60]
@@ -101,7 +101,7 @@ def damage_json(value, chance):
 
 
 def damage_file(path, chance):
-    """Damages a file as a whole; returns what was done."""
+    """Damages a file as a whole; returns how."""
     content = path.read_bytes() if path.is_file() else b""
     kind = chance.choice(("empty", "cut", "byte", "folder", "dangling", "loop", "pipe", "foreign", "gone"))
     path.unlink()
@@ -126,7 +126,7 @@ def damage_file(path, chance):
 
 
 def damage_home(folder, chance):
-    """Damages one thing of a home; returns what, and the modes that meet it."""
+    """Damages one file of a home; returns a description, and the modes that meet it."""
     sweep, run = folder / "sweep", folder / "sweep" / BROKEN
     kind = chance.choice(KINDS)
     if kind in ("run json", "sweep json"):
@@ -219,7 +219,7 @@ def picture_modes(folder):
 
 
 def run_mode(arguments):
-    """The exit status of a mode, what it printed, and on which stream; a status of None is an exception or a hang."""
+    """The exit status of a mode, or None for an exception or a hang, and what it printed on each of the two streams."""
 
     def stop(number, frame):
         raise TimeoutError(f"{SECONDS} s")
@@ -241,7 +241,7 @@ def run_mode(arguments):
 
 
 def judge(arguments, status, out, errors):
-    """What is wrong with how a mode has ended; "" where nothing is."""
+    """What is wrong with the way in which a mode has ended, or ""."""
     told = [line for line in errors.splitlines() if line.startswith("error: ")]
     last = errors.splitlines()[-1] if errors else ""
     if status is None:
@@ -254,7 +254,7 @@ def judge(arguments, status, out, errors):
 
 
 def attempt(home, rows, chance, folder):
-    """Damages a copy of a home and tries the modes on it; returns the damage and what went wrong, by mode."""
+    """Damages a copy of a home and runs the modes on it; returns the damage and what went wrong, by mode."""
     shutil.copytree(home, folder, symlinks=True)
     damage, modes = damage_home(folder, chance)
     planned = sound_element(folder) == sound_element(home)
@@ -263,7 +263,7 @@ def attempt(home, rows, chance, folder):
         status, out, errors = run_mode(arguments)
         fault = judge(arguments, status, out, errors)
         looks = {"--status", "--dry_run"} & set(arguments)
-        stopped = status == 2 and not damage.startswith(f"sweep/{BROKEN}")  # by what concerns the sweep as a whole
+        stopped = status == 2 and not damage.startswith(f"sweep/{BROKEN}")  # by damage to the sweep as a whole
         if not (fault or looks or stopped) and planned and arguments[0] in ("report", "sweep"):
             fault = missed(folder, rows)
         if fault:
@@ -272,14 +272,14 @@ def attempt(home, rows, chance, folder):
 
 
 def sound_element(folder):
-    """What sweep.json says of the run that is not damaged; None where that cannot be read."""
+    """The sound run's element of sweep.json, or None if it cannot be read."""
     path = folder / "sweep" / "sweep.json"
     with contextlib.suppress(OSError, KeyError, TypeError, ValueError, RecursionError):
         return json.loads(path.read_text())[SOUND] if path.is_file() else None  # reading a pipe would wait for its writer
 
 
 def missed(folder, rows):
-    """What the summary lacks of the run that is not damaged; "" where nothing."""
+    """What the summary lacks of the sound run, or ""."""
     try:
         found = rows_of(folder).get(SOUND)
     except (OSError, KeyError, TypeError, ValueError):
@@ -289,14 +289,14 @@ def missed(folder, rows):
 
 
 def main(seconds=600, seed=0):
-    """Tries damages for so long; returns the number of those that were met with more or less than a sentence."""
+    """Tries damages for some seconds; returns the number of kinds of fault that were found."""
     found, tried, end = {}, 0, time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as top:
         home = Path(top) / "home"
         rows = make_home(home)
         while time.monotonic() < end:
             number = seed * 1_000_000 + tried
-            copy = Path(top) / str(number)  # another name each time: data sets are read once for each
+            copy = Path(top) / str(number)  # another name each time, since a data set is read once per name
             damage, wrong = attempt(home, rows, random.Random(number), copy)
             shutil.rmtree(copy)
             tried += 1

@@ -1,4 +1,4 @@
-"""Runs launch.py and kills its own process with SIGKILL at a chosen moment. `make soak` does so many times, at random moments.
+"""Runs launch.py and kills its own process with SIGKILL at a chosen moment. `make soak` does this many times, at random moments.
 
 python -m tests.killed MOMENT OCCURRENCE DELAY train --config=… --workdir=…
 python -m tests.killed soak [KILLS [SEED]]
@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# What happens while the process is killed: {moment: (how often it comes in a run of FLAGS, how long it lasts in seconds)}.
+# The moments to be killed at: {moment: (how often it comes in a run of FLAGS, how long it lasts in seconds)}.
 MOMENTS = {
     "start": (1, 3.0),
     "compile": (1, 3.0),
@@ -29,10 +29,10 @@ MOMENTS = {
     "evaluate": (8, 0.02),
     "save": (10, 0.15),
 }
-# Intervals that do not fit each other, so that every moment comes in every state of the others.
+# The intervals are not multiples of each other, so that every moment comes in every state of the others.
 FLAGS = [
     "--config=configs/digits.py:resnet8",
-    "--config.model.widths=(16,16,32)",  # with which one CPU device computes all convolutions by the C++ ones
+    "--config.model.widths=(16,16,32)",  # one CPU device computes all their convolutions in C++
     "--config.train.batch_size=32",
     "--config.train.steps=120",
     "--config.train.steps_per_call=7",
@@ -42,7 +42,7 @@ FLAGS = [
     "--config.train.checkpoint_every=12",
     "--config.optimizer.schedule.warmup_steps=10",
 ]
-# The kinds of run that each go on in a way of their own.
+# The kinds of run, each of which resumes in its own way.
 KINDS = {
     "resident": ("train",),
     "streamed": ("train", "--config.data.mode=stream"),
@@ -53,12 +53,12 @@ TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 
 
 def one_device():
-    """The environment of a process with one device, as a user's on a CPU, and not the two that the tests simulate."""
+    """The environment of a process with one device, as for a user with a CPU, not with the two that the tests simulate."""
     return os.environ | {"XLA_FLAGS": ""}
 
 
 def assert_native(run):
-    """Fails where a run's newest start did not compute its convolutions by those in C++; skips where they cannot be compiled."""
+    """Fails if a run's newest start did not compute its convolutions in C++; skips the test if they cannot be compiled."""
     if not shutil.which("c++"):
         pytest.skip("the convolutions in C++ need c++")
     environment = run.environment()["convolution"]
@@ -67,14 +67,14 @@ def assert_native(run):
 
 
 def launch_and_kill(moment, occurrence, delay, arguments):
-    """Runs launch.py in this process, which is killed `delay` seconds after the moment has begun for the n-th time."""
+    """Runs launch.py in this process, which is killed `delay` seconds after the n-th beginning of the moment."""
     remaining = occurrence
 
     def begin():
         nonlocal remaining
         remaining -= 1
         if remaining == 0:
-            # By another process: this one may be anywhere in compiled code.
+            # Another process kills it: this one may be anywhere in compiled code.
             subprocess.Popen(["sh", "-c", f"sleep {delay}; kill -KILL {os.getpid()}"])
 
     def announced(function):
@@ -128,27 +128,22 @@ def launch_and_kill(moment, occurrence, delay, arguments):
 
 
 def wait_until(process, condition):
-    """Waits for something that a process does, and fails where it ends before, or within two minutes does not."""
+    """Waits until a process has done something, and fails if it ends first or takes more than two minutes."""
     deadline = time.monotonic() + 120
     while not condition():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def has_saved(run):
-    """Whether a run has a checkpoint."""
-    return any(folder.name.isdigit() for folder in run.checkpoints.glob("*"))
-
-
 def last_line(*arguments):
-    """The last line of launch.py, run on one device: that is faster than the simulated ones of the tests, too."""
+    """The last line that launch.py prints, run on one device, which is also faster than the simulated ones of the tests."""
     command = [sys.executable, "launch.py", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, env=one_device(), check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def launched(workdir, moment=None, occurrence=1, delay=0.0, kind="resident"):
-    """The exit status of one launch, that is killed unless no moment is given: −9 where the kill came in time."""
+    """The exit status of one launch, which is killed if a moment is given: −9 if the kill came in time."""
     command = ["-m", "tests.killed", moment, str(occurrence), str(delay)] if moment else ["launch.py"]
     mode, *extra = (argument.format(folder=Path(workdir).parent) for argument in KINDS[kind])
     command = [sys.executable, *command, mode, *FLAGS, *extra, f"--workdir={workdir}"]
@@ -157,7 +152,7 @@ def launched(workdir, moment=None, occurrence=1, delay=0.0, kind="resident"):
 
 
 def train_whole(folder, kind):
-    """What a run of a kind comes to that nothing interrupts, in FOLDER/KIND."""
+    """The result of an uninterrupted run of a kind, in FOLDER/KIND."""
     if kind == "finetuned":
         if not (Path(folder) / "resident").exists():
             train_whole(folder, "resident")
@@ -168,7 +163,7 @@ def train_whole(folder, kind):
 
 
 def result(workdir):
-    """What a run has come to: its last parameters, statistics and momentum, and its records without what a clock gave."""
+    """A run's result: its last parameters, statistics and momentum, and its records without the clock's values."""
     import jax
 
     from plain56 import runs
@@ -184,12 +179,12 @@ def result(workdir):
 
 
 def same(one, other):
-    """Whether two results are the same to the bit, with every record once and in order."""
+    """Whether two results are the same bit for bit, with every record once and in order."""
     return one[1] == other[1] and all(a.tobytes() == b.tobytes() for a, b in zip(one[0], other[0], strict=True))
 
 
 def soak(kills=30, seed=0):
-    """Kills runs at random moments, at most five times each, until they are finished; returns whether all came out the same."""
+    """Kills runs at random moments, at most five times each, until they are finished; returns whether all are the same."""
     chance, failures, done = random.Random(seed), 0, 0
     with tempfile.TemporaryDirectory() as folder:
         whole = {kind: train_whole(folder, kind) for kind in KINDS}
@@ -201,11 +196,11 @@ def soak(kills=30, seed=0):
             kinds = kinds or chance.sample(list(KINDS), len(KINDS))
             kind = kinds.pop()
             while len(survived) < 5 and done < kills:
-                # In turn, so that none is left out.
+                # The moments take turns, so that none is left out.
                 moments = moments or chance.sample(list(MOMENTS), len(MOMENTS))
                 moment = moments.pop()
                 times, duration = MOMENTS[moment]
-                # Each start has less left to do: the first occurrences always come.
+                # Each start has less left to do, but the first occurrences always come.
                 occurrence, delay = chance.randint(1, max(1, times // 5)), round(chance.uniform(0, duration), 3)
                 status = launched(workdir, moment, occurrence, delay, kind)
                 if status == 0:

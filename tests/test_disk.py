@@ -1,4 +1,4 @@
-"""A disk that is full, read-only or broken: the run stops with a sentence, and goes on once there is room."""
+"""A disk that is full, read-only or broken: the run stops with a sentence, and goes on once there is space."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ from plain56.training import train
 from tests.killed import FLAGS, assert_native, launched, one_device, result, same
 
 ROOT = Path(__file__).parent.parent
-# In a name space of its own, where anybody may mount: a launch until the disk is full, and the same one with more room.
+# In a namespace where any user may mount: a launch until the disk is full, and the same one with more space.
 SCRIPT = """
 mount -t tmpfs -o size={size} none {disk} || exit 77
 {train}
@@ -30,7 +30,7 @@ cp -r {disk}/run {folder}/run
 @pytest.mark.parametrize(
     ("size", "flags", "message"),
     [
-        # Room for a checkpoint or two, of 330 kB and a margin of 1 MB; and not even for the records of 120 steps.
+        # Space for a checkpoint or two, of 330 kB and a margin of 1 MB; and too little for the records of 120 steps.
         ("1600k", ["--config.train.checkpoint_every=12"], r"error: The checkpoint of step \d+ cannot .* MB are free\."),
         ("60k", ["--config.train.checkpoint_every=120", "--config.train.log_every=1"], r"error: .*: No space left on device\."),
     ],
@@ -46,7 +46,7 @@ def test_full_disk_stops_a_run_that_then_goes_on_with_the_same_bits(tmp_path, si
         ["unshare", "--map-root-user", "--mount", "sh", "-c", script], cwd=ROOT, env=one_device(), capture_output=True, text=True
     )
     if done.returncode == 77 or done.stderr.startswith("unshare:"):
-        pytest.skip(f"needs a disk of one's own: {done.stderr}")
+        pytest.skip(f"needs the right to mount a disk: {done.stderr}")
     assert done.returncode == 0, done.stderr
     *errors, status = [line for line in done.stderr.splitlines() if "of all work done" not in line]
     assert status == "status 2"
@@ -65,7 +65,7 @@ def test_failed_save_fails_the_run_and_costs_nothing(tmp_path):
     command = [sys.executable, "launch.py", "train", *FLAGS, f"--workdir={tmp_path / 'run'}"]
     first = [*command, "--config.train.stop_after=12"]
     subprocess.run(first, cwd=ROOT, env=one_device(), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    limits = f"ulimit -f 100; exec {' '.join(map(repr, command))}"  # of 512 bytes
+    limits = f"ulimit -f 100; exec {' '.join(map(repr, command))}"  # blocks of 512 bytes
     cut = subprocess.run(["sh", "-c", limits], cwd=ROOT, env=one_device(), capture_output=True, text=True)
     assert cut.returncode == 2
     assert cut.stderr.splitlines()[-1].startswith("error: The checkpoint of step 24 cannot be saved in"), cut.stderr

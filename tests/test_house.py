@@ -1,4 +1,4 @@
-"""The bounds that keep the house readable: a stranger sees a function whole, a file in one sitting, and plain American English."""
+"""What keeps the house readable: a function on a screen, a file in one sitting, and plain American English."""
 
 import ast
 import re

@@ -23,7 +23,7 @@ ONE_OF_TWO = ["--coordinator=localhost:1", "--num_processes=2", "--process_id=0"
 WIDE = "--config.model.widths=(16,8,64)"
 
 MISTAKES = [
-    ([], "No mode was given; allowed are train, evaluate, sweep, report, describe"),
+    ([], "No mode was given; it must be one of train, evaluate, sweep, report, describe"),
     (["tarin"], "There is no mode 'tarin'"),
     (["train"], "--config is missing"),
     (["train", DIGITS], "--workdir is missing"),
@@ -34,25 +34,19 @@ MISTAKES = [
     (["train", DIGITS, "--config.foo=1"], "There is no key 'foo'"),
     (["train", DIGITS, "--config.train.steps=many"], "invalid literal for int() with base 10: 'many'"),
     (["train", DIGITS, "--config.data.augment.flip=maybe"], "maybe"),
-    (["train", DIGITS, "resnet20", "--workdir=W"], "'resnet20' is not understood"),
+    (["train", DIGITS, "resnet20", "--workdir=W"], "'resnet20' must be a flag"),
     (["train", DIGITS, "--nosuch=1"], "Unknown command line flag 'nosuch'"),
     (["train", f"{DIGITS}:resnet57", "--workdir=W"], "nearest is 'resnet56'"),
     (["train", f"{DIGITS}:reznet56", "--workdir=W"], "nearest is 'resnet56'"),
     (["train", f"{DIGITS}:resnet020", "--workdir=W"], "nearest is 'resnet20'"),
     (["train", DIGITS, "--config.train.batch_size=-3", "--workdir=W"], "train.batch_size must be an integer from 1"),
     (["train", DIGITS, "--config.train.batch_size=33", "--workdir=W"], "must be a multiple of 2, not 33"),
-    (
-        ["train", DIGITS, "--config.train.accumulate=3", "--workdir=W"],
-        "2 devices in train.accumulate = 3 parts",
-    ),
+    (["train", DIGITS, "--config.train.accumulate=3", "--workdir=W"], "2 devices in train.accumulate = 3 parts"),
     (["train", DIGITS, "--config.parallelism=tmap", "--workdir=W"], "parallelism must be 'jit' or 'pmap', not 'tmap'"),
     (["train", DIGITS, "--process_id=0", "--workdir=W"], "it lacks --coordinator and --num_processes"),
     (["train", DIGITS, *ONE_OF_TWO, "--distributed", "--workdir=W"], "--distributed must be left out"),
     (["train", DIGITS, *ONE_OF_TWO[:2], "--process_id=2", "--workdir=W"], "--process_id must be from 0 to 1"),
-    (
-        ["train", DIGITS, "--coordinator=here", *ONE_OF_TWO[1:], "--workdir=W"],
-        "--coordinator must be HOST:PORT",
-    ),
+    (["train", DIGITS, "--coordinator=here", *ONE_OF_TWO[1:], "--workdir=W"], "--coordinator must be HOST:PORT"),
     (["sweep", SWEEP, "--distributed", "--workdir=W"], "--distributed belongs to launch.py train"),
     (
         ["train", DIGITS, "--config.optimizer.learning_rate=nan", "--workdir=W"],
@@ -71,21 +65,18 @@ MISTAKES = [
     (["train", DIGITS, "--config.optimizer.schedule.boundaries=(3,2)", "--workdir=W"], "rising positive integers"),
     (["train", DIGITS, "--config.data.name=mnist", "--config.data.dir=W", "--workdir=W"], "install the extra 'prepare'"),
     (["train", DIGITS, WIDE, "--workdir=W"], "widths may not decrease"),
-    (["train", DIGITS, "--workdir=configs"], "configs is there already and is not a run directory"),
+    (["train", DIGITS, "--workdir=configs"], "configs exists and is not a run directory"),
     (["evaluate", "--workdir=W"], "is not a run directory"),
     (["report", "--workdir=W"], "is not a sweep directory"),
     (["sweep", DIGITS, "--workdir=W"], "configs/digits.py is not a sweep"),
     (["sweep", SWEEP, "--config.seed=1", "--workdir=W"], "--config.seed is chosen by the sweep itself"),
     (["sweep", SWEEP, "--config.sweep.seeds=(0.5,)", "--workdir=W"], "do not fit the config"),
     (["sweep", f"{SWEEP}:cifar10", "--config.sweep.depths=('deep',)", "--workdir=W"], "holds a value of the wrong type"),
-    (["sweep", SWEEP, "--workdir=configs"], "configs is there already and is not a sweep directory"),
+    (["sweep", SWEEP, "--workdir=configs"], "configs exists and is not a sweep directory"),
     (["train", DIGITS, "--workdir="], "--workdir is missing"),
-    (
-        ["train", DIGITS, "--config.transfer.freeze=('stage9',)", "--workdir=W"],
-        "'stage9', which fits no stage or layer",
-    ),
-    (["evaluate", DIGITS, "--workdir=W"], "--config is not allowed here"),
-    (["sweep", f"{SWEEP}:mnist", "--workdir=W"], "There is no recipe 'mnist' for this sweep; allowed are digits, cifar10"),
+    (["train", DIGITS, "--config.transfer.freeze=('stage9',)", "--workdir=W"], "'stage9', which fits no stage or layer"),
+    (["evaluate", DIGITS, "--workdir=W"], "--config must be left out here"),
+    (["sweep", f"{SWEEP}:mnist", "--workdir=W"], "The recipe must be one of digits, cifar10, imagenet, not 'mnist'"),
     (["sweep", SWEEP, "--config.sweep.depths=(20,57)", "--workdir=W"], "nearest is 'plain56'"),
     (["sweep", SWEEP, "--config.sweep.depths=()", "--workdir=W"], "The sweep is empty"),
     (["sweep", SWEEP, "--config.sweep.seeds=(1,1)", "--workdir=W"], "names a run twice: plain20-seed1"),
@@ -148,7 +139,7 @@ def test_mistakes_cost_one_sentence(arguments, message, tmp_path, capsys, monkey
         ("{", "does not hold a run's config"),
         ("[]", "does not hold a run's config"),
         ("{}", "it names no network"),
-        ('{"model": {"name": "resnet20"}, "train": {"stepz": 1}}', "whose key 'train.stepz' no config has"),
+        ('{"model": {"name": "resnet20"}, "train": {"stepz": 1}}', "whose key 'train.stepz' does not exist"),
     ],
 )
 def test_json_that_is_no_config(tmp_path, capsys, content, message):
@@ -217,7 +208,7 @@ def test_describe_shows_auxiliary_heads_and_what_reductions_save(capsys):
     printed, result = described(capsys, "googlenet")
     assert result["parameters"] == 13_378_280
     assert "auxiliary4a *" in printed
-    assert "* in training alone" in printed
+    assert "* only in training" in printed
     assert re.search(r"total +│ +5.85 │ +24.16 │ +76 % │ +1,103.97 │ +3,947.85 │ +72 % │", printed)
     assert len(result["savings"]) == 9
 
@@ -243,11 +234,8 @@ def test_describe_all_has_every_published_network(capsys):
     assert set(networks) == set(PARAMETERS)
     for name, ((num_classes, image_shape), parameters) in PARAMETERS.items():
         network = networks[name]
-        assert (network["num_classes"], tuple(network["image_shape"]), network["parameters"]) == (
-            num_classes,
-            image_shape,
-            parameters,
-        )
+        assert (network["num_classes"], tuple(network["image_shape"])) == (num_classes, image_shape)
+        assert network["parameters"] == parameters
 
 
 def test_describe_takes_a_config(capsys):
@@ -266,18 +254,18 @@ def test_interrupted_run_saves_first_and_goes_on(tmp_path, number):
     workdir = f"--workdir={tmp_path / 'run'}"
     flags = ["--config=configs/digits.py:plain8", "--config.model.widths=(4,4,4)", "--config.train.batch_size=32", workdir]
     flags.append("--config.train.steps=100000")
-    # A test run in the background of a shell inherits that Ctrl-C is ignored; this process does not.
+    # Tests that run in the background of a shell ignore Ctrl-C; this process does not.
     listen = "signal.signal(signal.SIGINT, signal.default_int_handler)"
     code = f"import launch, signal, sys; {listen}; sys.exit(launch.main(sys.argv[1:]))"
     run = runs.Run(tmp_path / "run")
     with subprocess.Popen([sys.executable, "-c", code, "train", *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         try:
             wait_until(process, lambda: run.metrics("train"))
-            # Another launch on the same directory is told who holds it.
+            # Another launch on the same directory is told which process holds it.
             other = launched("train", *flags)
             assert other.returncode == 2
             assert re.match(
-                rf"error: {run.path} is held by process {process.pid} on .*; wait for its end, or stop it.\n", other.stderr
+                rf"error: {run.path} is held by process {process.pid} on .*; wait for it to end, or stop it.\n", other.stderr
             )
             process.send_signal(number)
             _, errors = process.communicate(timeout=60)
@@ -306,7 +294,7 @@ def test_train_then_evaluate(tmp_path):
     status = json.loads(trained.stdout.splitlines()[-1])
     assert (status["state"], status["step"]) == ("finished", 10)
     assert "100 %" in trained.stderr
-    # A run needs neither of the two big frameworks.
+    # A run needs neither TensorFlow nor PyTorch.
     imported = "bool({'tensorflow', 'torch'} & set(sys.modules))"
     code = f"import launch, sys; sys.exit(launch.main(['evaluate', {workdir!r}]) or {imported})"
     evaluated = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)

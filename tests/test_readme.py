@@ -126,8 +126,8 @@ def test_gradient_flow_is_that_of_the_committed_table():
         assert f"| {' | '.join(line.values())} |" in shown
     growth = {
         name: statistics.mean(network.growth for network in members)
-        for (name, normalised), members in gradient_flow.by_kind(networks).items()
-        if normalised
+        for (name, normalized), members in gradient_flow.by_kind(networks).items()
+        if normalized
     }
     plain = [100 * (rate - 1) for name, rate in growth.items() if name.startswith("plain")]
     assert f"by {min(plain):.0f} to {max(plain):.0f} % with every block" in README

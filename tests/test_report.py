@@ -1,4 +1,4 @@
-"""The report is one file that asks nothing of any host, and shows every run as it stands."""
+"""The report is one file that asks no host for anything, and shows every run as it stands."""
 
 import base64
 import json
@@ -41,13 +41,8 @@ def sweep(tmp_path):
         flow = {"outputs": {"stem": 2.0, "stage1.0": 1.0}, "kernels": {}, "shortcuts": {}, "branches": {}, "shortcut_shares": {}}
         curve += [{"step": 20, "epoch": 4.0, "split": "gradients", "seconds": 2.0, **flow}] if low == 0.1 else []
         write_run(tmp_path, name, "finished", curve)
-    write_run(
-        tmp_path,
-        names[2],
-        "diverged",
-        [record(5, "train", 0.9, loss=None)],
-        "the loss at step 6 is not finite <!--<script>",
-    )
+    reason = "the loss at step 6 is not finite <!--<script>"
+    write_run(tmp_path, names[2], "diverged", [record(5, "train", 0.9, loss=None)], reason)
     (tmp_path / names[3]).mkdir()  # nothing but its folder
     write_run(tmp_path, names[4], "preempted", [record(5, "train", 0.9)])
     with (tmp_path / names[4] / "metrics.jsonl").open("a") as file:
@@ -83,7 +78,7 @@ def test_page(sweep, capsys):
     assert [r["top1_error"] for r in shown["plain20-seed0"]["records"] if r["split"] == "test"] == pytest.approx([0.4, 0.3, 0.25])
     assert shown["plain56-seed0"]["records"][0]["loss"] is None
     assert shown["plain56-seed0"]["row"]["reason"].endswith("<!--<script>")
-    assert "is damaged: line 1 is no record" in shown["resnet44-seed0"]["row"]["reason"]
+    assert "is damaged: line 1 is not a record" in shown["resnet44-seed0"]["row"]["reason"]
     assert shown["resnet20-seed0"]["gradients"] == [{"step": 20, "blocks": ["stem", "stage1.0"], "outputs": [2.0, 1.0]}]
     assert len(shown["plain44-seed0"]["records"]) == 1 and shown["resnet56-seed0"]["records"] == []
     assert data["differences"] == ["model.name"] and data["facts"].startswith("6 runs: 2 finished, 1 diverged")

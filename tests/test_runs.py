@@ -160,7 +160,7 @@ def test_damaged_file_is_named(tmp_path):
     (run.path / "metrics.jsonl").write_text(
         '{"step": 1, "split": "train", "seconds": 1}\n{"step": 2, "spl\n{"step": 3, "split": "train", "seconds": 3}\n'
     )
-    with pytest.raises(UserError, match=r"metrics.jsonl is damaged: line 2 is no record"):
+    with pytest.raises(UserError, match=r"metrics.jsonl is damaged: line 2 is not a record"):
         run.metrics()
     (run.path / "config.json").write_text("[]")
     with pytest.raises(UserError, match=r"config.json is damaged: it must hold a JSON object, not a list"):
@@ -183,13 +183,10 @@ def test_summary_in_both_forms(tmp_path):
     ("stored", "today"),
     [
         ({"train": {"seeds": 1}}, {}),  # written before several seeds became a sweep
-        (
-            {"train": {"seeds": 2}},
-            r"train\.seeds, which was removed: several seeds are a sweep; it must be 1",
-        ),
+        ({"train": {"seeds": 2}}, r"train\.seeds, which was removed: several seeds are a sweep; it must be 1"),
         ({"data": {"augment": {"colour": 0.1, "pad": 3}}}, {"data.augment.color": 0.1, "data.augment.pad": 3}),
         ({"seed": 5, "model": {"name": "plain8"}}, {"seed": 5, "model.name": "plain8"}),  # before any other key was there
-        ({"data": 1, "train": [2]}, {"data": 1, "train": [2]}),  # whoever reads it says what is wrong
+        ({"data": 1, "train": [2]}, {"data": 1, "train": [2]}),  # its reader says what is wrong
     ],
 )
 def test_keys_of_earlier_versions(tmp_path, stored, today):
@@ -223,7 +220,7 @@ def test_record_of_another_type_is_damage(tmp_path, key, value):
     if any(type(value) is type(other) and value == other for other in sound[key]):
         assert len(run.metrics()) == 1
     else:
-        with pytest.raises(UserError, match="line 1 is no record"):
+        with pytest.raises(UserError, match="line 1 is not a record"):
             run.metrics()
 
 
@@ -271,7 +268,8 @@ def test_something_else_in_place_of_a_file(tmp_path, name, kind):
     else:
         with pytest.raises(UserError, match=rf"{name} (is damaged|cannot be read)"):
             read[name]()
-    assert runs.view(run, {"seed": 0}).status.state == ("damaged" if name in ("config.json", "metrics.jsonl") else "queued")
+    state = runs.SweepRun(run, {}, {"seed": 0}).view().status.state
+    assert state == ("damaged" if name in ("config.json", "metrics.jsonl") else "queued")
 
 
 NO_FLOCK = """if True:

@@ -17,11 +17,11 @@ RECIPES = {"digits": digits, "cifar10": cifar10, "imagenet": imagenet}
 def get_config(recipe="digits"):
     """`recipe`: "digits", "cifar10", or "imagenet", the last with networks in the ImageNet form."""
     if recipe not in RECIPES:
-        raise ValueError(f"There is no recipe {recipe!r} for this sweep; allowed are {', '.join(RECIPES)}.")
+        raise ValueError(f"The recipe must be one of {', '.join(RECIPES)}, not {recipe!r}.")
     config = RECIPES[recipe].get_config()
     config.sweep = ConfigDict()
     config.sweep.depths = (18, 34) if recipe == "imagenet" else (20, 56)
-    # imagenet: 18, 34, 50, 101 or 152 layers; cifar: 6n + 2, 50 and 152 too
+    # imagenet: 18, 34, 50, 101 or 152 layers; cifar: 6n + 2 layers, including 50 and 152
     config.sweep.form = "imagenet" if recipe == "imagenet" else "cifar"
     config.sweep.seeds = (0,)
     return config
@@ -32,7 +32,7 @@ def sweep(config):
     schedule = config.optimizer.schedule
     for family in ("plain", "resnet"):
         for depth in config.sweep.depths:
-            deep = config.sweep.form == "cifar" and depth >= cifar10.DEEP  # in the ImageNet form no network has it (section 3.4)
+            deep = config.sweep.form == "cifar" and depth >= cifar10.DEEP  # the ImageNet form has no warm-up (section 3.4)
             needs_warmup = deep and schedule.name == "step" and schedule.warmup_steps == 0
             for seed in config.sweep.seeds:
                 name = f"{family}{depth}"

@@ -1,4 +1,4 @@
-"""The landmark networks in their form for small images, by one recipe: what does an error cost?
+"""The landmark networks in their forms for small images, by one recipe: what does an error cost?
 
 python launch.py sweep --config=configs/sweeps/landmarks.py --workdir=runs/landmarks
 python launch.py sweep --config=configs/sweeps/landmarks.py:cifar10 --workdir=runs/landmarks
@@ -14,7 +14,7 @@ RECIPES = {"digits": digits, "cifar10": cifar10}
 def get_config(recipe="digits"):
     """`recipe`: "digits" or "cifar10"."""
     if recipe not in RECIPES:
-        raise ValueError(f"There is no recipe {recipe!r} for this sweep; allowed are {', '.join(RECIPES)}.")
+        raise ValueError(f"The recipe must be one of {', '.join(RECIPES)}, not {recipe!r}.")
     config = RECIPES[recipe].get_config()
     config.sweep = ConfigDict()
     config.sweep.networks = ("vgg16_bn", "googlenet_bn", "resnet20", "resnet56")
@@ -24,7 +24,7 @@ def get_config(recipe="digits"):
 
 
 def sweep(config):
-    """Yields the flat overrides of each run: rate, decay and warm-up are those that the recipe has for the network."""
+    """Yields the flat overrides of each run, with the network's rate, decay and warm-up in the recipe."""
     recipe = RECIPES[config.sweep.recipe]
     for name in config.sweep.networks:
         own, common = recipe.get_config(name), recipe.get_config()

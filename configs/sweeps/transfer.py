@@ -1,17 +1,17 @@
-"""{from scratch, linear probe, fine-tuning} × examples per class × seeds: does it help to have learnt other classes?
+"""{from scratch, linear probe, fine-tuning} × examples per class × seeds: does it help to know other classes?
 
 python -m experiments.transfer
 python -m experiments.transfer --config=configs/sweeps/transfer.py:cifar10 --workdir=runs/transfer
 
-The experiment trains a network on half of the classes, and then runs this sweep on the other half. The seed chooses the examples,
-too. Rates are the usual ones for random and for trained values, not tuned.
+The experiment trains a network on half of the classes, and then runs this sweep on the other half. The seed also chooses the
+examples. The rates are the usual ones for random and for trained values, not tuned.
 """
 
 from ml_collections import ConfigDict
 
 from configs import cifar10, digits
 
-# Of 1e-4, 1e-3, 1e-2, 3e-2 and 1e-1 the best on 2,000 validation images of CIFAR-10, with 50 and 250 examples per class.
+# The best of 1e-4, 1e-3, 1e-2, 3e-2 and 1e-1 on 2,000 validation images of CIFAR-10, with 50 and 250 examples per class.
 PROBE_DECAY = 1e-3
 RECIPES = {"digits": digits, "cifar10": cifar10}
 
@@ -19,11 +19,11 @@ RECIPES = {"digits": digits, "cifar10": cifar10}
 def get_config(recipe="digits"):
     """`recipe`: "digits" or "cifar10"."""
     if recipe not in RECIPES:
-        raise ValueError(f"There is no recipe {recipe!r} for this sweep; allowed are {', '.join(RECIPES)}.")
+        raise ValueError(f"The recipe must be one of {', '.join(RECIPES)}, not {recipe!r}.")
     config = RECIPES[recipe].get_config("resnet20")
     config.sweep = ConfigDict()
     config.sweep.seeds = (0, 1, 2)
-    config.sweep.weights = ""  # of the network that knows the other classes, given by the experiment
+    config.sweep.weights = ""  # of the network that knows the other classes, set by the experiment
     config.sweep.scratch_learning_rate = 0.1
     if recipe == "digits":
         config.sweep.source_classes, config.data.classes = ("0", "1", "2", "3", "4"), ("5", "6", "7", "8", "9")
@@ -43,7 +43,7 @@ def get_config(recipe="digits"):
 
 
 def source(config):
-    """Flat overrides that make of the sweep's config that of the network which knows the other classes."""
+    """Flat overrides that turn the sweep's config into that of the network which knows the other classes."""
     return {
         "data.classes": config.sweep.source_classes,
         "train.steps": config.sweep.source_steps,
@@ -59,7 +59,7 @@ def sweep(config):
     approaches = {
         "scratch": {"optimizer.learning_rate": config.sweep.scratch_learning_rate},
         "probe": {"transfer.weights": config.sweep.weights, "transfer.probe": True, "optimizer.weight_decay": PROBE_DECAY}
-        | {"data.augment.pad": 0, "data.augment.flip": False},  # it looks at each picture once
+        | {"data.augment.pad": 0, "data.augment.flip": False},  # it sees each picture once
         "finetune": {"transfer.weights": config.sweep.weights},
     }
     for examples in config.sweep.examples_per_class:

@@ -10,19 +10,19 @@ from configs import digits, imagenet
 
 # The paper's letters.
 NETWORKS = {"A": "vgg11", "A-LRN": "vgg11_lrn", "B": "vgg13", "C": "vgg16_1x1", "D": "vgg16", "E": "vgg19"}
-# The shorter side in training, of images from which 224×224 are cut out: fixed, or drawn from a range.
+# The shorter side, fixed or drawn from a range, of the training images from which 224×224 pixels are cropped.
 SCALES = {"256": (256, 256), "384": (384, 384), "256-512": (256, 512)}
 
 
 def get_config(recipe="digits"):
-    """`recipe`: "digits", whose images take the place of 224 pixels, or "imagenet"."""
+    """`recipe`: "digits", whose 8×8 images take the place of 224×224, or "imagenet"."""
     if recipe not in ("digits", "imagenet"):
-        raise ValueError(f"There is no recipe {recipe!r} for this sweep; allowed are digits, imagenet.")
+        raise ValueError(f"The recipe must be digits or imagenet, not {recipe!r}.")
     config = imagenet.get_config("vgg11") if recipe == "imagenet" else digits.get_config("vgg11")
     config.sweep = ConfigDict()
     config.sweep.scales = {letter: tuple(SCALES) if letter in "CDE" else ("256",) for letter in NETWORKS}
     if recipe == "digits":
-        # As configs/cifar10.py has it for VGG.
+        # As in configs/cifar10.py for VGG.
         config.optimizer.learning_rate, config.optimizer.weight_decay = 0.01, 5e-4
         config.data.augment.pad = 0
         config.train.steps, config.train.batch_size = 300, 64

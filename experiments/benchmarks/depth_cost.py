@@ -2,8 +2,8 @@
 
     python -m experiments.benchmarks.depth_cost [--networks=resnet20,resnet1202] [--folder=runs/depth_cost]
 
-Batches of 128 images of 32×32, each network in a process of its own, nothing from the cache of compiled programs. Blocks of equal
-shape are one scan, so that the program hardly grows with depth; memory grows, with `model.remat` to less than half of it.
+Batches of 128 images of 32×32, each network in a process of its own, without the cache of compiled programs. Blocks of equal
+shape are one scan, so the program hardly grows with depth. Memory does grow, with `model.remat` less than half as much.
 Writes depth_cost.json.
 """
 
@@ -19,7 +19,7 @@ BATCH_SIZE, SIDE = 128, 32
 
 
 def measure(name, remat):
-    """Seconds to trace and to compile a training step, and its memory in bytes beside the state's own."""
+    """Seconds to trace and to compile a training step, and the bytes that it takes beside the state."""
     import functools
     import time
 
@@ -34,7 +34,7 @@ def measure(name, remat):
     from plain56.training.state import create_train_state, make_optimizer
     from plain56.training.step import Update, train_step
 
-    native.lanes()  # compiled once, for all networks
+    native.lanes()  # is compiled once for all networks
     model, config = create_model(name, 10, remat=remat), base.get_config()
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.steps))
     state = jax.eval_shape(lambda: create_train_state(model, optimizer, 0, (SIDE, SIDE, 3)))
@@ -52,7 +52,7 @@ def measure(name, remat):
 
 
 def main():
-    """Measures every network, or with --run one in this process."""
+    """Measures every network, or with --run one of them in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default=",".join(NETWORKS), help="separated by commas")
     parser.add_argument("--folder", type=Path, default=Path("runs/depth_cost"))
@@ -61,11 +61,8 @@ def main():
     if options.run:
         print(json.dumps(measure(options.networks, options.run == "remat")))
         return
-    from rich.table import Column, Table
+    from plain56.cli.terminal import print_numbers
 
-    from plain56.cli.terminal import print_rows
-
-    table = Table(*(Column(header, justify="right") for header in ("network", "remat", "trace (s)", "compile (s)", "step (MB)")))
     rows, shown = [], []
     for name in options.networks.split(","):
         for run in ("kept", "remat"):
@@ -74,12 +71,11 @@ def main():
             environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_PLATFORMS": "cpu"}
             result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
             rows.append(json.loads(result.stdout))
-            row = rows[-1]
-            values = row["trace_seconds"], row["compile_seconds"], f"{row['step_bytes'] / 1e6:,.0f}"
-            shown.append((name, "yes" if row["remat"] else "no", *map(str, values)))
+            _, remat, traced, compiled, size = rows[-1].values()
+            shown.append((name, "yes" if remat else "no", str(traced), str(compiled), f"{size / 1e6:,.0f}"))
     options.folder.mkdir(parents=True, exist_ok=True)
     (options.folder / "depth_cost.json").write_text(json.dumps(rows, indent=1) + "\n")
-    print_rows(table, shown)
+    print_numbers("a training step", ("network", "remat", "trace (s)", "compile (s)", "step (MB)"), shown)
     print(json.dumps({"folder": str(options.folder)}))
 
 

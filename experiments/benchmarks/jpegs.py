@@ -1,8 +1,8 @@
-"""A folder of JPEGs of natural size, made from what packages carry: parts of two photographs, with a handwritten digit on each.
+"""A folder of JPEGs of natural size, made from scikit-learn's files: parts of two photographs, with a handwritten digit on each.
 
     python -m experiments.benchmarks.jpegs FOLDER [--per_class=100] [--test_per_class=20]
 
-About 500×375 pixels, as in ImageNet on average; the class is the digit's. The photographs and digits are scikit-learn's.
+They have about 500×375 pixels, the average of ImageNet; the class is the digit.
 """
 
 import argparse
@@ -16,16 +16,15 @@ HEIGHT, WIDTH = 375, 500
 
 
 def write(folder, per_class, test_per_class, seed=0):
-    """Writes `FOLDER/train/DIGIT/N.jpg` and `FOLDER/test/…`; pictures of the two splits have no digit in common."""
+    """Writes `FOLDER/train/DIGIT/N.jpg` and `FOLDER/test/…`; the two splits have no digit's picture in common."""
     from sklearn.datasets import load_digits, load_sample_images
 
     photographs, digits = load_sample_images().images, load_digits()
     generator = np.random.default_rng(seed)
-    counts = {"train": per_class, "test": test_per_class}
     for label in track(range(10), "Writing JPEGs", transient=True):
         own = generator.permutation(np.flatnonzero(digits.target == label))
         shares = {"test": own[: len(own) // 4], "train": own[len(own) // 4 :]}
-        for split, count in counts.items():
+        for split, count in (("train", per_class), ("test", test_per_class)):
             path = Path(folder) / split / str(label)
             path.mkdir(parents=True, exist_ok=True)
             for number in range(count):

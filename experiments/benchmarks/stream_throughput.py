@@ -1,16 +1,16 @@
-"""How fast JPEGs are decoded and cropped, beside a loop with Pillow and tf.data, and how long a training step waits for them.
+"""How fast JPEGs are decoded and cropped, compared with a loop with Pillow and tf.data, and how long training waits for them.
 
     python -m experiments.benchmarks.stream_throughput [--rounds=7] [--folder=runs/stream_throughput]
 
 ResNet's preprocessing for training (He et al. 2015, section 3.4): decode, resize the shorter side to a random length from
-[256, 480], cut out 224×224. The JPEGs are of `experiments/benchmarks/jpegs.py`. Programs take turns, as in `throughput.py`:
+[256, 480], crop 224×224. `experiments/benchmarks/jpegs.py` makes the JPEGs. Programs take turns, as in `throughput.py`:
 
     plain56   this package's stream, in threads
     Pillow    one picture after another
-    tf.data   as TensorFlow's ImageNet recipes have it, in an environment of its own that is set up at the first call
+    tf.data   as in TensorFlow's ImageNet recipes, in an environment of its own that is set up at the first call
 
-In a turn each one reads some hundred pictures from scratch. Then resnet18 trains on the stream, at 224 pixels with batch 8, and
-the time that it waits for batches is counted. Writes stream_throughput.json.
+In a turn each program reads a few hundred pictures from scratch. Then resnet18 trains on the stream, at 224 pixels with batch 8,
+and the time that it waits for batches is measured. Writes stream_throughput.json.
 """
 
 import argparse
@@ -93,7 +93,7 @@ def command_of(program, folder):
 
 
 def measure(folder, rounds, show):
-    """Images per second by program, versions, and sentences on what could not be run."""
+    """Images per second by program, versions, and sentences about programs that could not be run."""
     commands = {program: functools.partial(command_of, program, folder) for program in PROGRAMS}
     with contextlib.ExitStack() as stack:
         programs, versions, sentences = start_all(commands, stack, show)
@@ -107,7 +107,7 @@ def measure(folder, rounds, show):
 
 
 def waiting_share(folder):
-    """The share of the time of resnet18's training steps at 224 pixels, batch 8, in which the stream has no batch ready."""
+    """The share of the time of resnet18's training steps (224 pixels, batch 8) in which the stream has no batch ready."""
     from configs import imagenet
     from plain56 import machine
     from plain56.training import prepare

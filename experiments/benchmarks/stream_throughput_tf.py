@@ -21,7 +21,7 @@ def main(folder, *numbers):
         side = tf.cast(tf.reduce_min(shape), tf.float32) * size / tf.random.uniform((), least, most)
         side = tf.cast(side, tf.int32)
         start = tf.cast(tf.random.uniform((2,)) * tf.cast(shape - side + 1, tf.float32), tf.int32)
-        # Only the part that is wanted is decoded.
+        # Decodes only this part.
         image = tf.image.decode_and_crop_jpeg(encoded, tf.concat([start, [side, side]], 0), channels=3)
         return tf.cast(tf.image.resize(image, (size, size)), tf.uint8)
 

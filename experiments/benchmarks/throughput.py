@@ -1,9 +1,9 @@
-"""How fast a training step and a forward pass are, beside plain Flax and PyTorch on the same machine in the same minutes.
+"""How fast a training step and a forward pass are, compared with plain Flax and PyTorch on the same machine at the same time.
 
     python -m experiments.benchmarks.throughput [--networks=resnet20,vgg16_bn] [--rounds=7] [--folder=runs/throughput]
 
 Every program is a process of its own, and they take turns: in each round each one works for about a second while the others
-wait. A ratio is taken within a round, so that a machine that is busy for a while slows both of its sides. Compared are
+wait. Ratios are taken within a round, so that a machine that is busy for a while slows both sides. The programs are
 
     plain56        this package
     Flax           the same network as one would write it: `lax` convolutions and their automatic gradients, `nn.BatchNorm`,
@@ -11,8 +11,8 @@ wait. A ratio is taken within a round, so that a machine that is busy for a whil
     PyTorch        eager, channels last, in an environment of its own that is set up at the first call
     torch.compile  the same, compiled
 
-plain56 with the settings that launch.py makes for its process (`plain56.machine`), the others as they come; all in float32, with
-the same batch, SGD with momentum and weight decay. Writes throughput.json and its figure.
+plain56 runs with the settings that launch.py makes for its process (`plain56.machine`), the others with their defaults; all in
+float32, with the same batch and SGD with momentum and weight decay. Writes throughput.json and its figure.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def run_jax(name, plain):
 
 
 def _write_as_plain_flax():
-    """Puts the library's own layers into the places of ours."""
+    """Replaces our layers by the library's own."""
     from flax import linen as nn
     from jax import lax
 
@@ -123,7 +123,7 @@ def command_of(program, name):
 
 
 def measure(name, rounds, show):
-    """Times of all programs for one network: `(rows, versions, sentences on what could not be run)`."""
+    """Times of all programs for one network: `(rows, versions, sentences about programs that could not be run)`."""
     times = {work: {program: [] for program in PROGRAMS} for work in WORK}
     commands = {program: functools.partial(command_of, program, name) for program in PROGRAMS}
     with contextlib.ExitStack() as stack:
@@ -151,14 +151,10 @@ def measure(name, rounds, show):
 
 
 def print_table(result):
-    """Prints medians in milliseconds, and in brackets how many times as fast plain56 is."""
-    from rich.table import Column, Table
-
-    from plain56.cli.terminal import print_rows
+    """Prints medians in milliseconds and, in brackets, how many times as fast plain56 is."""
+    from plain56.cli.terminal import print_numbers
     from plain56.figures.throughput import TITLES
 
-    headers = ("network", "batch", "image", "work", *PROGRAMS)
-    table = Table(*headers[:4], *(Column(program, justify="right") for program in PROGRAMS), title="milliseconds (× as fast)")
     rows = []
     for row in result["rows"]:
         cells = []
@@ -167,7 +163,7 @@ def print_table(result):
             factor = f" ({ratio['median']:.2f}: {ratio['least']:.2f}–{ratio['most']:.2f})" if ratio else ""
             cells.append(f"{time_of['median']:.0f}{factor}" if time_of else "–")
         rows.append((row["network"], str(row["batch_size"]), f"{row['image_size']}", TITLES[row["work"]], *cells))
-    print_rows(table, rows)
+    print_numbers("milliseconds (× as fast)", ("network", "batch", "image", "work", *PROGRAMS), rows)
 
 
 def main():
@@ -180,8 +176,10 @@ def main():
     options = parser.parse_args()
     names = options.networks.split(",")
     unknown = [name for name in names if name not in NETWORKS]
-    if unknown or options.rounds < 1:
-        parser.error(f"there is no network {unknown[0]!r} here; allowed are {', '.join(NETWORKS)}" if unknown else "no rounds")
+    if unknown:
+        parser.error(f"--networks must be names from {', '.join(NETWORKS)}, not {unknown[0]!r}")
+    if options.rounds < 1:
+        parser.error(f"--rounds must be at least 1, not {options.rounds}")
     if options.run:
         run_jax(names[0], plain=options.run == "Flax")
         return

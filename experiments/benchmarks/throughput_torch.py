@@ -16,7 +16,7 @@ from experiments.benchmarks.turns import serve
 
 
 class Block(nn.Module):
-    """Two 3×3 convolutions, with shortcut A where `residual`."""
+    """Two 3×3 convolutions, with shortcut A if `residual`."""
 
     def __init__(self, channels, filters, stride, residual):
         super().__init__()
@@ -47,7 +47,7 @@ def cifar_network(depth, residual, num_classes):
 
 
 def network(name, side, num_classes):
-    """The network that plain56 has under this name, in its form for images of this size."""
+    """The network of this name in plain56, in the form for images of this size."""
     if name == "vgg16_bn":
         features = torchvision.models.vgg16_bn().features
         return nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, num_classes))
@@ -84,8 +84,7 @@ def main():
         with torch.no_grad():
             run(images)
 
-    about = {"torch": torch.__version__, "torchvision": torchvision.__version__}
-    serve(about, {"step": step, "forward": forward})
+    serve({"torch": torch.__version__, "torchvision": torchvision.__version__}, {"step": step, "forward": forward})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Programs that take turns, so that a machine that is busy for a while slows all of them: what the benchmarks share.
+"""What the benchmarks share: programs that take turns, so that a machine that is busy for a while slows all of them.
 
-Nothing beyond Python's own library is imported here at once: it also runs in environments that have nothing of ours.
+Only Python's own library is imported at once, since this also runs in environments that have nothing of ours.
 """
 
 import functools
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Failed(Exception):
-    """A program of the comparison cannot be run; the message says why."""
+    """A program cannot be run; the message says why."""
 
 
 class Program:
@@ -52,11 +52,7 @@ class Program:
 
 
 def serve(about, works):
-    """What a program does: says what it is, then takes turns until its input ends.
-
-    Args:
-        works: functions without arguments by name.
-    """
+    """Prints what a program is, then takes turns until its input ends; `works` are functions without arguments, by name."""
     for work in works.values():
         work()
         work()
@@ -72,11 +68,7 @@ def serve(about, works):
 
 @functools.cache
 def python_with(name, *packages):
-    """The interpreter of an environment with other packages, which is made where it is missing.
-
-    Returns:
-        Its path, or the `Failed` that says why there is none.
-    """
+    """The path of the interpreter of an environment with other packages, set up at the first call, or a `Failed`."""
     from plain56.machine import cache_folder
 
     folder = cache_folder() / name
@@ -95,10 +87,10 @@ def python_with(name, *packages):
 
 
 def start_all(commands, stack, show):
-    """Starts programs: `(those that run, versions, sentences on what could not be run)`.
+    """Starts programs: `(those that run, versions, sentences about those that could not be run)`.
 
     Args:
-        commands: functions that give a program's command, by its name.
+        commands: functions that return a program's command, by its name.
         stack: an `ExitStack`, which ends the programs.
     """
     running, versions, sentences = {}, {}, []
@@ -119,7 +111,7 @@ def summary(values):
 
 
 def describe_machine():
-    """Processor and number of cores."""
+    """The processor, the number of cores and the system."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))

@@ -1,4 +1,4 @@
-"""Trained networks in Python: loaded, saved, shown pictures, and tested."""
+"""Trained networks in Python: to load, save, show pictures to, and test."""
 
 import copy
 import logging
@@ -23,10 +23,10 @@ from plain56.training.initial_weights import model_options, read, take_options
 from plain56.weights import formats
 from plain56.weights.variables import foreign, is_of_keras, is_small, to_variables
 
-IMAGENET_CLASSES = Path(__file__).with_name("imagenet_classes.txt")  # a line each, in the usual order
-# Pictures are resized to 256 pixels for networks of 224 in the ImageNet form (He et al. 2015, section 3.4), and so on.
+IMAGENET_CLASSES = Path(__file__).with_name("imagenet_classes.txt")  # one per line, in the usual order
+# A network of the ImageNet form for 224 pixels gets pictures resized to 256 (He et al. 2015, section 3.4), others in proportion.
 RESIZED = 256 / 224
-MOST_RESIZED = 1 << 28  # pixels, before the middle is cut out
+MOST_RESIZED = 1 << 28  # pixels, before the center is cropped
 logger = logging.getLogger(__name__)
 
 
@@ -36,24 +36,24 @@ def load_pretrained(source, model=None, num_classes=None, **options):
     Args:
         source: a file of a kind in `weights.formats.SUFFIXES`, a run directory, or a repository of the Hugging Face hub such as
             "timm/resnet50.tv_in1k".
-        model: the network's name; needed where the source does not say what it is.
-        num_classes: a new last layer for so many classes, drawn with seed 0; None keeps the trained one.
-        options: of `create_model`, for foreign weights. Bottlenecks have their stride in the 3×3 convolution unless said
-            otherwise, as torchvision's do; Keras' are the paper's.
+        model: the network's name, which must be given if the source does not say it.
+        num_classes: a new last layer for this many classes, drawn with seed 0; None keeps the trained one.
+        options: of `create_model`, for foreign weights. By default bottlenecks have their stride in the 3×3 convolution, as
+            torchvision's do; those of Keras are the paper's.
 
     Returns:
         `(module, variables, preprocess)`: `module.apply(variables, preprocess(picture)).logits`, where a picture is a path or
         uint8 [H, W, 3].
 
     Raises:
-        UserError: there is no such file, it is damaged or wants to run code, or it does not hold this network.
+        UserError: there is no such file, it is damaged or would run code, or it does not hold this network.
     """
     module, variables, about = _load(source, model, num_classes, options)
     return module, variables, lambda picture: preprocess(picture, about)
 
 
 def _load(source, model=None, num_classes=None, options=()):
-    """As `load_pretrained`, with the `About` in place of `preprocess`."""
+    """As `load_pretrained`, with the `About` instead of `preprocess`."""
     tensors, about = read(source)
     options = dict(options)
     if about is None:
@@ -61,7 +61,7 @@ def _load(source, model=None, num_classes=None, options=()):
             raise UserError(f"{source} does not say which network it holds; give its name as model, such as 'resnet50'.")
         about = foreign(model, options, is_of_keras(tensors))
     elif model not in (None, about.model) or options:
-        raise UserError(f"{source} holds {about.model} with the options {about.options}; neither can be another one.")
+        raise UserError(f"{source} holds {about.model} with the options {about.options}; neither can be changed.")
     variables = to_variables(source, tensors, about)
     classes = variables["params"]["head"]["kernel"].shape[-1]
     module = create_model(about.model, classes if num_classes is None else num_classes, **about.options)
@@ -74,7 +74,7 @@ def _load(source, model=None, num_classes=None, options=()):
 
 
 def preprocess(picture, about):
-    """A picture, a path or uint8 [H, W, 3], as a network takes it: [1, h, w, C], the middle of it, normalised."""
+    """A picture, a path or uint8 [H, W, 3], as a network takes it: the center, normalized, [1, h, w, C]."""
     height, width, channels = about.image_shape
     image = read_picture(picture, channels)
     scale = max(height / image.shape[0], width / image.shape[1]) * (1 if is_small(about.model, about.options) else RESIZED)
@@ -89,34 +89,30 @@ def preprocess(picture, about):
 
 
 def save_pretrained(path, source):
-    """Writes a trained network, by the name of the file either as weights or as a program.
+    """Writes a trained network to a file, as weights or as a program, according to its name.
 
         .safetensors    tensors by PyTorch's names, and a description
-        .stablehlo      what `jax.export.deserialize(bytes).call(images)` runs on a CPU, GPU or TPU, with JAX alone: uint8
+        .stablehlo      `jax.export.deserialize(bytes).call(images)` runs it on a CPU, GPU or TPU with nothing but JAX: uint8
                         [N, H, W, C] of the network's size to logits float32 [N, classes]
 
     Args:
-        source: as of `load_pretrained`, of what says which network it holds.
+        source: as for `load_pretrained`; it must say which network it holds.
 
     Raises:
-        UserError: as `load_pretrained`, or a file that cannot be written.
+        UserError: as `load_pretrained`, or the file cannot be written.
     """
     path = runs.user_path(path)
     if not stat.S_ISREG(formats.mode_of(path) or stat.S_IFREG):
-        raise UserError(f"{path} is there already and is no file; the name of a file to write is expected.")
+        raise UserError(f"{path} exists and is not a file; it must be the name of a file to write.")
     if path.suffix == ".safetensors":
         tensors, about = read(source)
         if about is None:
             raise UserError(f"{source} does not say which network it holds, and cannot be described.")
-        _write(path, formats.serialize(tensors, about))
+        content = formats.serialize(tensors, about)
     elif path.suffix == ".stablehlo":
-        _write(path, _program(source))
+        content = _program(source)
     else:
-        raise UserError(f"{path} is no name for an export; allowed are names that end in .safetensors and .stablehlo.")
-
-
-def _write(path, content):
-    """Writes a file whole or not at all, in a folder that may be new."""
+        raise UserError(f"The name of an export must end in .safetensors or .stablehlo, not {path.name!r}.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -138,14 +134,14 @@ def _program(source):
 
 @machine.explaining_memory_errors()
 def predict(source, pictures, model=None):
-    """The five likeliest classes of each picture.
+    """The five most likely classes of each picture.
 
     Args:
-        source, model: as of `load_pretrained`.
+        source, model: as for `load_pretrained`.
         pictures: paths.
 
     Returns:
-        A dict for each: `picture`, and `top5`, of dicts with `class`, its name or number, and `probability`.
+        A dict for each: `picture`, and `top5`, a list of dicts with `class`, its name or number, and `probability`.
     """
     module, variables, about = _load(source, model)
     apply = jax.jit(lambda variables, image: jax.nn.softmax(module.apply(variables, image).logits[0]))
@@ -153,30 +149,24 @@ def predict(source, pictures, model=None):
     for picture in pictures:
         probabilities = np.asarray(apply(variables, preprocess(picture, about)))
         if not np.isfinite(probabilities).all():
-            raise UserError(f"{source} gives probabilities that are not finite for {picture}; its weights are not of use.")
+            raise UserError(f"{source} gives probabilities that are not finite for {picture}; its weights are of no use.")
         names = _class_names(about.class_names, len(probabilities))
         best = np.argsort(-probabilities, kind="stable")[:5]
-        results.append(
-            {
-                "picture": str(picture),
-                "top5": [{"class": names[i], "probability": round(float(probabilities[i]), 6)} for i in best],
-            }
-        )
+        top5 = [{"class": names[i], "probability": round(float(probabilities[i]), 6)} for i in best]
+        results.append({"picture": str(picture), "top5": top5})
     return results
 
 
 def _class_names(known, count):
-    """The classes' names: the weights', ImageNet's where there are a thousand, or numbers."""
-    if known:
-        return known
-    if count == 1000:
-        return IMAGENET_CLASSES.read_text(encoding="utf-8").splitlines()
-    return [str(i) for i in range(count)]
+    """The classes' names: those of the weights, ImageNet's for a thousand classes, or numbers."""
+    if known or count != 1000:
+        return known or [str(i) for i in range(count)]
+    return IMAGENET_CLASSES.read_text(encoding="utf-8").splitlines()
 
 
 @machine.explaining_memory_errors()
 def evaluate_weights(config, source, *, protocol=None, sides=(), exact_statistics=False, on_progress=lambda share: None):
-    """Loss and errors (fractions) of weights on the test split of a config's data set; arguments as of `training.evaluate_run`.
+    """Loss and errors (fractions) of weights on the test split of a config's data set; arguments as for `training.evaluate_run`.
 
     Raises:
         UserError: as `load_pretrained` and `training.evaluate_run`, or the weights are of another network than the config's,
@@ -189,10 +179,10 @@ def evaluate_weights(config, source, *, protocol=None, sides=(), exact_statistic
     config = copy.deepcopy(config)
     needed = about or foreign(config.model.name, model_options(config), is_of_keras(tensors))
     take_options(config, needed, source)
-    # Of foreign weights for small images nobody knows what they were trained with, but the user.
+    # Only the user knows how images were normalized for foreign weights of small images.
     if about or not is_small(config.model.name, needed.options):
         config.data.mean, config.data.std = needed.mean, needed.std
-        logger.info("Images are normalised as for the weights: mean %s, deviation %s.", needed.mean, needed.std)
+        logger.info("Images are normalized as for the weights: mean %s, deviation %s.", needed.mean, needed.std)
     dataset = load_dataset(config.data)
     shape = image_shape(dataset.train, config.data)
     if about and tuple(shape) != about.image_shape:
@@ -204,11 +194,10 @@ def evaluate_weights(config, source, *, protocol=None, sides=(), exact_statistic
     variables = to_variables(source, tensors, needed._replace(image_shape=shape, options=model_options(config)))
     classes = variables["params"]["head"]["kernel"].shape[-1]
     if classes != len(dataset.class_names):
-        raise UserError(
-            f"{source} is for {classes} classes, and the data set {config.data.name!r} has {len(dataset.class_names)}."
-        )
+        expected = f"the data set {config.data.name!r} has {len(dataset.class_names)}"
+        raise UserError(f"{source} is for {classes} classes, and {expected}.")
     choices = {"protocol": protocol, "sides": sides, "exact_statistics": exact_statistics, "on_progress": on_progress}
     result = evaluate_variables(config, variables, shape, lambda data: None, **choices)
     if not math.isfinite(result["loss"]):
-        raise UserError(f"{source} gives a loss that is not finite on the test split; its weights are not of use.")
+        raise UserError(f"{source} gives a loss that is not finite on the test split; its weights are of no use.")
     return result

@@ -23,41 +23,42 @@ from plain56.training import initial_weights, load, train
 from plain56.training.cadence import last_step
 
 MOST_NAME_BYTES = 200  # of a run's folder; file systems take 255, and names of files that are being written are longer
-
-NOT_TRAINED = ("failed", "diverged", "damaged")  # how a run's work has ended without its result
+NOT_TRAINED = ("failed", "diverged", "damaged")  # the states in which a run has ended without its result
 
 logger = logging.getLogger(__name__)
 
 
 class Element(NamedTuple):
-    """One run of a sweep: its name, what it overrides, and its resolved config.
-
-    `damage` says why the run cannot be run: then its config is None.
-    """
+    """One run of a sweep: its name, what it overrides, and its resolved config, or None and in `damage` why it cannot be run."""
 
     name: str
     overrides: dict
     config: object
     damage: str = ""
 
+    def planned(self, workdir):
+        """The element as a run in the sweep's directory."""
+        config = {} if self.damage else self.config.to_dict()
+        return runs.SweepRun(runs.Run(Path(workdir) / self.name), self.overrides, config, self.damage)
+
 
 def expand(config, sweep):
     """The elements of a sweep.
 
     Args:
-        config: the sweep's config; its section `sweep` chooses the elements and is no part of a run's config.
-        sweep: `config -> iterable of flat overrides`. Their key "name" is the run's name; without, it is made of the others.
-            What `transfer.weights` names is trained further, as by `launch.py finetune`.
+        config: the sweep's config. Its section `sweep` chooses the elements and is not part of a run's config.
+        sweep: `config -> iterable of flat overrides`. Their key "name" is the run's name, which is otherwise made of the other
+            keys. What `transfer.weights` names is trained further, as by `launch.py finetune`.
 
     Raises:
         UserError: a run's config is wrong, two runs are the same, or there is none.
     """
-    elements = []
     try:
         all_overrides = [dict(overrides) for overrides in sweep(config)]
-    except Exception as error:  # a program of the user's, which may raise anything
+    except Exception as error:  # it is a user's program, and may raise anything
         reason = str(error) or type(error).__name__
         raise UserError(f"The sweep fails, or its section of the config holds a value of the wrong type: {reason}.") from error
+    elements = []
     for overrides in all_overrides:
         given_name = overrides.pop("name", None)
         resolved = copy.deepcopy(config).unlock()
@@ -86,13 +87,13 @@ def expand(config, sweep):
 
 
 def _name(config, overrides):
-    """ "resnet56-seed0": the network, then every other key that is overridden, with its value."""
+    """ "resnet56-seed0": the network, then the other overridden keys with their values."""
     rest = [f"{key.rpartition('.')[-1]}{value}" for key, value in overrides.items() if key != "model.name"]
-    return re.sub(f"(?!{runs.NAME}).", "_", "-".join([config.model.name, *rest]))  # a name is a folder's: no slashes of paths
+    return re.sub(f"(?!{runs.NAME}).", "_", "-".join([config.model.name, *rest]))  # it names a folder: no slashes
 
 
 def _cut(name):
-    """A name as file systems take it: a long one ends in a checksum of what it would have been."""
+    """A name that file systems take: the end of a long one is replaced by a checksum of the whole."""
     if len(name.encode()) <= MOST_NAME_BYTES:
         return name
     checksum = hashlib.sha256(name.encode()).hexdigest()[:8]
@@ -100,11 +101,7 @@ def _cut(name):
 
 
 def read(workdir):
-    """The elements of a sweep that was written to its directory by an earlier launch.
-
-    Raises:
-        UserError: it is not a sweep directory.
-    """
+    """The elements that an earlier launch wrote to a sweep's directory. Raises UserError if it is not a sweep directory."""
     return [_read_element(run) for run in runs.read_sweep(workdir)]
 
 
@@ -121,12 +118,9 @@ def _read_element(planned):
 
 
 def write(elements, workdir):
-    """Adds the elements to the sweep's directory: from then on any process can run them from there.
+    """Adds the elements to the sweep's directory, from which any process can then run them; the others keep their numbers.
 
-    Those that are there stay, and keep their numbers.
-
-    Raises:
-        UserError: the directory holds something else, or a run of the same name and another identity.
+    Raises UserError if the directory holds something else, or a run of the same name and another identity.
     """
     described = {
         element.name: {
@@ -142,11 +136,11 @@ def write(elements, workdir):
 def run_sweep(elements, workdir, on_progress=lambda name, share, images_per_second: None, index=None):
     """Runs every element that has not ended, in order; a run that fails does not stop the ones after it.
 
-    Several processes may do so at a time: what another one trains is passed over.
+    Several processes may do so at a time: each passes over the runs that another one trains.
 
     Args:
-        elements: of `expand` or `read`.
-        workdir: the sweep directory; launched again on it, a sweep goes on where it was cut.
+        elements: from `expand` or `read`.
+        workdir: the sweep directory. Launched again on it, a sweep goes on where it was cut.
         on_progress: called with the run's name, the share done, in [0, 1], of the work that this call began with, and a rate.
         index: run only this element of all that the directory has.
 
@@ -154,39 +148,34 @@ def run_sweep(elements, workdir, on_progress=lambda name, share, images_per_seco
         The rows of the summary, which is rewritten after every run.
 
     Raises:
-        UserError: a mistake that concerns the sweep as a whole, before anything is run; or the one run of `index` is held.
+        UserError: a mistake that concerns the sweep as a whole, before anything is run; or another process holds run `index`.
     """
     workdir = Path(workdir)
     if index is not None:
-        _check_index(index, elements, workdir)
+        there = [element.name for element in read(workdir)] if runs.is_sweep(workdir) else []
+        count = len({*there, *(element.name for element in elements)})
+        if index >= count:
+            raise UserError(f"--index is {index}; it must be from 0 to {count - 1}.")
         write(elements, workdir)
         elements = [read(workdir)[index]]
     todo = {element.name: _work_left(element, workdir) for element in elements}
     write(elements, workdir)
-    summary, total, done = summarise(workdir), max(1, sum(todo.values())), 0
+    summary, total, done = summarize(workdir), max(1, sum(todo.values())), 0
     for element in elements:
-        share_before, work = done / total, todo[element.name] / total
 
-        def show(share, images_per_second, name=element.name, before=share_before, work=work):
+        def show(share, images_per_second, name=element.name, before=done / total, work=todo[element.name] / total):
             on_progress(name, before + share * work, images_per_second)
 
         try:
             _run_element(element, workdir, show, alone=index is not None)
-        finally:  # also where it is interrupted
-            summary = summarise(workdir)
+        finally:  # also if it is interrupted
+            summary = summarize(workdir)
         done += todo[element.name]
     return summary
 
 
-def _check_index(index, elements, workdir):
-    there = [element.name for element in read(workdir)] if runs.is_sweep(workdir) else []
-    count = len({*there, *(element.name for element in elements)})
-    if index >= count:
-        raise UserError(f"--index is {index}; it must be from 0 to {count - 1}.")
-
-
 def _run_element(element, workdir, show, alone):
-    """Trains one run, whose failure is kept in its directory and does not concern the others."""
+    """Trains one run. Its failure is kept in its directory and does not concern the others."""
     run = runs.Run(workdir / element.name)
     if element.damage:
         logger.error("Passed over: %s", element.damage)
@@ -208,25 +197,22 @@ def _run_element(element, workdir, show, alone):
 
 
 def run_workers(elements, workdir, command, count, on_progress=lambda ended, total, share: None):
-    """Runs a sweep with `count` processes at a time, among which the CPU cores are shared out.
+    """Runs a sweep with `count` processes that share the CPU cores, and returns the rows of the summary.
 
-    The processes claim run after run and depend on nothing but the sweep's directory: they go on when this one is gone, and
-    stop, after saving, when this one is interrupted. Their output is in `workers/` there.
+    The processes claim run after run and depend only on the sweep's directory: they go on when this one is gone, and save and
+    stop when this one is interrupted. Their output is in `workers/` there.
 
     Args:
         elements, workdir: as for `run_sweep`.
-        command: what runs the sweep that is written in `workdir`, as a list of arguments.
+        command: the list of arguments that runs the sweep in `workdir`.
         on_progress: called with the number of runs that have ended, of all runs, and the share of all steps done, in [0, 1].
-
-    Returns:
-        The rows of the summary.
 
     Raises:
         UserError: a mistake, before anything is run; or one that a process has found.
     """
     for element in elements:
         if not element.damage:
-            load_dataset(element.config.data)  # a mistake leaves nothing behind, and what has to be prepared is so once
+            load_dataset(element.config.data)  # a mistake leaves nothing behind, and data are prepared only once
     write(elements, workdir)
     count = max(1, min(count, sum(_steps_left(element, workdir) > 0 for element in elements)))
     logs = [Path(workdir) / "workers" / f"{number}.log" for number in range(count)]
@@ -243,28 +229,25 @@ def run_workers(elements, workdir, command, count, on_progress=lambda ended, tot
             worker.terminate()
         for worker in workers:
             worker.wait()
-        summarise(workdir)
+        summarize(workdir)
         raise
     for worker, log in zip(workers, logs, strict=True):
         if worker.returncode < 0:
             logger.warning("A worker was killed by %s; launch again to go on.", signal.Signals(-worker.returncode).name)
         elif worker.returncode == 2:
             raise UserError(log.read_text(encoding="utf-8", errors="replace").strip().rpartition("error: ")[-1])
-    rows = summarise(workdir)
+    rows = summarize(workdir)
     if any(worker.returncode == 1 for worker in workers) and not any(row["state"] in NOT_TRAINED for row in rows):
         raise UserError(f"The workers failed; see {logs[0]}.")
     return rows
 
 
 def submit(elements, workdir, command, **parameters):
-    """Submits every run that has not ended as a job of a Slurm cluster, and does not wait for them.
+    """Submits every run that has not ended as a job of a Slurm cluster; returns the jobs' identifiers by their runs' names.
 
     Args:
         elements, workdir, command: as for `run_workers`.
         parameters: as for `cluster.submit`.
-
-    Returns:
-        The jobs' identifiers by the names of their runs.
 
     Raises:
         UserError: a mistake, before anything is written; or Slurm refuses the jobs.
@@ -275,11 +258,8 @@ def submit(elements, workdir, command, **parameters):
             load_dataset(element.config.data)
     write(elements, workdir)
     names = {element.name for element in elements}
-    waiting = {
-        element.name: index
-        for index, element in enumerate(read(workdir))
-        if element.name in names and _steps_left(element, workdir)
-    }
+    there = enumerate(read(workdir))
+    waiting = {element.name: i for i, element in there if element.name in names and _steps_left(element, workdir)}
     if not waiting:
         return {}
     commands = [[*command, f"--index={index}"] for index in waiting.values()]
@@ -288,24 +268,23 @@ def submit(elements, workdir, command, **parameters):
 
 
 def _start_worker(command, number, count, log):
-    """A process in a session of its own, so that no closed terminal stops it, on its share of the cores."""
-    # The width of XLA's thread pool decides in which order sums are formed: all of the machine's, so that the number of
-    # workers does not change a bit of the result.
+    """Starts a process on its share of the cores, in a session of its own, so that no closed terminal stops it."""
+    # The width of XLA's thread pool decides the order of sums. Every worker is told the machine's width, so that their number
+    # does not change a bit of the result.
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count()))
     environment = {"NPROC": str(len(cores)), **os.environ}
-    # Where a GPU is shared, each process may take its part of the memory; by default the first one takes most of it.
+    # Each process may take its part of a shared GPU's memory; by default the first one takes most of it.
     environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / count:.2f}")
     with log.open("a") as file:  # a worker of an earlier launch may still write there
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
-        )
+        streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
+        process = subprocess.Popen(command, **streams, env=environment, start_new_session=True)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(process.pid, cores[number::count] or [cores[number % len(cores)]])
     return process
 
 
 def _work_left(element, workdir):
-    """Checks an element against its data, and returns the multiply-adds that it has left, up to a factor."""
+    """Checks an element against its data, and returns the multiply-adds that it has left to do, up to a factor."""
     steps = _steps_left(element, workdir)
     if not steps:
         return 0
@@ -315,49 +294,42 @@ def _work_left(element, workdir):
 
 
 def _steps_left(element, workdir):
-    """The steps that an element has left to do; none where it cannot be run."""
-    if element.damage:
-        return 0
-    status = runs.planned_status(runs.Run(Path(workdir) / element.name), element.config.to_dict())
+    """The steps that an element has left to do: 0 if it cannot be run."""
+    status = element.planned(workdir).status()
     return 0 if status.state in (*runs.ENDED, "damaged") else max(0, last_step(element.config) - status.step)
 
 
 def is_complete(workdir):
-    """Whether every run of the sweep has ended, or has come to its `train.stop_after`: launching it again would do nothing."""
+    """Whether every run of the sweep has ended or reached its `train.stop_after`, so that another launch would do nothing."""
     return not any(_steps_left(element, workdir) for element in read(workdir))
 
 
-def summarise(workdir):
-    """Writes and returns a row for every run of the sweep, read off the run directories alone.
+def summarize(workdir):
+    """Writes and returns a row for every run of the sweep, read only from the run directories.
 
-    Errors are fractions: `train_error` and `train_loss` are means over the last logging interval, in training mode with
-    augmentation; `train_clean_error`, `validation_error` and `test_error` are without, each the newest that was measured, which
-    is of an earlier step where a run was cut. None where a run has not come that far, or does not measure it.
+    Errors are fractions, or None if a run has not come that far or does not measure them. `train_error` and `train_loss` are
+    means over the last logging interval, in training mode with augmentation. `train_clean_error`, `validation_error` and
+    `test_error` are without; each is the newest that was measured, at an earlier step if the run was cut.
     """
     runs.read_sweep(workdir)  # it must be one before anything is written there
     return runs.write_summary(workdir, lambda: [_row(planned) for planned in runs.read_sweep(workdir)])
 
 
 def finished_runs(workdir):
-    """`(run, row of the summary)` of one finished run of each network, plain ones first, by depth; the first seed of each.
+    """`(run, row of the summary)` of the first finished seed of each network, plain ones first, by depth.
 
-    Raises:
-        UserError: none is finished.
+    Raises UserError if none is finished.
     """
-    rows = [row for row in summarise(workdir) if row["state"] == "finished"]
+    rows = [row for row in summarize(workdir) if row["state"] == "finished"]
     if not rows:
-        raise UserError(f"{workdir} has no finished run; needed is a sweep that has ended, such as `make degradation`.")
+        raise UserError(f"{workdir} has no finished run; it must be a sweep that has ended, such as that of `make degradation`.")
     rows.sort(key=lambda row: (row["residual"], row["depth"], row["seed"]))
     first = {(row["residual"], row["depth"], row["model"]): row for row in reversed(rows)}
     return [(runs.Run(Path(workdir) / row["run"]), row) for _, row in sorted(first.items())]
 
 
 def shallowest_and_deepest(workdir):
-    """The shallowest and the deepest finished run of a sweep, plain and residual, and their rows of the summary.
-
-    Raises:
-        UserError: as `finished_runs`, or none is of a plain or residual network.
-    """
+    """As `finished_runs`, for the shallowest and the deepest plain and residual networks. Raises UserError if there are none."""
     found = [(run, row) for run, row in finished_runs(workdir) if row["model"].startswith(("plain", "resnet"))]
     if not found:
         raise UserError(f"{workdir} has no finished run of a plain or residual network.")
@@ -367,7 +339,7 @@ def shallowest_and_deepest(workdir):
 
 def _row(planned):
     status, _, records = planned.view()
-    if status.state == "damaged":  # which the other runs have no part in
+    if status.state == "damaged":  # the other runs are independent of it
         logger.error("%s is damaged: %s", planned.run.path.name, status.reason)
     last = {record["split"]: record for record in records}
     errors = {f"{split}_error": last.get(split, {}).get("top1_error") for split in ("train", "train_clean", "validation", "test")}

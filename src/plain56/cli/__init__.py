@@ -1,35 +1,20 @@
-"""The command line. A new mode is a function in one of these modules and a line of `MODES`; `flags.FLAGS` says what it takes.
+"""The command line. A new mode is a function in one of these modules and a line of `MODES`; `flags.FLAGS` has its flags.
 
-JAX, and what imports it, is imported where it is used: it takes seconds that --help and mistakes need not wait for.
+Modules that import JAX, which takes seconds, are imported inside the functions that use them: --help and mistakes do not wait.
 """
 
-from plain56.cli import describe, pretrained, sweep, train
+from plain56.cli import describe, network, sweep
 from plain56.cli.flags import refuse_config
 from plain56.cli.sweep import draw_degradation, run_sweep
 from plain56.cli.terminal import FAILED, MISTAKE, print_claim, print_result, print_table, progress, run, run_experiment
 
 MODES = {
-    "train": train.train,
-    "evaluate": train.evaluate,
+    "train": network.train,
+    "evaluate": network.evaluate,
     "sweep": sweep.sweep,
     "report": sweep.report,
     "describe": describe.describe,
-    "finetune": train.finetune,
-    "export": pretrained.export,
-    "predict": pretrained.predict,
+    "finetune": network.finetune,
+    "export": network.export,
+    "predict": network.predict,
 }
-
-__all__ = [
-    "FAILED",
-    "MISTAKE",
-    "MODES",
-    "draw_degradation",
-    "print_claim",
-    "print_result",
-    "print_table",
-    "progress",
-    "refuse_config",
-    "run",
-    "run_experiment",
-    "run_sweep",
-]

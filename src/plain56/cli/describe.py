@@ -6,19 +6,16 @@ from plain56.errors import UserError
 
 DEFINITIONS = """\
 Multiply-adds: in convolutions and matrix products, for one image; the total is that of evaluation.
-Activation memory (MB: 10⁶ bytes): what the backward pass reads of one image, each value once: what
-goes into convolutions, dense layers, normalisations and max pools, and what leaves ReLUs.
+Activation memory (MB: 10⁶ bytes): what the backward pass reads of one image, each value once: the
+inputs of convolutions, dense layers, normalizations and max pools, and the outputs of ReLUs.
 Receptive field: side of the square of pixels that one value depends on; in total, before a dense
 layer or an average takes in the whole image. It counts padding, and may be larger than the image."""
 COSTS = ("parameters", "multiply-\nadds\n(M: 10⁶)", "activation\nmemory\n(MB)", "receptive\nfield\n(px)")
 
 
 def describe(options, arguments):
-    """Prints what a network, or every one as published, consists of and costs."""
-    if options.all:
-        _describe_all(options, arguments)
-    else:
-        _describe_one(options, arguments)
+    """Prints what one network, or every published one, consists of and costs."""
+    (_describe_all if options.all else _describe_one)(options, arguments)
 
 
 def _describe_one(options, arguments):
@@ -32,13 +29,13 @@ def _describe_one(options, arguments):
     refuse_unused(options, ("model.", "batch_norm.epsilon", "data.mean"))
     config = options.config or base.get_config()
     config.model.name = name = arguments[0] if arguments else config.model.name
-    model, size, rows = _measure(build_model(config, num_classes=2), options, len(config.data.mean))
-    _print_stages(name, model, size, rows)
+    model, size, rows, total = _measure(build_model(config, num_classes=2), options, len(config.data.mean))
+    _print_stages(name, model, size, rows, total)
     saved = savings.savings(model, size["image_shape"], rows)
     if saved:
         _print_savings(parse_name(name)[0], saved)
     details = {"stages": [row._asdict() for row in rows], "savings": [row._asdict() for row in saved]}
-    print_result({"model": name, **size, **_total(rows), **details})
+    print_result({"model": name, **size, **total, **details})
 
 
 def _describe_all(options, arguments):
@@ -49,8 +46,8 @@ def _describe_all(options, arguments):
     networks, names = [], list_models()
     with progress() as show:
         for i, name in enumerate(names, start=1):
-            _, size, rows = _measure(create_model(name, num_classes=2), options)
-            networks.append({"model": name, "layers": parse_name(name)[1], **size, **_total(rows)})
+            _, size, _, total = _measure(create_model(name, num_classes=2), options)
+            networks.append({"model": name, "layers": parse_name(name)[1], **size, **total})
             show("describe", i / len(names))
     shown = [
         (row["model"], str(row["layers"]), str(row["image_shape"][0]), str(row["num_classes"]), *_costs(row)) for row in networks
@@ -61,23 +58,18 @@ def _describe_all(options, arguments):
 
 
 def _measure(model, options, channels=3):
-    """A network of as many classes as the flags say, the size that it is described at, and its stages."""
+    """The network with as many classes as the flags say, the size that it is described at, its stages, and their total."""
     from plain56.analysis import complexity
 
     side, num_classes = complexity.PUBLISHED_SIZES[model.form]
     side, num_classes = options.image_size or side, options.num_classes or num_classes
     model, size = model.clone(num_classes=num_classes), {"image_shape": (side, side, channels), "num_classes": num_classes}
-    return model, size, complexity.parts(model, size["image_shape"])
-
-
-def _total(rows):
-    from plain56.analysis import complexity
-
-    return complexity.total(rows)._asdict()
+    rows = complexity.parts(model, size["image_shape"])
+    return model, size, rows, complexity.total(rows)._asdict()
 
 
 def _costs(row):
-    """What the columns `COSTS` show of a stage or a network."""
+    """The cells of a stage or a network under the headers `COSTS`."""
     return (
         f"{row['parameters']:,}",
         f"{row['multiply_adds'] / 1e6:,.3f}",
@@ -86,17 +78,17 @@ def _costs(row):
     )
 
 
-def _print_stages(name, model, size, rows):
+def _print_stages(name, model, size, rows, total):
     from plain56.models import resnet
 
     title = f"{name}: {size['num_classes']} classes, {'×'.join(map(str, size['image_shape']))} images"
     if isinstance(model, resnet.ResNet) and not model.block_options.residual and model.block is resnet.BottleneckBlock:
         title += "\nnot in the paper: a plain network of bottlenecks"
     shown = [(row.name + " *" * row.training_only, "×".join(map(str, row.output_shape)), *_costs(row._asdict())) for row in rows]
-    print_numbers(title, ("stage", "output", *COSTS), [*shown, ("total", "", *_costs(_total(rows)))])
+    print_numbers(title, ("stage", "output", *COSTS), [*shown, ("total", "", *_costs(total))])
     print(DEFINITIONS)
     if any(row.training_only for row in rows):
-        print("* in training alone: its multiply-adds are not in the total, its parameters and its memory are.")
+        print("* only in training: the total has its parameters and its memory, but not its multiply-adds.")
 
 
 def _print_savings(family, saved):
@@ -106,18 +98,14 @@ def _print_savings(family, saved):
         "googlenet": "what the 1×1 reductions before the larger convolutions save\n(the projection after the pool stays)",
         "vgg": "what stacks of convolutions save against one layer that sees as far\n"
         "(of the size in brackets; all with the block's channels in and out, no biases)",
-    }
-    shown = [
-        (
-            row.name,
-            *_compared(row.parameters, row.parameters_without),
-            *_compared(row.multiply_adds, row.multiply_adds_without),
-        )
-        for row in [*saved, savings.total(saved)]
-    ]
+    }[family]
+    shown = []
+    for row in [*saved, savings.total(saved)]:
+        parameters = _compared(row.parameters, row.parameters_without)
+        shown.append((row.name, *parameters, *_compared(row.multiply_adds, row.multiply_adds_without)))
     headers = ("block", "parameters\n(M: 10⁶)", "without\n(M)", "saved", "multiply-\nadds (M)", "without\n(M)", "saved")
     print()
-    print_numbers(title[family], headers, shown)
+    print_numbers(title, headers, shown)
 
 
 def _compared(count, without):

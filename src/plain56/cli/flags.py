@@ -1,4 +1,4 @@
-"""The flags: which mode takes which, and how a command line is read."""
+"""The flags: which mode takes which ones, and how a command line is read."""
 
 import difflib
 import functools
@@ -12,7 +12,7 @@ from plain56.errors import UserError
 from plain56.runs import flatten, read_json, upgraded, user_path
 
 EXPERIMENT = "experiment"  # stands for every experiment where modes are listed
-WITH_ARGUMENTS = ("describe", "predict")  # the modes that also take arguments without a name
+WITH_ARGUMENTS = ("describe", "predict")  # the modes that also take positional arguments
 
 _text = functools.partial(flags.DEFINE_string, default=None)
 _switch = functools.partial(flags.DEFINE_boolean, default=False)
@@ -26,59 +26,45 @@ def _choice(*values, default=None):
     return functools.partial(flags.DEFINE_enum, default=default, enum_values=values)
 
 
-# The flags by the modes that take them (none: all do), each with its type and what --help says. Beside them all modes have
-# --config, whose type depends on its value.
+# The flags by the modes that take them (): all modes, each with its type and its --help text. All modes also take --config,
+# whose type depends on its value.
 FLAGS = {
     (): {"workdir": (_text, "directory of the run or sweep")},
     ("evaluate",): {
-        "protocol": (
-            _choice("centre", "ten_crop", "dense"),
-            "evaluate: how pictures meet the network; as in training if left out",
-        ),
-        "side": (_number(1, define=flags.DEFINE_multi_integer), "evaluate --protocol=dense: a size of the shorter side"),
-        "exact_statistics": (_switch, "evaluate: batch norm by statistics over the whole training split"),
+        "protocol": (_choice("centre", "ten_crop", "dense"), "evaluate: how pictures are presented; by default as in training"),
+        "side": (_number(1, define=flags.DEFINE_multi_integer), "evaluate --protocol=dense: length of the shorter side"),
+        "exact_statistics": (_switch, "evaluate: take batch norm's statistics over the whole training split"),
     },
     ("describe",): {
-        "all": (_switch, "describe: all networks as published, in one table"),
-        "image_size": (
-            _number(1, 8192),
-            "describe: height and width of the images; as published if left out: 224 for ImageNet, 32 for CIFAR-10",
-        ),
-        "num_classes": (_number(2, 10**6), "describe: number of classes; as published if left out: 1000 or 10"),
+        "all": (_switch, "describe: show all networks as published, in one table"),
+        "image_size": (_number(1, 8192), "describe: side of the images; by default 224 for ImageNet and 32 for CIFAR-10"),
+        "num_classes": (_number(2, 10**6), "describe: number of classes; by default 1000 for ImageNet and 10 for CIFAR-10"),
     },
-    ("sweep", EXPERIMENT): {"workers": (_number(1, default=1), "sweep: processes at a time, which share the CPU cores")},
+    ("sweep", EXPERIMENT): {"workers": (_number(1, default=1), "sweep: number of processes, which share the CPU cores")},
     ("sweep",): {
         "index": (_number(0), "sweep: run only this element, counted from 0"),
-        "status": (_switch, "sweep: only show how the runs stand"),
+        "status": (_switch, "sweep: only show the state of the runs"),
         "dry_run": (_switch, "sweep: only show the elements"),
-        "executor": (
-            _choice("local", "slurm", default="local"),
-            "sweep: where the runs run; slurm submits each one as a job, and returns",
-        ),
-        "partition": (_text, "sweep --executor=slurm: the jobs' partition; Slurm's default if left out"),
-        "gpus": (_number(1), "sweep --executor=slurm: GPUs of each run"),
-        "cpus": (_number(1), "sweep --executor=slurm: CPU cores of each run"),
-        "minutes": (
-            _number(3),  # the last one and a half are for saving
-            "sweep --executor=slurm: time limit of a job, which is queued again where it was not enough; 5 if left out",
-        ),
-        "parallel": (_number(1), "sweep --executor=slurm: so many jobs at a time"),
+        "executor": (_choice("local", "slurm", default="local"), "sweep: where it runs; slurm submits a job per run and returns"),
+        "partition": (_text, "sweep --executor=slurm: partition of the jobs; Slurm's default if left out"),
+        "gpus": (_number(1), "sweep --executor=slurm: GPUs per run"),
+        "cpus": (_number(1), "sweep --executor=slurm: CPU cores per run"),
+        # At least 3, since the last minute and a half is for saving.
+        "minutes": (_number(3), "sweep --executor=slurm: a job's time limit, after which it is queued again; 5 if left out"),
+        "parallel": (_number(1), "sweep --executor=slurm: how many jobs may run at a time"),
     },
     ("train", "finetune"): {
-        "distributed": (_switch, "train: one of several processes that Slurm, Open MPI, Kubernetes or a TPU pod has started"),
-        "coordinator": (_text, "train: HOST:PORT of process 0, where several are started by hand"),
-        "num_processes": (_number(1), "train: how many there are"),
-        "process_id": (_number(0), "train: which of them this is, counted from 0"),
+        "distributed": (_switch, "train: this is one of several processes started by Slurm, Open MPI, Kubernetes or a TPU pod"),
+        "coordinator": (_text, "train: HOST:PORT of process 0, for processes started by hand"),
+        "num_processes": (_number(1), "train: how many of them there are"),
+        "process_id": (_number(0), "train: the number of this one, counted from 0"),
     },
     ("evaluate", "finetune", "export", "predict"): {
-        "weights": (
-            _text,
-            "evaluate, finetune, predict: a file, a run directory or a Hugging Face repository; export: the file to write",
-        ),
+        "weights": (_text, "the file, run directory or Hugging Face repository to read weights from; export: the file to write"),
     },
-    ("finetune", "predict"): {"model": (_text, "finetune, predict: the network, where the weights do not say")},
+    ("finetune", "predict"): {"model": (_text, "finetune, predict: name of the network, if the weights do not say it")},
 }
-# The flags of --executor=slurm, and what submitit calls them.
+# The flags of --executor=slurm, by submitit's names.
 SLURM = {
     "partition": "partition",
     "gpus": "gpus_per_node",
@@ -95,7 +81,14 @@ def parse(argv, mode=EXPERIMENT):
         UserError: an unknown flag or config key, a value of the wrong type, a config file that does not load, or a flag or
             argument that the mode does not take.
     """
-    options, arguments = _parse(argv)
+    try:
+        options, arguments = _parse(argv)
+    except UserError:
+        raise
+    except Exception as error:  # a config file is a user's program, and may raise anything
+        # Only the last line: the library puts the traceback of the config file before it.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip().removeprefix("flag ")
+        raise UserError(f"The command cannot be read: {reason.rstrip('.')}.") from error
     for name in ("workdir", "weights"):
         if options[name].value:
             options[name].value = str(user_path(options[name].value))
@@ -105,42 +98,42 @@ def parse(argv, mode=EXPERIMENT):
             named = ", ".join(owner for owner in modes if owner != EXPERIMENT)
             raise UserError(f"--{given[0]} belongs to launch.py {named}, and is not allowed here.")
     if arguments and mode not in WITH_ARGUMENTS:
-        raise UserError(f"{arguments[0]!r} is not understood; only flags such as --workdir=FOLDER are expected (see --help).")
+        raise UserError(f"{arguments[0]!r} must be a flag, such as --workdir=FOLDER (see --help).")
     return options, arguments
 
 
 def help_text():
-    """What `--help` prints of the flags."""
+    """The part of `--help` that lists the flags."""
     return _define([]).module_help(__name__).replace(__name__, "__main__", 1)
 
 
 def required(options, name):
-    """The value of a flag; raises UserError where it is missing."""
+    """The value of a flag. Raises UserError if it is missing."""
     if not options[name].value:
         raise UserError(f"--{name} is missing.")
     return options[name].value
 
 
 def overridden(options):
-    """The keys of the config that flags override."""
+    """The config keys that flags override."""
     return list(config_flags.get_override_values(options["config"])) if options.config else []
 
 
 def refuse_unused(options, used):
-    """Raises UserError where a flag overrides a key of the config that the mode does not read."""
+    """Raises UserError if a flag overrides a config key that the mode does not read."""
     for key in overridden(options):
         if not key.startswith(used) or key.startswith("data.augment."):
-            raise UserError(f"--config.{key} changes nothing here; only {', '.join(used)} and what begins so are used.")
+            raise UserError(f"--config.{key} changes nothing here; only keys that begin with {', '.join(used)} are used.")
 
 
 def refuse_config(options, source):
-    """Raises UserError where there is a config, though the mode reads something else, which `source` names."""
+    """Raises UserError if there is a config, although the mode reads something else, which `source` names."""
     if options.config:
-        raise UserError(f"--config is not allowed here: this reads {source}.")
+        raise UserError(f"--config must be left out here: this command reads {source}.")
 
 
 def _define(argv, config=None):
-    """The flags of all modes; --config is a file, unless a config is given, which the flags then override."""
+    """The flags of all modes. --config names a file, unless a config is given; flags override its keys."""
     options = flags.FlagValues()
     if config is None:
         config_flags.DEFINE_config_file(
@@ -155,7 +148,7 @@ def _define(argv, config=None):
 
 
 def _run_config(path):
-    """The config that a run was trained with, from its config.json."""
+    """The config that a run was trained with, read from its config.json."""
     from plain56.config import check_value, from_json
 
     try:
@@ -171,46 +164,35 @@ def _run_config(path):
     known = flatten(config.to_dict())
     for key in stored:
         if key not in known:
-            raise UserError(f"--config is {path}, whose key {key!r} no config has.")
-        check_value(key, stored[key])  # before it is taken for a value of another type
+            raise UserError(f"--config is {path}, whose key {key!r} does not exist.")
+        check_value(key, stored[key])  # before it is converted to another type
     config.update_from_flattened_dict(stored)
     return config
 
 
 def _parse(argv):
-    """Parses flags, and returns them and the positional arguments.
-
-    Raises:
-        UserError: an unknown flag or config key, a value of the wrong type, or a config file that does not load.
-    """
+    """As `parse`, for the flags of all modes."""
     override = re.compile(r"--?config\.([^=]*)")
     given = [match[1] for match in map(override.match, argv) if match]
-    try:
-        config = None
-        for i, argument in enumerate(argv):
-            value = re.fullmatch(r"--?config(?:=(.*))?", argument)
-            path = value and (value[1] or "".join(argv[i + 1 : i + 2]))
-            if path and path.endswith(".json"):
-                config = _run_config(path)
-                argv = argv[:i] + argv[i + (1 if value[1] else 2) :]
-                break
-        # First without the overrides, so that an unknown key can be told from a wrong value.
-        rest = ["launch.py", *(argument for argument in argv if not override.match(argument))]
-        options = _define(rest, config)
-        options(rest)
-        keys = flatten(options.config.to_dict()) if options.config else {}
-        for key in given:
-            if not keys:
-                raise UserError(f"--config is missing, and --config.{key} overrides a key of it.")
-            if key not in keys:
-                nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0)[0]
-                raise UserError(f"There is no key {key!r} in the config; the nearest is {nearest!r}.")
-        argv = ["launch.py", *argv]
-        options = _define(argv, config)
-        return options, options(argv)[1:]
-    except UserError:
-        raise
-    except Exception as error:  # a config file is a program of the user's, and may raise anything
-        # The last line: before it the library puts the traceback of the config file.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip().removeprefix("flag ")
-        raise UserError(f"The command cannot be read: {reason.rstrip('.')}.") from error
+    config = None
+    for i, argument in enumerate(argv):
+        value = re.fullmatch(r"--?config(?:=(.*))?", argument)
+        path = value and (value[1] or "".join(argv[i + 1 : i + 2]))
+        if path and path.endswith(".json"):
+            config = _run_config(path)
+            argv = argv[:i] + argv[i + (1 if value[1] else 2) :]
+            break
+    # First without the overrides, to tell an unknown key from a wrong value.
+    rest = ["launch.py", *(argument for argument in argv if not override.match(argument))]
+    options = _define(rest, config)
+    options(rest)
+    keys = flatten(options.config.to_dict()) if options.config else {}
+    for key in given:
+        if not keys:
+            raise UserError(f"--config is missing, and --config.{key} overrides a key of it.")
+        if key not in keys:
+            nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0)[0]
+            raise UserError(f"There is no key {key!r} in the config; the nearest is {nearest!r}.")
+    argv = ["launch.py", *argv]
+    options = _define(argv, config)
+    return options, options(argv)[1:]

@@ -1,4 +1,4 @@
-"""The modes `sweep` and `report`: many runs, how they stand, and their table."""
+"""The modes `sweep` and `report`: many runs, their states, and their table."""
 
 import importlib.util
 import logging
@@ -16,7 +16,7 @@ LAUNCH = Path(__file__).resolve().parents[3] / "launch.py"  # of this checkout
 
 
 def sweep(options, arguments):
-    """Runs a sweep, submits it to Slurm, or shows what it consists of and how it stands."""
+    """Runs a sweep, submits it to Slurm, or shows its elements or their states."""
     from plain56 import sweeps
 
     if options.status or options.dry_run:
@@ -31,16 +31,16 @@ def sweep(options, arguments):
     ran = rows if options.index is None else [rows[options.index]]
     if any(row["state"] in sweeps.NOT_TRAINED for row in ran):
         return FAILED
-    # What another process still trains, or what was killed, is left.
+    # A run that another process still trains, or that was killed, is left.
     return 0 if options.index is not None or sweeps.is_complete(options.workdir) else INTERRUPTED
 
 
 def _submit(options):
-    """Submits the runs of a sweep to Slurm; how they stand is in the sweep's directory from then on."""
+    """Submits the runs of a sweep to Slurm; the sweep's directory shows their states from then on."""
     from plain56 import sweeps
 
     if options.index is not None or options.workers > 1:
-        raise UserError("--executor=slurm submits every run as a job of its own; --index and --workers are not allowed with it.")
+        raise UserError("--executor=slurm submits each run as a job of its own; --index and --workers must be left out.")
     elements, workdir = _elements(options), str(Path(required(options, "workdir")).absolute())
     parameters = {parameter: options[name].value for name, parameter in SLURM.items()}
     jobs = sweeps.submit(elements, workdir, _sweep_command(workdir), **parameters)
@@ -50,7 +50,7 @@ def _submit(options):
 
 
 def _sweep_command(workdir):
-    """What runs the sweep that is written in a directory."""
+    """The command that runs the sweep whose elements are in a directory."""
     return [sys.executable, str(LAUNCH), "sweep", f"--workdir={workdir}"]
 
 
@@ -64,13 +64,11 @@ def run_sweep(options):
         raise UserError("--index runs one element, and --workers several at a time; only one of them may be given.")
     with progress() as show:
         if options.workers > 1:
-            rows = sweeps.run_workers(
-                elements,
-                workdir,
-                _sweep_command(workdir),
-                options.workers,
-                lambda ended, total, share: show(f"{ended} of {total} runs", share),
-            )
+
+            def show_ended(ended, total, share):
+                show(f"{ended} of {total} runs", share)
+
+            rows = sweeps.run_workers(elements, workdir, _sweep_command(workdir), options.workers, show_ended)
         else:
             rows = sweeps.run_sweep(elements, workdir, show, options.index)
     _print_summary(rows)
@@ -78,7 +76,7 @@ def run_sweep(options):
 
 
 def _elements(options):
-    """The elements of --config, or those that were written to --workdir by an earlier launch."""
+    """The elements of --config, or those that an earlier launch wrote to --workdir."""
     from plain56 import sweeps
 
     if not options.config:
@@ -86,29 +84,26 @@ def _elements(options):
     elements = sweeps.expand(options.config, _sweep_function(options))
     for key in overridden(options):
         if any(key in element.overrides for element in elements):
-            raise UserError(f"--config.{key} is chosen by the sweep itself; only its own keys, --config.sweep.…, may be given.")
+            raise UserError(f"--config.{key} is chosen by the sweep itself; set the sweep's own keys, --config.sweep.…, instead.")
     return elements
 
 
 def _show_elements(options):
-    """Prints what a sweep consists of (--dry_run), or how its runs stand (--status); runs and writes nothing."""
-    from plain56 import runs
-
+    """Prints the elements of a sweep (--dry_run), or the states of its runs (--status). Runs and writes nothing."""
     elements = _elements(options)
     if options.status:
         required(options, "workdir")
     rows = []
-    for index, (name, overrides, config, damage) in enumerate(elements):
+    for index, element in enumerate(elements):
+        name, overrides, config, damage = element
         row, steps = {"index": index, "run": name}, None if damage else config.train.steps
         if options.dry_run:
             row |= {"model": overrides.get("model.name", config and config.model.name)}
             row |= {"seed": overrides.get("seed", config and config.seed), "steps": steps}
             row |= {"other overrides": {key: overrides[key] for key in overrides.keys() - {"model.name", "seed"}}}
         if options.workdir:
-            planned = runs.Run(Path(options.workdir) / name), overrides, {} if damage else config.to_dict()
-            status = runs.SweepRun(*planned, damage).status()
-            row |= {"state": status.state, "step": status.step, "of": steps, "seconds": status.seconds}
-            row |= {"reason": status.reason}
+            status = element.planned(options.workdir).status()
+            row |= {"state": status.state, "step": status.step, "of": steps, "seconds": status.seconds, "reason": status.reason}
         rows.append(row)
     print_table("sweep", [row | {key: row[key] or "" for key in ("reason", "other overrides") if key in row} for row in rows])
     print_result({"workdir": options.workdir, "runs": rows})
@@ -119,8 +114,8 @@ def report(options, arguments):
     from plain56 import sweeps
     from plain56.figures import report as page
 
-    refuse_config(options, "the run directories alone")
-    rows, figure = sweeps.summarise(required(options, "workdir")), draw_degradation(options.workdir)
+    refuse_config(options, "only the run directories")
+    rows, figure = sweeps.summarize(required(options, "workdir")), draw_degradation(options.workdir)
     path = page.write(options.workdir, rows)
     _print_summary(rows)
     print(f"figure: {figure}\nreport: {path}")
@@ -128,7 +123,7 @@ def report(options, arguments):
 
 
 def draw_degradation(workdir):
-    """The path of the figure, or None with a warning: it is of sweeps over depths, and tables are of any."""
+    """The path of the degradation figure, or None with a warning: it shows only sweeps over depths, tables show any sweep."""
     from plain56.figures import degradation
 
     try:
@@ -139,22 +134,22 @@ def draw_degradation(workdir):
 
 
 def _print_summary(rows):
-    """Prints the rows of a sweep's summary as a table, errors in percent."""
-    # Measured on request only.
-    # Nor does a name say more than network and seed, where these tell all runs apart.
+    """Prints the rows of a sweep's summary as a table, errors in percent, without the columns that say nothing."""
+    # Where network and seed tell all runs apart, the name says nothing more; elsewhere it says more than these columns.
     apart = len({(row["model"], row["seed"]) for row in rows}) == len(rows)
     hidden = {"run"} if apart else {"model", "depth", "residual"}
-    unused = hidden | {key for key in ("train_clean_error", "validation_error") if all(row[key] is None for row in rows)}
-    errors = [key for key in rows[0] if key.endswith("_error") and key not in unused]
-    shown = [{key: row[key] for key in row if key not in unused} | {key: percent(row[key]) for key in errors} for row in rows]
+    # These two are measured only on request.
+    hidden |= {key for key in ("train_clean_error", "validation_error") if all(row[key] is None for row in rows)}
+    shown = [{key: row[key] for key in row if key not in hidden} for row in rows]
     for row in shown:
+        row |= {key: percent(row[key]) for key in row if key.endswith("_error")}
         row["train_loss"] = "–" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
         row["parameters"] = f"{row['parameters']:,}"
     print_table("sweep", shown)
 
 
 def _sweep_function(options):
-    """The function `sweep` beside the config's `get_config`."""
+    """The function `sweep` of the config file."""
     path = config_flags.get_config_filename(options["config"])
     if not isinstance(path, str):  # it is the config itself, which `_run_config` has read
         raise UserError("--config must be a sweep, such as configs/sweeps/degradation.py, not a single run's config.json.")

@@ -27,7 +27,7 @@ def run(function, argv, usage="", mode=flags.EXPERIMENT):
         function: `(options, arguments) -> exit status`, or None for 0.
         argv: the command line, without the mode.
         usage: what `--help` prints above the flags.
-        mode: the mode's name, which decides what flags are taken.
+        mode: the mode's name, which decides which flags are taken.
     """
     if {"--help", "-h"} & set(argv):
         function, argv = (lambda options, arguments: print(usage + flags.help_text())), []
@@ -53,8 +53,12 @@ def run(function, argv, usage="", mode=flags.EXPERIMENT):
 
 @contextlib.contextmanager
 def _standard_streams():
-    """Has nothing that is printed end a run; gives the stream of results, which keeps why it failed."""
-    _open_closed_streams()
+    """Keeps printing from ending a run. Yields the stream of results, which remembers why it failed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # it is closed: the next file to be opened would take its number, and be printed into
+            os.open(os.devnull, os.O_RDWR)
     with Path(os.devnull).open("w") as nowhere:
         out, errors = (_Stream(stream or nowhere) for stream in (sys.stdout, sys.stderr))
         if sys.stdout is None:
@@ -64,49 +68,42 @@ def _standard_streams():
 
 
 def _prepare_process():
-    """Sends warnings to stderr, and has SIGTERM interrupt as Ctrl-C does."""
-    absl.logging.set_verbosity(absl.logging.FATAL)  # what concerns a user comes as an exception, too
+    """Sends warnings to stderr, and makes SIGTERM interrupt as Ctrl-C does."""
+    absl.logging.set_verbosity(absl.logging.FATAL)  # what concerns a user is also raised as an exception
     logger = logging.getLogger("plain56")
     logger.handlers, logger.propagate, logger.level = [_ToStderr()], False, logging.INFO
-    # Until training holds them back to save, both signals interrupt alike. A test may run this outside the main thread.
+    # Both signals interrupt at once, until training holds them back to save. A test may run this outside the main thread.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def _open_closed_streams():
-    """Gives the standard streams that are closed a place of their own: else the next file to be opened would be printed into."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
-
-
 def run_experiment(function, defaults, usage):
-    """Runs the experiment of a module from the command line, with these flags unless others are given, and exits.
+    """Runs a module's experiment from the command line and exits. `defaults` are flags for what the command line leaves out.
 
-    Another config comes without the default's overrides.
+    With another config, the default overrides of its keys do not apply.
     """
     given = {argument.split("=")[0].lstrip("-") for argument in sys.argv[1:]}
-    if "config" in given:
-        defaults = {key: value for key, value in defaults.items() if not key.startswith("config.")}
-    flags_left = [f"--{key}={value}" for key, value in defaults.items() if key not in given]
-    sys.exit(run(function, [*flags_left, *sys.argv[1:]], usage))
+    added = [
+        f"--{key}={value}"
+        for key, value in defaults.items()
+        if key not in given and not ("config" in given and key.startswith("config."))
+    ]
+    sys.exit(run(function, [*added, *sys.argv[1:]], usage))
 
 
 def print_claim(held, sentence, figure):
-    """Prints whether an experiment's claim held and what says so, and returns the exit status."""
+    """Prints whether an experiment's claim held and the sentence that says so, and returns the exit status."""
     print(f"figure: {figure}\n{sentence}")
     print_result({"held": held, "claim": sentence, "figure": str(figure)})
     return 0 if held else FAILED
 
 
 class _Stream:
-    """A stream whose reader may leave before the end, and whose disk may be full: nothing that is printed ends a run."""
+    """A stream whose reader may leave early, and whose disk may be full: a failure to print ends no run."""
 
     def __init__(self, stream):
         self.stream = stream
-        self.failure = None  # why something could not be printed, for another reason than that its reader has left
+        self.failure = None  # why printing failed, unless its reader has left
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # not every terminal has a ×
 
@@ -140,25 +137,25 @@ class _ToStderr(logging.Handler):
 
 
 def print_table(title, rows):
-    """Prints rows of the same keys, which head the columns, as a table."""
-    from rich.table import Table
-
-    print_rows(Table(*rows[0], title=title), (map(str, row.values()) for row in rows))
+    """Prints dicts as the rows of a table. Their keys, which must be the same, head the columns."""
+    _print_rows(title, rows[0], (map(str, row.values()) for row in rows))
 
 
 def print_numbers(title, headers, rows):
-    """Prints a table whose columns from the second on are aligned on the right. A narrow terminal folds cells, and cuts none."""
-    from rich.table import Column, Table
+    """Prints a table whose columns are right-aligned, but for the first. A narrow terminal folds cells and cuts none."""
+    from rich.table import Column
 
     first, *rest = headers
     columns = Column(first, overflow="fold"), *(Column(header, justify="right", overflow="fold") for header in rest)
-    print_rows(Table(*columns, title=title), rows)
+    _print_rows(title, columns, rows)
 
 
-def print_rows(table, rows):
-    """Prints a table with these rows, each of which is a sequence of texts."""
+def _print_rows(title, columns, rows):
+    """Prints a table of rows, each a sequence of texts."""
     from rich.console import Console
+    from rich.table import Table
 
+    table = Table(*columns, title=title)
     for row in rows:
         table.add_row(*row)
     # A pipe has no width; cutting columns there would lose numbers.
@@ -171,13 +168,13 @@ def print_result(result):
 
 
 def percent(fraction):
-    """A fraction in [0, 1] as text, or a dash where there is none."""
+    """A fraction in [0, 1] as text, or a dash for None."""
     return "–" if fraction is None else f"{100 * fraction:.2f} %"
 
 
 @contextlib.contextmanager
 def progress():
-    """Shows progress on stderr, with the time left; gives `show(description, share of the work, rate)`."""
+    """Shows progress on stderr, with the time left. Yields `show(description, share of the work, rate)`."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 

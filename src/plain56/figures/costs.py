@@ -1,4 +1,4 @@
-"""Test error against multiply-adds, parameters and time, and what blocks would cost without their papers' ideas."""
+"""Test error against multiply-adds, parameters and time, and the cost of blocks without the ideas of their papers."""
 
 from pathlib import Path
 
@@ -33,10 +33,9 @@ def table(folder):
 
 @styled
 def draw(folder):
-    """Draws savings from the folder's savings.csv and, where there is one, costs from its costs.csv; returns the PNGs."""
-    folder = Path(folder)
+    """Draws savings from the folder's savings.csv and, if it has a costs.csv, costs; returns the paths of the PNGs."""
     drawn = [_draw_savings(folder)]
-    return [*drawn, _draw_costs(folder)] if (folder / "costs.csv").exists() else drawn
+    return [*drawn, _draw_costs(folder)] if (Path(folder) / "costs.csv").exists() else drawn
 
 
 def _draw_costs(folder):

@@ -1,4 +1,4 @@
-"""The degradation figure: the layout of He et al. 2015, Fig. 1 and 6, drawn from a sweep directory or what is kept of one."""
+"""The degradation figure, as He et al. 2015, Fig. 1 and 6, drawn from a sweep directory or from what is kept of one."""
 
 from typing import NamedTuple
 
@@ -10,28 +10,26 @@ from plain56 import runs
 from plain56.errors import UserError
 from plain56.figures.style import FAMILIES, LINES, SPLITS, color_by_depth, depth_handles, grouped, mean_and_range, save, styled
 
-MOST_POINTS = 130
+MOST_POINTS = 130  # of a curve that is kept
 
 
 class Network(NamedTuple):
-    """What is known of a network: its row of the sweep's summary, and its errors in percent, `{split: {step: error}}`."""
+    """A network's row of the sweep's summary, and its errors in percent, `{split: {step: error}}`."""
 
     row: dict
     errors: dict
 
 
 def read(folder):
-    """The `Network`s that have been logged: of a sweep directory, or of a folder with its summary.csv and curves.csv.
+    """The `Network`s that have records, in a sweep directory or a folder with its summary.csv and curves.csv.
 
-    Raises:
-        UserError: it is neither.
+    Raises UserError if the folder is neither.
     """
     if runs.is_sweep(folder):
         logged = [(row, _records(run)) for row, run in _rows_and_runs(folder) if row["state"] != "damaged"]
     else:
         kept = grouped(_typed(folder, "curves"), lambda record: record["run"])
-        rows = _typed(folder, "summary")
-        logged = [(row, kept.get(row["run"], [])) for row in rows]
+        logged = [(row, kept.get(row["run"], [])) for row in _typed(folder, "summary")]
     networks = [
         Network(row, {split: {r["step"]: 100 * r["top1_error"] for r in records if r["split"] == split} for split in SPLITS})
         for row, records in logged
@@ -47,7 +45,7 @@ def write_curves(workdir):
         for split in sorted({record["split"] for record in records}):
             of_split = [record for record in records if record["split"] == split]
             every = -(-len(of_split) // MOST_POINTS)
-            for record in of_split[::-every][::-1]:  # from the last one
+            for record in of_split[::-every][::-1]:  # counted from the last one
                 rows.append({"run": row["run"], **{key: record.get(key) for key in ("split", "step", "loss", "top1_error")}})
     if rows:
         runs.write_table(workdir, "curves", rows)
@@ -59,7 +57,7 @@ def _rows_and_runs(workdir):
 
 
 def _records(run):
-    """The records that have an error, which those of gradients have not, and a damaged run has none."""
+    """A run's records that have an error, unlike those of gradients. A damaged run has none."""
     return [record for record in run.view().records if record.get("top1_error") is not None]
 
 
@@ -68,7 +66,7 @@ def _typed(folder, name):
 
 
 def _value(text):
-    """What a cell of a table was written from."""
+    """The value that a cell of a table was written from."""
     if text in ("True", "False"):
         return text == "True"
     for kind in (int, float):
@@ -81,14 +79,11 @@ def _value(text):
 
 @styled
 def draw(workdir):
-    """Draws degradation.png and degradation.svg in a folder that `read` reads, of every network that has been logged.
+    """Draws degradation.png and .svg in a folder that `read` reads, and returns the path of the PNG.
 
-    Training error (in training mode, with augmentation) is dashed, test error bold, one color per depth, plain networks left
-    and residual ones in the middle; right, against depth, the last errors of the runs that are finished. Several seeds give
-    their mean and, as a band or bar, their range.
-
-    Returns:
-        The path of the PNG.
+    Training error (in training mode, with augmentation) is dashed, test error bold, one color per depth, plain networks on the
+    left and residual ones in the middle. On the right are the last errors of the finished runs against depth. Several seeds
+    are shown by their mean and, as a band or bar, their range.
 
     Raises:
         UserError: not a sweep directory, nothing to draw yet, or runs that differ in more than depth, kind and seed.
@@ -96,16 +91,16 @@ def draw(workdir):
     networks = read(workdir)
     others = sorted({row["model"] for row, _ in networks if not row["model"].startswith(("plain", "resnet"))})
     if others:
-        raise UserError(f"{workdir} has {others[0]}; this figure shows plain and residual networks alone.")
+        raise UserError(f"{workdir} has {others[0]}; this figure shows only plain and residual networks.")
     shown = [(row["model"], row["seed"]) for row, _ in networks]
     if len(set(shown)) < len(shown):
-        raise UserError(f"The runs in {workdir} differ in more than depth, kind and seed, which is all that this figure shows.")
+        raise UserError(f"The runs in {workdir} differ in more than depth, kind and seed; this figure shows nothing else.")
     if not networks:
         raise UserError(f"There is nothing to draw in {workdir} yet: no run has been logged.")
     groups = grouped(networks, _kind)
     colors = color_by_depth(depth for _, depth in groups)
     last = [list(curve.values())[-1] for _, errors in networks for curve in errors.values() if curve]
-    highest = 20 if max(last) < 20 else 100  # the first is Fig. 6's
+    highest = 20 if max(last) < 20 else 100  # Fig. 6 ends at 20
     figure = Figure(figsize=(10, 3.7), layout="constrained")
     axes = figure.subplots(1, 3, gridspec_kw={"width_ratios": (1, 1, 0.8)})
     for (residual, depth), members in sorted(groups.items()):
@@ -138,7 +133,7 @@ def _draw_curves(axis, members, color):
 
 
 def _curves(members, split):
-    """All logged steps, and the networks' errors in percent [networks, steps]: NaN where one has not come that far."""
+    """All logged steps, and the networks' errors in percent [networks, steps], NaN where a network has none."""
     curves = [network.errors[split] for network in members]
     steps = sorted(set().union(*curves))
     return steps, np.array([[curve.get(step, np.nan) for step in steps] for curve in curves])
@@ -151,7 +146,7 @@ def _draw_final(axis, finished, depths, highest):
             finals = [[list(network.errors[split].values())[-1] for network in finished[residual, depth]] for depth in present]
             means, spread = mean_and_range(finals)
             style = {"color": color, "marker": marker, "markersize": 4, "capsize": 2, **LINES[split]}
-            label = FAMILIES[residual] if split == "test" else None  # which line is which error, the figure's legend says
+            label = FAMILIES[residual] if split == "test" else None  # the figure's legend tells the errors apart
             axis.errorbar([depths.index(depth) for depth in present], means, spread, label=label, **style)
     axis.set(title="final error", xlabel="layers", ylabel="error (%)", ylim=(0, highest))
     axis.set_xticks(range(len(depths)), [str(depth) for depth in depths])

@@ -1,4 +1,4 @@
-"""The gradient's norm against depth, and how much of it comes through the shortcuts."""
+"""The norm of the gradient against depth, and how much of it comes through the shortcuts."""
 
 import statistics
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from plain56.figures.style import COLORS, FAMILIES, color_by_depth, depth_handle
 
 
 class Network(NamedTuple):
-    """A network's gradient norms at the outputs of the stem and of each block, and the parts of them at each block's input."""
+    """A network's gradient norms at the outputs of the stem and of each block, and their parts at each block's input."""
 
     name: str
     residual: bool
@@ -25,7 +25,7 @@ class Network(NamedTuple):
 
     @property
     def growth(self):
-        """By which factor the norm grows with each block on its way back, from a line fitted to its logarithm."""
+        """The factor by which the norm grows with each block on its way back, from a line fitted to its logarithm."""
         return float(np.exp(-np.polyfit(np.arange(len(self.norms)), np.log(self.norms), 1)[0]))
 
 
@@ -51,14 +51,14 @@ def by_kind(networks):
 def table(folder):
     """Means over seeds, and the range of the growth, as text by column, from the folder's gradient_flow.csv."""
     lines = []
-    for (name, normalised), members in by_kind(read(folder)).items():
+    for (name, normalized), members in by_kind(read(folder)).items():
         growth = [network.growth for network in members]
         ends = [statistics.mean(network.norms[i] for network in members) for i in (-1, 0)]
         shares = [network.shares.mean() for network in members if len(network.shares)]
         lines.append(
             {
                 "network": name,
-                "batch norm": "yes" if normalised else "no",
+                "batch norm": "yes" if normalized else "no",
                 "growth per block": f"{statistics.mean(growth):.3f} ({min(growth):.3f} to {max(growth):.3f})",
                 "norm at the last block": f"{ends[0]:.3g}",
                 "norm at the stem": f"{ends[1]:.3g}",
@@ -70,22 +70,19 @@ def table(folder):
 
 @styled
 def draw(folder):
-    """Draws gradient_flow and gradient_parts, .png and .svg, from the folder's gradient_flow.csv.
+    """Draws gradient_flow and gradient_parts, .png and .svg, from the folder's gradient_flow.csv; returns the PNGs' paths.
 
-    The first has plain networks left and residual ones right, with batch norm above and without below, one color per depth;
-    several seeds give their geometric mean and, as a band, their range. The second has the two parts of the gradient at the
-    inputs of the deepest residual network's blocks, and the shortcut's share of it.
-
-    Returns:
-        The paths of the PNGs.
+    The first has plain networks on the left and residual ones on the right, with batch norm above and without below, one color
+    per depth; several seeds are shown by their geometric mean and, as a band, their range. The second has the two parts of the
+    gradient at the inputs of the deepest residual network's blocks, and the share of the shortcut.
     """
     networks = read(folder)
     colors = color_by_depth(network.depth for network in networks)
     figure = Figure(figsize=(8, 5.6), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey="row")
-    for line, normalised in zip(axes, (True, False), strict=True):
+    for line, normalized in zip(axes, (True, False), strict=True):
         for axis, family in zip(line, FAMILIES.values(), strict=True):
-            axis.set(yscale="log", title=f"{family} networks, {'with' if normalised else 'without'} batch norm")
+            axis.set(yscale="log", title=f"{family} networks, {'with' if normalized else 'without'} batch norm")
         line[0].set_ylabel("norm of the gradient")
     for members in by_kind(networks).values():
         axis = axes[int(not members[0].batch_norm), int(members[0].residual)]

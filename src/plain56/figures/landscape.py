@@ -1,4 +1,4 @@
-"""The loss along a random direction, and over the plane of two: the layout of Li et al. 2018, Fig. 1 and 5."""
+"""The loss along a random direction, and over the plane of two, as in Li et al. 2018, Fig. 1 and 5."""
 
 import matplotlib
 import numpy as np
@@ -16,9 +16,9 @@ def _read(folder):
 
 @styled
 def draw(folder):
-    """Draws landscape.png and landscape.svg from the folder's landscape.csv, and returns the path of the PNG.
+    """Draws landscape.png and .svg from the folder's landscape.csv, and returns the path of the PNG.
 
-    Left, the loss along one direction, of every network; then contours over two directions, the same levels for all.
+    On the left is every network's loss along one direction; then contours over two directions, at the same levels for all.
     """
     found = _read(folder)
     planes = {kind: losses for kind, losses in found.items() if any(y for _, y in losses)}

@@ -1,4 +1,4 @@
-"""Test error of damaged networks: without one block, without several, and with two neighbours swapped."""
+"""Test error of damaged networks: without one block, without several, and with two neighbors swapped."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -22,7 +22,7 @@ def _read(folder):
 
 
 def table(folder):
-    """The medians and the worst of each lesion, as text by column, from the folder's lesions.csv."""
+    """The median and the worst error of each lesion, as text by column, from the folder's lesions.csv."""
     lines = []
     for name, found in _read(folder)[0].items():
         line = {"run": name, "undamaged": f"{found['none'][0][-1]:.1f}"}
@@ -35,7 +35,7 @@ def table(folder):
 
 @styled
 def draw(folder):
-    """Draws lesions.png and lesions.svg from the folder's lesions.csv, and returns the path of the PNG."""
+    """Draws lesions.png and .svg from the folder's lesions.csv, and returns the path of the PNG."""
     errors, kinds = _read(folder)
     depths = sorted({depth for _, depth in kinds.values()})
     figure = Figure(figsize=(10, 3.6), layout="constrained")

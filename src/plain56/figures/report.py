@@ -1,4 +1,4 @@
-"""The report: a sweep in one HTML file that opens from disk and asks nothing of any host."""
+"""The report: a sweep in one HTML file that opens from disk and asks no host for anything."""
 
 import base64
 import html
@@ -13,22 +13,18 @@ from plain56.figures.style import COLORS
 logger = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).with_name("report.html")
-DASHES = ("solid", "dash", "dot")  # where there are more runs than colors
+DASHES = ("solid", "dash", "dot")  # for more runs than colors
 CURVES = ("step", "epoch", "seconds", "split", "loss", "top1_error", "top5_error")
 
 
 def write(workdir, rows):
-    """Writes report.html in a sweep directory, and returns its path.
+    """Writes report.html in a sweep directory from the rows of its summary, and returns its path.
 
-    A run that has not begun, was cut or has diverged, or whose files are damaged, is shown as such.
-
-    Args:
-        rows: of the sweep's summary, in its order.
+    A run that has not begun, was cut, has diverged or is damaged is shown as such.
     """
     workdir = Path(workdir)
-    described = [
-        _describe(run, row, number) for number, (run, row) in enumerate(zip(runs.read_sweep(workdir), rows, strict=True))
-    ]
+    members = zip(runs.read_sweep(workdir), rows, strict=True)
+    described = [_describe(run, row, number) for number, (run, row) in enumerate(members)]
     keys = sorted(set().union(*(run["config"] for run in described)))
     begun = [run["config"] for run in described if run["config"]]
     differences = [key for key in keys if len({json.dumps(config.get(key)) for config in begun}) > 1]
@@ -38,7 +34,7 @@ def write(workdir, rows):
     page = string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=html.escape(workdir.resolve().name),
         figures="".join(_figure(path) for path in sorted(workdir.glob("*.png"))),
-        # Within a script, "<" may begin its end, or a comment that hides it.
+        # In a script, "<" may begin its end, or a comment that hides the end.
         data=json.dumps(runs.finite(data)).replace("<", "\\u003c"),
         library=_library(),
     )
@@ -53,7 +49,7 @@ def _library():
 
 
 def _describe(planned, row, number):
-    """What the page shows of a run."""
+    """The data of a run that the page shows."""
     status, config, found = planned.view()
     records, gradients = [], []
     for record in found:
@@ -68,7 +64,7 @@ def _describe(planned, row, number):
 
 
 def _figure(path):
-    """A figure of the sweep's directory, and links to its other forms, which lie beside the page."""
+    """A figure of the sweep's directory, with links to its other forms beside the page."""
     forms = [path.with_suffix(suffix) for suffix in (".png", ".svg", ".pdf", ".csv")]
     forms += [path.with_name("summary.csv")] if path.stem == "degradation" else []
     links = ", ".join(f'<a href="{html.escape(form.name)}">{form.suffix[1:].upper()}</a>' for form in forms if form.exists())

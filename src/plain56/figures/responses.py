@@ -1,4 +1,4 @@
-"""Standard deviations of layer responses, in the order of the layers and sorted: the layout of He et al. 2015, Fig. 7."""
+"""Standard deviations of layer responses, in the order of the layers and sorted, as in He et al. 2015, Fig. 7."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -28,7 +28,7 @@ def table(folder):
 
 @styled
 def draw(folder):
-    """Draws responses.png and responses.svg from the folder's responses.csv, and returns the path of the PNG."""
+    """Draws responses.png and .svg from the folder's responses.csv, and returns the path of the PNG."""
     found = _read(folder)
     colors = color_by_depth(depth for _, depth in found)
     figure = Figure(figsize=(7.5, 5.5), layout="constrained")

@@ -1,4 +1,4 @@
-"""What all figures share: colors, line styles and words, how their tables are read, and how they are written."""
+"""What all figures share: colors, line styles and words, reading their tables, and writing them."""
 
 import io
 from pathlib import Path
@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from plain56 import runs
 
-# Okabe and Ito's colors, which colorblind readers can tell apart; without their lightest one.
+# Okabe and Ito's colors, which colorblind readers can tell apart, without the lightest one.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 FAMILIES = {False: "plain", True: "residual"}
 SPLITS = {"train": "training", "test": "test"}
@@ -20,7 +20,7 @@ styled = matplotlib.rc_context(STYLE)  # decorates what draws a figure and saves
 
 
 def grouped(rows, key):
-    """Lists of the rows that have the same `key(row)`, by it, in the order in which they come."""
+    """Lists of the rows by `key(row)`, in the order in which they come."""
     groups = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
@@ -28,12 +28,12 @@ def grouped(rows, key):
 
 
 def kind_of(row):
-    """`(residual, depth)` of a row of a table that has been read from a file."""
+    """`(residual, depth)` of a table's row that was read from a file."""
     return row["residual"] == "True", int(row["depth"])
 
 
 def name_of(kind):
-    """A network of a kind `(residual, depth)` as legends name it."""
+    """The name of a kind `(residual, depth)` of network in legends."""
     residual, depth = kind
     return f"{FAMILIES[residual]}, {depth} layers"
 
@@ -44,23 +44,19 @@ def color_by_depth(depths):
 
 
 def depth_handles(colors):
-    """What the legend shows of the colors of `color_by_depth`."""
+    """The legend's handles for the colors of `color_by_depth`."""
     return [Line2D([], [], color=color, linewidth=2, label=f"{depth} layers") for depth, color in colors.items()]
 
 
 def mean_and_range(groups):
-    """Means of groups of values [N], and how far each group extends below and above its mean [2, N], as error bars take it."""
+    """Means of groups of values [N], and how far each group extends below and above its mean [2, N], for error bars."""
     means = np.array([np.mean(values) for values in groups])
     # A mean of equal values may differ from them in the last bit.
     return means, np.maximum(0, [means - [min(values) for values in groups], [max(values) for values in groups] - means])
 
 
 def save(figure, folder, name):
-    """Writes a figure as SVG, PDF and PNG, each at once, and returns the path of the PNG.
-
-    Raises:
-        UserError: one of them cannot be written.
-    """
+    """Writes a figure as SVG, PDF and PNG, and returns the path of the PNG. Raises UserError if one cannot be written."""
     undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": None}
     for suffix, metadata in undated.items():
         drawn = io.BytesIO()

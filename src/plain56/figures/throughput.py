@@ -1,4 +1,4 @@
-"""How many times as fast as each other program plain56 is, by network: medians and ranges over rounds."""
+"""How many times as fast as the other programs plain56 is, by network: medians and ranges over rounds."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ TITLES = {"step": "training step", "forward": "forward pass"}
 
 @styled
 def draw(folder):
-    """Draws throughput.png and throughput.svg from the folder's throughput.json, and returns the path of the PNG."""
+    """Draws throughput.png and .svg from the folder's throughput.json, and returns the path of the PNG."""
     result = json.loads((Path(folder) / "throughput.json").read_text())
     others = list(dict.fromkeys(program for row in result["rows"] for program in row["times_as_fast_as"]))
     figure = Figure(figsize=(9, 3.4), layout="constrained")

@@ -16,21 +16,22 @@ def read(folder):
 
 
 def table(folder):
-    """Mean and range of the test errors, a row for each approach, as text by column, from the folder's transfer.csv."""
+    """Mean and range of the test errors of each approach, as text by column, from the folder's transfer.csv."""
     errors = read(folder)
     counts = sorted({count for _, count in errors})
     lines = []
     for approach, title in APPROACHES.items():
-        cells = {f"{count} per class": errors.get((approach, count), []) for count in counts}
-        lines.append(
-            {"": title, **{key: f"{np.mean(v):.1f} ({min(v):.1f} to {max(v):.1f})" if v else "–" for key, v in cells.items()}}
-        )
+        line = {"": title}
+        for count in counts:
+            v = errors.get((approach, count), [])
+            line[f"{count} per class"] = f"{np.mean(v):.1f} ({min(v):.1f} to {max(v):.1f})" if v else "–"
+        lines.append(line)
     return lines
 
 
 @styled
 def draw(folder):
-    """Draws transfer.png and transfer.svg from the folder's transfer.csv, and returns the path of the PNG."""
+    """Draws transfer.png and .svg from the folder's transfer.csv, and returns the path of the PNG."""
     of_each = read(folder)
     counts = sorted({count for _, count in of_each})
     figure = Figure(figsize=(5, 3.6), layout="constrained")

@@ -1,39 +1,6 @@
-"""Run and sweep directories: the only thing that training, sweeps and figures share; these modules alone know their files."""
+"""Run and sweep directories: all that training, sweeps and figures share. Only these modules know their files."""
 
-from plain56.runs.files import finite, flatten, lock_file, read_json, read_table, user_path, write_bytes, write_table, write_text
+from plain56.runs.files import finite, flatten, read_json, read_table, user_path, write_bytes, write_table, write_text
 from plain56.runs.keys import renamed, upgraded
-from plain56.runs.run import ENDED, Held, Run, Status, View, check_identity, hold, planned_status, read_run, view
+from plain56.runs.run import ENDED, Held, Run, Status, check_identity, hold, read_run
 from plain56.runs.sweep import NAME, NAMES_ARE, SweepRun, is_name, is_sweep, read_summary, read_sweep, write_summary, write_sweep
-
-__all__ = [
-    "ENDED",
-    "NAME",
-    "NAMES_ARE",
-    "Held",
-    "Run",
-    "Status",
-    "SweepRun",
-    "View",
-    "check_identity",
-    "finite",
-    "flatten",
-    "hold",
-    "is_name",
-    "is_sweep",
-    "lock_file",
-    "planned_status",
-    "read_json",
-    "read_run",
-    "read_summary",
-    "read_sweep",
-    "read_table",
-    "renamed",
-    "upgraded",
-    "user_path",
-    "view",
-    "write_bytes",
-    "write_summary",
-    "write_sweep",
-    "write_table",
-    "write_text",
-]

@@ -4,7 +4,6 @@ import contextlib
 import csv
 import io
 import json
-import math
 import os
 import stat
 import uuid
@@ -20,11 +19,7 @@ MOST_LEVELS = 20  # of JSON: four times what our own files have
 
 
 def user_path(text):
-    """The path that a user gave, with ~ expanded.
-
-    Raises:
-        UserError: it can be no path: an unknown user's home, a name that is too long, or a NUL.
-    """
+    """The path that a user gave, with ~ expanded. Raises UserError for an unknown user's home, too long a name, or a NUL."""
     try:
         path = Path(text).expanduser()
         os.lstat(path)
@@ -37,14 +32,9 @@ def user_path(text):
 
 
 def read_text(path):
-    """The text of a regular file; None where there is none.
-
-    Raises:
-        UserError: it cannot be read, or is something else than a text file.
-    """
+    """The text of a file, or None if there is none. Raises UserError if it cannot be read or is not a text file."""
     try:
-        # Opening a pipe would wait for its writer.
-        if not stat.S_ISREG(path.stat().st_mode):
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
             raise UserError(f"{path} is damaged: it must be a file.")
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
@@ -56,21 +46,16 @@ def read_text(path):
 
 
 def parse_json(text):
-    """The value of a JSON text.
-
-    Raises:
-        ValueError: it is none, or has numbers that JSON does not have.
-    """
+    """The value of a JSON text. Raises ValueError if it is not JSON, has a NaN or infinity, or is nested too deep."""
 
     def refuse(constant):
-        raise ValueError(f"{constant} is no JSON value")
+        raise ValueError(f"{constant} is not a JSON value")
 
     try:
         value = json.loads(text, parse_constant=refuse)
-    except RecursionError:
-        value, deep = None, True
-    else:
         deep = _is_deeper(value, MOST_LEVELS)
+    except RecursionError:
+        deep = True
     if deep:
         raise ValueError(f"it is nested more than {MOST_LEVELS} levels deep")
     return value
@@ -82,46 +67,41 @@ def _is_deeper(value, levels):
     return not levels or any(_is_deeper(part, levels - 1) for part in (value.values() if isinstance(value, dict) else value))
 
 
-def read_json(path):
-    """The JSON object in a file, as a dict; empty where there is no file.
-
-    Raises:
-        UserError: the file cannot be read or holds something else.
-    """
+def read_value(path, otherwise):
+    """The JSON value in a file, or `otherwise` if there is no file. Raises UserError if it cannot be read or is not JSON."""
     text = read_text(path)
-    if text is None:
-        return {}
     try:
-        value = parse_json(text)
+        return otherwise if text is None else parse_json(text)
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}.") from error
+
+
+def read_json(path):
+    """The JSON object in a file, or {} if there is no file. Raises UserError if it cannot be read or holds something else."""
+    value = read_value(path, {})
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged: it must hold a JSON object, not a {type(value).__name__}.")
     return value
 
 
 def is_number(value):
-    """Whether a JSON value is a number that a float holds."""
+    """Whether a JSON value is a number that a float can hold."""
     return type(value) in (int, float) and abs(value) < 1e300
 
 
 def is_count(value):
-    """Whether a JSON value is a number of things or steps."""
+    """Whether a JSON value is a count of things or steps."""
     return type(value) is int and 0 <= value < 2**63
 
 
 def write_text(path, text):
-    """As `write_bytes`, of a text."""
+    """As `write_bytes`, for a text."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path, content):
-    """Replaces a file at once, so that a reader, a crash or a power cut never meets half of it.
-
-    Raises:
-        UserError: it cannot be written; it is then as it was.
-    """
-    # Several processes, on several machines, may write a sweep's files at a time. A long name leaves no room for more.
+    """Replaces a file at once, so that no reader, crash or power cut meets half of it. Raises UserError if it stays as it was."""
+    # Several processes, on several machines, may write a sweep's files at a time. A long name has no room for more.
     part = path.with_name(PART.format(path.name[:50], uuid.uuid4().hex))
     try:
         with part.open("wb") as file:
@@ -138,7 +118,7 @@ def write_bytes(path, content):
 
 @contextlib.contextmanager
 def refusing_os_errors(kind, folder):
-    """Turns a file system's refusal into a UserError that names the directory."""
+    """Turns an OSError into a UserError that names the run's or sweep's (`kind`) directory."""
     try:
         yield
     except OSError as error:
@@ -149,7 +129,7 @@ def refusing_os_errors(kind, folder):
 def lock_file(path, timeout):
     """Holds a lock that ends with the process, however it ends.
 
-    Where the file system has no such locks, filelock writes the process into the file, which therefore is its own to write.
+    If the file system has no such locks, filelock writes the process into the file, so nothing else may write there.
 
     Raises:
         filelock.Timeout: another process holds it for longer than `timeout` seconds.
@@ -177,11 +157,7 @@ def write_table(folder, name, rows):
 
 
 def read_table(folder, name):
-    """The rows that `write_table` wrote, all values as text.
-
-    Raises:
-        UserError: the table is not there or damaged.
-    """
+    """The rows that `write_table` wrote, all values as text. Raises UserError if the table is missing or damaged."""
     path = Path(folder) / f"{name}.csv"
     text = read_text(path)
     if text is None:
@@ -205,9 +181,5 @@ def flatten(nested, prefix=""):
 
 
 def finite(value):
-    """A tree of JSON values, without the numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: finite(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """A JSON value with null in place of NaN and infinities, which JSON does not have."""
+    return json.loads(json.dumps(value), parse_constant=lambda constant: None)

@@ -8,17 +8,15 @@ from plain56.configs import base
 from plain56.errors import UserError
 
 RENAMED = {"data.augment.colour": "data.augment.color"}
-# Keys that are gone, each with the one value that means what its absence means, and why no other is accepted.
+# Removed keys, each with the one value that means the same as its absence, and why no other is accepted.
 REMOVED = {"train.seeds": (1, "several seeds are a sweep")}
 
 
 def upgraded(config, source):
     """A stored config, as nested dicts, with today's keys. A key that it is older than has its default of `configs/base.py`.
 
-    An empty config stays empty, and a part that is not a section where one is expected stays as it is.
-
-    Raises:
-        UserError: a key that was removed has a value that means more than its absence; `source` names the file.
+    An empty config stays empty, and a section that is not a dict stays as it is.
+    Raises UserError if a removed key has a value that means more than its absence; `source` names the file.
     """
     return _completed(renamed(config, source), _defaults()) if config else config
 

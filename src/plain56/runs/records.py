@@ -16,21 +16,21 @@ def read(folder, split=None):
     """See `Run.metrics`."""
     path = folder / "metrics.jsonl"
     found = []
-    *lines, _ = (read_text(path) or "").split("\n")  # the last one was cut off while being written, or is empty
+    *lines, _ = (read_text(path) or "").split("\n")  # the last one is empty, or was cut off while being written
     for number, line in enumerate(lines, start=1):
         try:
             record = parse_json(line)
         except ValueError:
             record = None
-        if not is_record(record):
-            raise UserError(f"{path} is damaged: line {number} is no record.")
+        if not _is_record(record):
+            raise UserError(f"{path} is damaged: line {number} is not a record.")
         if split in (None, record["split"]):
             found.append(record)
     return found
 
 
-def is_record(value):
-    """Whether a JSON value is a record: step, split, seconds, and numbers or null by name, or, of gradients, dicts of them."""
+def _is_record(value):
+    """Whether a JSON value is a record: step, split, seconds, and numbers or null by name; of gradients, also dicts of these."""
     if not isinstance(value, dict) or not is_count(value.get("step")) or value["step"] >= MOST_STEPS:
         return False
     if type(value.get("split")) is not str or not is_number(value.get("seconds")):
@@ -39,26 +39,23 @@ def is_record(value):
     if of_gradients and not isinstance(value.get("outputs"), dict):
         return False
     parts = [part for key, part in value.items() if key != "split"]
-    return all(part is None or is_number(part) or (of_gradients and _holds_numbers(part)) for part in parts)
-
-
-def _holds_numbers(value):
-    return isinstance(value, dict) and all(part is None or is_number(part) for part in value.values())
+    if of_gradients:
+        parts = [number for part in parts for number in (part.values() if isinstance(part, dict) else [part])]
+    return all(part is None or is_number(part) for part in parts)
 
 
 @contextlib.contextmanager
 def open_log(folder, step, start):
-    """Gives the function that appends records to metrics.jsonl and tensorboard/; a number that is not finite becomes null.
+    """Yields the function that appends records to metrics.jsonl and tensorboard/; a number that is not finite becomes null.
 
-    With `sync`, these and all before are on the disk when it returns. What was logged after `step`, the restored one, is
-    forgotten first, so that no record comes twice. The event files are written anew then: they hold what metrics.jsonl
-    holds.
+    With `sync=True` the function returns when all records are on the disk. Records after the restored `step` are removed
+    first, so that none comes twice, and the event files are rewritten to hold what metrics.jsonl holds.
 
     Args:
         start: when the run would have started, had it not been cut, as a time of the computer's clock.
 
     Raises:
-        UserError: metrics.jsonl is damaged; or, from the function too, a file cannot be written.
+        UserError: metrics.jsonl is damaged; or a file cannot be written, which the function raises as well.
     """
     EventsWriter, Event, scalar = _event_files()
     kept = [record for record in read(folder) if record["step"] <= step]
@@ -96,8 +93,9 @@ def open_log(folder, step, start):
 
 
 def _event_files():
-    """What writes event files: tensorboardX's parts of a SummaryWriter, which itself would wait for ever for its thread where
-    that has died of a full disk. Imported by those who write alone, and without PyTorch, which tensorboardX tries to import.
+    """The parts of tensorboardX's SummaryWriter, which itself would wait forever for a thread that died of a full disk.
+
+    Imported only when needed, and without PyTorch, which tensorboardX tries to import.
     """
     hidden = sys.modules.setdefault("torch", None) is None
     try:
@@ -111,13 +109,13 @@ def _event_files():
 
 
 def _line(record):
-    """A record as a line of JSON, which has no numbers that are not finite."""
+    """A record as a line of JSON."""
     return json.dumps(finite(record), allow_nan=False) + "\n"
 
 
 @contextlib.contextmanager
 def _closing(file):
-    """Closes a file at the end; what a full disk did not take of it has been an error before."""
+    """Closes a file at the end. What a full disk did not take of it has raised an error before."""
     try:
         yield file
     finally:

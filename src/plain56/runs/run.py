@@ -6,8 +6,8 @@ tensorboard/      the same records as event files
 status.json       state, step, reason, parameters, seconds
 environment.json  command, versions, devices, commit and data of the newest start
 checkpoints/      written by `plain56.training.checkpoints`
-error.txt         the traceback of a run that failed, and not by a user's mistake
-lock              held by the process that trains the run, and free once that process is gone, however it went
+error.txt         the traceback of a run that failed, unless a user's mistake was the cause
+lock              held by the process that trains the run, and free as soon as that process ends in any way
 holder            which process that is, for people
 """
 
@@ -18,34 +18,23 @@ import logging
 import os
 import platform
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import filelock
 
 from plain56.errors import UserError
 from plain56.runs import records
-from plain56.runs.files import (
-    PART,
-    flatten,
-    is_count,
-    is_number,
-    lock_file,
-    read_json,
-    read_text,
-    refusing_os_errors,
-    write_text,
-)
+from plain56.runs.files import PART, flatten, is_count, is_number, lock_file, read_json, read_text, refusing_os_errors, write_text
 from plain56.runs.keys import upgraded
 
 logger = logging.getLogger(__name__)
 
 ENDED = ("finished", "diverged")
 STATES = ("queued", "running", "preempted", "failed", *ENDED)
-PROBE_SECONDS = 0.2  # to take a lock: who looks whether a run is held, holds it for a moment
-
+PROBE_SECONDS = 0.2  # to take a lock: another process that checks whether a run is held, holds it for a moment
 MOST_PIXELS = 8192  # of an image's side, as in the rule of data.image_size
 
-# What may differ when a run is continued: it changes neither the parameters nor the order of examples.
+# The keys that may differ when a run is continued: they change neither the parameters nor the order of examples.
 NOT_IDENTITY = (
     "train.stop_after",
     "train.log_every",
@@ -59,7 +48,7 @@ NOT_IDENTITY = (
     "data.workers",
     "parallelism",
 )
-# What `environment.json` says of the data; a run that is older than a key does not have it.
+# The keys of the section `data` of `environment.json`; a run that is older than a key does not have it.
 DATA_TYPES = {
     **dict.fromkeys(("train", "validation", "test", "crc32", "files_crc32", "times_crc32"), is_count),
     "streamed": lambda value: type(value) is bool,
@@ -73,10 +62,9 @@ def _is_list(value, holds):
 
 
 class Status(NamedTuple):
-    """How a run stands.
+    """How a run stands: its state, one of `STATES`, and the reason for it.
 
-    `state` is queued, running, preempted, finished, diverged or failed, `reason` says why; `step` counts the updates done,
-    `parameters` the trained values, `seconds` the wall-clock time over all starts.
+    `step` counts the updates done, `parameters` the trained values, `seconds` the wall-clock time over all starts.
     """
 
     state: str = "queued"
@@ -87,9 +75,9 @@ class Status(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A run directory. Reading a file that is not there gives what an untouched run would have.
+    """A run directory. A file that is missing reads as in a run that has not begun.
 
-    Every function that reads raises UserError where the file is there and does not hold what it should.
+    Every method that reads raises UserError if the file does not hold what it should.
     """
 
     path: Path
@@ -103,9 +91,9 @@ class Run(NamedTuple):
         return self.path / "lock"
 
     def config(self):
-        """The resolved config as nested dicts, with today's keys; empty where there is none."""
+        """The resolved config as nested dicts, with today's keys, or {} if there is none."""
         if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} must be a run directory, and is a file.")
+            raise UserError(f"{self.path} must be a run directory, not a file.")
         path = self.path / "config.json"
         return upgraded(read_json(path), path)
 
@@ -115,9 +103,9 @@ class Run(NamedTuple):
             status = Status(**stored)
             sound = (status.state in STATES, is_count(status.step), type(status.reason) is str, is_count(status.parameters))
             if not (all(sound) and is_number(status.seconds)):
-                raise UserError(f"{self.path / 'status.json'} is damaged: it holds no status.")
+                raise UserError(f"{self.path / 'status.json'} is damaged: it does not hold a status.")
         except (TypeError, UserError) as error:
-            # All that counts is in the checkpoint.
+            # The checkpoint has all that counts.
             logger.warning("The run counts as queued: %s", error)
             return Status()
         if status.state == "running" and not self.is_held():
@@ -125,7 +113,7 @@ class Run(NamedTuple):
         return status
 
     def is_held(self):
-        """Whether a process trains this run now; so, too, where that cannot be told."""
+        """Whether a process trains this run now, or that cannot be told."""
         try:
             if self.lock.exists():
                 with lock_file(self.lock, PROBE_SECONDS):
@@ -141,28 +129,23 @@ class Run(NamedTuple):
         return "another process"
 
     def environment(self):
-        """What `write_environment` wrote at the newest start; empty where there was none."""
+        """What `write_environment` wrote at the newest start, or {}."""
         path = self.path / "environment.json"
         environment = read_json(path)
         data = environment.get("data", {})
-        sound = isinstance(data, dict) and all(holds(data[key]) for key, holds in DATA_TYPES.items() if key in data)
-        if not sound:
-            raise UserError(f"{path} is damaged: its section data describes no data set.")
+        if not (isinstance(data, dict) and all(holds(data[key]) for key, holds in DATA_TYPES.items() if key in data)):
+            raise UserError(f"{path} is damaged: its section data does not describe a data set.")
         return environment
 
     def has_checkpoint(self):
-        """Whether something was saved; not by Orbax, which all processes would have to ask together."""
+        """Whether something was saved. Orbax is not asked, since all processes would have to ask it together."""
         return any(folder.name.isdigit() for folder in self.checkpoints.glob("*"))
 
     def write_status(self, status):
         write_text(self.path / "status.json", json.dumps(status._asdict()))
 
     def write_config(self, config):
-        """Writes the resolved config, as nested dicts of JSON values, of a run that is new or the same as before.
-
-        Raises:
-            UserError: the directory holds a run of another identity.
-        """
+        """Writes the resolved config, nested dicts of JSON values. Raises UserError if the run has another identity."""
         check_identity(self, config)
         with refusing_os_errors("run", self.path):
             self.path.mkdir(exist_ok=True)
@@ -172,7 +155,7 @@ class Run(NamedTuple):
         write_text(self.path / "environment.json", json.dumps(environment, indent=2))
 
     def write_error(self, text):
-        """Keeps the traceback of a run that failed, where the disk takes it."""
+        """Keeps the traceback of a run that failed, if the disk takes it."""
         with contextlib.suppress(UserError):
             write_text(self.path / "error.txt", text)
 
@@ -182,51 +165,12 @@ class Run(NamedTuple):
             (self.path / "error.txt").unlink(missing_ok=True)
 
     def metrics(self, split=None):
-        """Records in order of steps, of one split or of all.
-
-        Raises:
-            UserError: the file is damaged, by more than a last line that was cut off.
-        """
+        """The records of one split or of all, in order of steps. A last line that was cut off is left out."""
         return records.read(self.path, split)
 
     def open_log(self, step, start):
         """See `records.open_log`."""
         return records.open_log(self.path, step, start)
-
-
-class View(NamedTuple):
-    """A run as tables and pages show it: its status, its config as flat keys, and its records.
-
-    One that is damaged or foreign has the state "damaged", the reason, and no records.
-    """
-
-    status: Status
-    config: dict
-    records: list[dict[str, Any]]
-
-
-def planned_status(run, planned):
-    """The status of a run of a sweep, "damaged" where its directory holds something else; no error.
-
-    Args:
-        planned: the config that the sweep has for it, as nested dicts; empty where none is known.
-    """
-    try:
-        check_identity(run, planned)
-        return run.status()
-    except UserError as error:
-        return Status("damaged", reason=str(error))
-
-
-def view(run, planned):
-    """The `View` of a run of a sweep; arguments as of `planned_status`."""
-    status, flat = planned_status(run, planned), flatten(planned)
-    if status.state == "damaged":
-        return View(status, flat, [])
-    try:
-        return View(status, flatten(run.config()) or flat, run.metrics())
-    except UserError as error:
-        return View(Status("damaged", reason=str(error)), flat, [])
 
 
 class Held(UserError):
@@ -235,9 +179,9 @@ class Held(UserError):
 
 @contextlib.contextmanager
 def hold(path):
-    """Gives the run in a directory, which is created where it is new, and keeps all other processes from training it.
+    """Yields the run in a directory, which may be new, and keeps all other processes from training it.
 
-    A directory in which nothing has been written at the end is removed again.
+    A new directory is removed again if nothing has been written to it.
 
     Raises:
         Held: another process holds it; the message says which.
@@ -253,7 +197,7 @@ def hold(path):
             try:
                 stack.enter_context(lock_file(run.lock, PROBE_SECONDS))
             except filelock.Timeout:
-                raise Held(f"{run.path} is held by {run.holder()}; wait for its end, or stop it.") from None
+                raise Held(f"{run.path} is held by {run.holder()}; wait for it to end, or stop it.") from None
         try:
             now = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
             with refusing_os_errors("run", run.path):
@@ -266,8 +210,8 @@ def hold(path):
 
 
 def _clear_unused(run, new, stack):
-    """Releases a run's lock, and removes its directory, and those around it that are `new`, where it holds nothing else."""
-    with contextlib.suppress(OSError):  # another process may have begun something there, or removed it
+    """If a run's directory holds nothing but the lock, releases that and removes the directories that are `new`."""
+    with contextlib.suppress(OSError):  # another process may have removed it, or begun something there
         if {entry.name for entry in run.path.iterdir()} <= {"lock", "holder"}:
             for name in ("holder", "lock"):
                 (run.path / name).unlink(missing_ok=True)
@@ -277,15 +221,15 @@ def _clear_unused(run, new, stack):
 
 
 def refuse_strangers(folder, kind):
-    """Raises UserError where a folder holds something else than a run or sweep (`kind`) that is about to begin."""
-    # A start that was killed at once leaves no more than these.
+    """Raises UserError if a folder holds anything else than a run or sweep (`kind`) that is about to begin."""
+    # A start that was killed at once leaves only these.
     ours = {"lock", "holder", *(path.name for path in folder.glob(PART.format("*", "*")))}
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - ours):
-        raise UserError(f"{folder} is there already and is not a {kind} directory; give a new folder or a {kind} to continue.")
+        raise UserError(f"{folder} exists and is not a {kind} directory; give a new folder or a {kind} to continue.")
 
 
 def differences(there, new):
-    """The keys, with both values, in which two configs, as nested dicts, are of different runs; "" where one is empty."""
+    """The keys, with both values, that make two configs, as nested dicts, different runs; "" if one is empty."""
     there, new = flatten(there), flatten(upgraded(json.loads(json.dumps(new)), "the config"))
     keys = sorted(key for key in there.keys() | new.keys() if key not in NOT_IDENTITY and there.get(key) != new.get(key))
     if not (there and new and keys):
@@ -295,17 +239,13 @@ def differences(there, new):
 
 
 def check_identity(run, config):
-    """Raises UserError, with the keys that differ, where the directory holds a run of another identity."""
+    """Raises UserError, with the keys that differ, if the directory holds a run of another identity."""
     if changed := differences(run.config(), config):
         raise UserError(f"{run.path} holds a different run: {changed}; choose another --workdir or the same config.")
 
 
 def read_run(path):
-    """Opens a run directory to read.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Opens a run directory to read. Raises UserError if there is none."""
     run = Run(Path(path))
     if not run.config():
         raise UserError(f"{run.path} is not a run directory: it has no config.json.")

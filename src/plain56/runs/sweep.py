@@ -4,32 +4,40 @@ import contextlib
 import json
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from plain56.errors import UserError
-from plain56.runs.files import is_number, lock_file, parse_json, read_json, read_text, refusing_os_errors, write_table, write_text
+from plain56.runs.files import flatten, is_number, lock_file, read_json, read_value, refusing_os_errors, write_table, write_text
 from plain56.runs.keys import upgraded
-from plain56.runs.run import Run, Status, View, differences, planned_status, refuse_strangers, view
+from plain56.runs.run import Run, Status, check_identity, differences, refuse_strangers
 
-NAME = r"[\w.,=()+-]"  # what names of runs, which are folders, are made of
-NOT_RUNS = ("workers", "slurm", "lock")  # what a sweep's directory holds that is no run
+NAME = r"[\w.,=()+-]"  # the characters of the names of runs, which are folders
+NOT_RUNS = ("workers", "slurm", "lock")  # the other entries of a sweep's directory without a dot
 NAMES_ARE = f"made of letters, digits and .,=()+-, not begin with a dot, and not be one of {', '.join(NOT_RUNS)}"
-LOCK_SECONDS = 60  # that another process may take to write the sweep's files
+LOCK_SECONDS = 60  # how long another process may take to write the sweep's files
 
 
 @contextlib.contextmanager
 def _locked(folder):
-    """Keeps other processes from writing the files of a sweep meanwhile."""
+    """Keeps other processes from writing a sweep's files meanwhile."""
     with contextlib.ExitStack() as stack:
         with refusing_os_errors("sweep", folder):
             stack.enter_context(lock_file(Path(folder) / "lock", LOCK_SECONDS))
         yield
 
 
-class SweepRun(NamedTuple):
-    """A run of a sweep, begun or not: its directory, what it overrides, and its config as nested dicts.
+class View(NamedTuple):
+    """A run as tables and pages show it: its status, flat config and records. A damaged or foreign one has no records."""
 
-    `damage` says what is wrong with its element in sweep.json, where something is; the other two are empty then.
+    status: Status
+    config: dict
+    records: list[dict[str, Any]]
+
+
+class SweepRun(NamedTuple):
+    """A run of a sweep, begun or not: its directory, what it overrides, and its config as nested dicts, or {} if none is known.
+
+    `damage` says what is wrong with its element in sweep.json, if anything is. The methods raise no errors.
     """
 
     run: Run
@@ -38,12 +46,24 @@ class SweepRun(NamedTuple):
     damage: str = ""
 
     def status(self):
-        """How the run stands; whatever its files hold, no error."""
-        return Status("damaged", reason=self.damage) if self.damage else planned_status(self.run, self.config)
+        """How the run stands: "damaged" if its directory holds something else."""
+        if self.damage:
+            return Status("damaged", reason=self.damage)
+        try:
+            check_identity(self.run, self.config)
+            return self.run.status()
+        except UserError as error:
+            return Status("damaged", reason=str(error))
 
     def view(self):
-        """The run as tables and pages show it; whatever its files hold, no error."""
-        return View(self.status(), {}, []) if self.damage else view(self.run, self.config)
+        """The run as tables and pages show it."""
+        status, flat = self.status(), flatten(self.config)
+        try:
+            if status.state != "damaged":
+                return View(status, flatten(self.run.config()) or flat, self.run.metrics())
+        except UserError as error:
+            status = Status("damaged", reason=str(error))
+        return View(status, flat, [])
 
 
 def is_name(name):
@@ -52,11 +72,7 @@ def is_name(name):
 
 
 def read_sweep(folder):
-    """The runs of a sweep directory in order, as `SweepRun`s.
-
-    Raises:
-        UserError: it is not a sweep directory.
-    """
+    """The runs of a sweep directory in order, as `SweepRun`s. Raises UserError if it is not a sweep directory."""
     folder = Path(folder)
     elements = read_json(folder / "sweep.json")
     if not elements:
@@ -65,15 +81,14 @@ def read_sweep(folder):
 
 
 def _sweep_run(folder, name, element):
-    damaged = f"{folder / 'sweep.json'} is damaged: its element {name!r} is no run."
+    damaged = f"{folder / 'sweep.json'} is damaged: its element {name!r} is not a run."
     if not is_name(name) or len(name.encode()) > 255:
         return SweepRun(Run(folder / (re.sub(f"(?!{NAME}).", "_", name)[:50] or "_")), {}, {}, damaged)
     run = Run(folder / name)
     parts = element if isinstance(element, dict) else {}
     overrides, config = parts.get("overrides"), parts.get("config")
-    if not (parts.keys() == {"overrides", "config"} and isinstance(overrides, dict) and isinstance(config, dict)):
-        return SweepRun(run, {}, {}, damaged)
-    if not (type(overrides.get("model.name")) is str and type(overrides.get("seed")) is int):
+    sound = parts.keys() == {"overrides", "config"} and isinstance(overrides, dict) and isinstance(config, dict)
+    if not (sound and type(overrides.get("model.name")) is str and type(overrides.get("seed")) is int):
         return SweepRun(run, {}, {}, damaged)
     try:
         return SweepRun(run, overrides, upgraded(config, folder / "sweep.json"))
@@ -87,12 +102,9 @@ def is_sweep(folder):
 
 
 def write_sweep(folder, elements):
-    """Records the elements of a sweep, `{name: {"overrides": …, "config": …}}`, in its directory.
+    """Records the elements of a sweep, `{name: {"overrides": …, "config": …}}`, and returns the names of all, in order.
 
-    Those that are there already keep their places, so that a number stands for the same run for good; new ones come after them.
-
-    Returns:
-        The names of all elements, in order.
+    New elements come after those that are there, so that a number always stands for the same run.
 
     Raises:
         UserError: the directory holds something else, has a run of the same name and another identity, or cannot be written.
@@ -115,9 +127,9 @@ def write_sweep(folder, elements):
 
 
 def write_summary(folder, make_rows):
-    """Writes a sweep's summary, the list of equal dicts that `make_rows()` gives, as summary.csv and summary.json.
+    """Writes a sweep's summary, the list of equal dicts that `make_rows()` returns, as summary.csv and summary.json.
 
-    It reads the runs while no other process writes the summary: whoever is last has seen what all others have.
+    The rows are read while no other process writes the summary, so that the last one has seen what all others have.
     """
     with _locked(folder):
         rows = make_rows()
@@ -127,19 +139,11 @@ def write_summary(folder, make_rows):
 
 
 def read_summary(folder):
-    """The rows that `write_summary` wrote, in the order of the sweep's runs.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """The rows that `write_summary` wrote, in the order of the sweep's runs. Raises UserError if the file is damaged."""
     path = Path(folder) / "summary.json"
-    text = read_text(path)
-    try:
-        rows = [] if text is None else parse_json(text)
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}.") from error
+    rows = read_value(path, [])
     if not (isinstance(rows, list) and all(map(_is_row, rows))):
-        raise UserError(f"{path} is damaged: it must hold the summary's rows, which `launch.py report` writes anew.")
+        raise UserError(f"{path} is damaged: it must hold the summary's rows, which `launch.py report` rewrites.")
     return rows
 
 

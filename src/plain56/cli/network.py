@@ -1,4 +1,4 @@
-"""The modes `train`, `finetune` and `evaluate`."""
+"""The modes for one network: `train`, `finetune`, `evaluate`, `export` and `predict`."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ from plain56.errors import UserError
 
 
 def finetune(options, arguments):
-    """Trains a run that begins with weights."""
+    """Trains a run that begins with given weights."""
     source = required(options, "weights")
     required(options, "config").transfer.weights = source
     return train(options, arguments)
@@ -38,18 +38,17 @@ def train(options, arguments):
             print_result(status._asdict())
     except parallel.Lost as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        os._exit(FAILED)  # at its own end, JAX would wait for the lost process, and abort
+        os._exit(FAILED)  # at a normal exit, JAX would wait for the lost process and abort
     return FAILED if status.state == "diverged" else 0
 
 
 def _join(options):
-    """Whether this is one of several processes, which have found each other then."""
+    """Connects this process to the others, if the flags say that there are others. Returns whether there are."""
     from plain56 import parallel
 
-    names = ("coordinator", "num_processes", "process_id")
-    given = {name: options[name].value for name in names}
-    missing = [f"--{name}" for name in names if given[name] is None]
-    if len(missing) < len(names):
+    given = {name: options[name].value for name in ("coordinator", "num_processes", "process_id")}
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if len(missing) < len(given):
         if missing or options.distributed:
             wrong = "--distributed must be left out" if options.distributed else f"it lacks {' and '.join(missing)}"
             raise UserError(f"One of several processes needs --coordinator, --num_processes and --process_id; {wrong}.")
@@ -70,7 +69,7 @@ def evaluate(options, arguments):
             from plain56 import pretrained
 
             if options.workdir:
-                raise UserError("--weights and --workdir are both there; give --weights with --config, or only --workdir.")
+                raise UserError("--weights and --workdir cannot both be given: give --weights with --config, or only --workdir.")
             config = required(options, "config")
             refuse_unused(options, ("model.", "batch_norm.epsilon", "data.", "train.batch_size"))
             machine.set_up()
@@ -82,3 +81,30 @@ def evaluate(options, arguments):
             result = training.evaluate_run(workdir, **choices)
     print_table("test split", [result | {key: percent(result[key]) for key in ("top1_error", "top5_error")}])
     print_result(result)
+
+
+def export(options, arguments):
+    """Writes a run's network as a file of weights."""
+    from plain56 import machine, pretrained
+
+    refuse_config(options, "a run")
+    workdir, file = required(options, "workdir"), required(options, "weights")
+    machine.set_up()
+    pretrained.save_pretrained(file, workdir)
+    print_result({"weights": file})
+
+
+def predict(options, arguments):
+    """Prints the most likely classes of pictures."""
+    from plain56 import machine, pretrained
+
+    refuse_config(options, "weights and pictures")
+    source = required(options, "weights")
+    if not arguments:
+        raise UserError("predict needs the paths of pictures.")
+    machine.set_up()
+    results = pretrained.predict(source, arguments, options.model)
+    for result in results:
+        rows = [{"class": guess["class"], "probability": f"{100 * guess['probability']:.2f} %"} for guess in result["top5"]]
+        print_table(result["picture"], rows)
+    print_result({"predictions": results})

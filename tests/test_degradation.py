@@ -1,0 +1,133 @@
+"""The degradation figure and the rule of its claim, on made-up runs; and the main job as shipped."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.degradation import check_claim
+from plain56 import runs, sweeps
+from plain56.errors import UserError
+from plain56.figures import degradation as figure
+from tests.killed import one_device
+
+ROOT = Path(__file__).parent.parent
+
+
+def made_up_sweep(folder, errors):
+    """Run directories as training leaves them: `{(family, depth): final training errors by seed}`."""
+    elements = {
+        f"{family}{depth}-seed{seed}": {"overrides": {"model.name": f"{family}{depth}", "seed": seed}, "config": {}}
+        for (family, depth), values in errors.items()
+        for seed in range(len(values))
+    }
+    runs.write_sweep(folder, elements)
+    for (family, depth), values in errors.items():
+        for seed, error in enumerate(values):
+            with runs.hold(folder / f"{family}{depth}-seed{seed}") as run, run.open_log(0, start=0.0) as append:
+                run.write_config({"seed": seed})
+                for step in (10, 20):
+                    for split in ("train", "test"):
+                        errors = {"loss": 1.0, "top1_error": error if step == 20 else 0.9}
+                        append({"step": step, "split": split, "seconds": 1.0, **errors})
+            run.write_status(runs.Status("finished", 20, "", 100, 1.0))
+    return sweeps.summarize(folder)
+
+
+def test_seeds_are_drawn_as_mean_and_range(tmp_path):
+    equal = [15 / 449] * 3  # their mean is not quite themselves
+    errors = {("plain", 20): [0.1, 0.3], ("plain", 56): [0.6, 0.8], ("resnet", 20): equal, ("resnet", 56): [0.0, 0.1]}
+    made_up_sweep(tmp_path, errors)
+    networks = [network for network in figure.read(tmp_path) if network.row["model"] == "plain56"]
+    steps, curves = figure._curves(networks, "test")
+    assert steps == [10, 20]
+    assert curves.mean(axis=0).tolist() == pytest.approx([90, 70])
+    assert figure.draw(tmp_path) == tmp_path / "degradation.png"
+    first = (tmp_path / "degradation.svg").read_bytes()
+    figure.draw(tmp_path)
+    assert (tmp_path / "degradation.svg").read_bytes() == first, "a second drawing differs"
+    # And the same without the run directories.
+    figure.write_curves(tmp_path)
+    (tmp_path / "kept").mkdir()
+    for name in ("summary.csv", "curves.csv"):
+        shutil.copy(tmp_path / name, tmp_path / "kept")
+    figure.draw(tmp_path / "kept")
+    assert (tmp_path / "kept" / "degradation.svg").read_bytes() == first
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def test_unfinished_runs_are_drawn_as_far_as_they_came(tmp_path):
+    made_up_sweep(tmp_path, {("plain", 20): [0.1, 0.3], ("resnet", 20): [0.1]})
+    run = runs.Run(tmp_path / "plain20-seed1")
+    with run.open_log(10, start=0.0):
+        pass  # forgets what came after step 10
+    run.write_status(runs.Status("diverged", 10))
+    sweeps.summarize(tmp_path)
+    steps, curves = figure._curves([network for network in figure.read(tmp_path) if network.row["model"] == "plain20"], "train")
+    assert steps == [10, 20]
+    np.testing.assert_array_equal(curves, [[90, 10], [90, np.nan]])
+    assert figure.draw(tmp_path).exists()
+
+
+def test_nothing_to_draw_yet(tmp_path):
+    runs.write_sweep(tmp_path, {"plain20-seed0": {"overrides": {"model.name": "plain20", "seed": 0}, "config": {}}})
+    assert sweeps.summarize(tmp_path)[0]["state"] == "queued"
+    with pytest.raises(UserError, match="nothing to draw"):
+        figure.draw(tmp_path)
+
+
+def test_a_figure_that_cannot_be_written(tmp_path):
+    made_up_sweep(tmp_path, {("plain", 20): [0.1]})
+    (tmp_path / "degradation.pdf").mkdir()
+    with pytest.raises(UserError, match="degradation.pdf cannot be written: Is a directory"):
+        figure.draw(tmp_path)
+    assert not list(tmp_path.glob("*part*"))
+
+
+def test_degradation_figure_shows_no_other_networks(tmp_path):
+    runs.write_sweep(tmp_path, {"vgg": {"overrides": {"model.name": "vgg11", "seed": 0}, "config": {}}})
+    with runs.hold(tmp_path / "vgg") as run, run.open_log(0, start=0.0) as append:
+        append({"step": 1, "split": "train", "loss": 2.0, "top1_error": 0.9, "seconds": 1.0})
+    sweeps.summarize(tmp_path)
+    with pytest.raises(UserError, match="has vgg11; this figure shows only plain and residual networks"):
+        figure.draw(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("plain", "residual", "held"),
+    [
+        ([0.01, 0.22], [0.01, 0.03], True),
+        ([0.01, 0.20], [0.01, 0.02], False),  # plain rises by 19 points only
+        ([0.01, 0.60], [0.01, 0.04], False),  # residual rises by 3 points
+        ([0.01, 0.60], [0.05, 0.01], True),
+    ],
+)
+def test_claim_rule(tmp_path, plain, residual, held):
+    errors = {("plain", 20): plain[:1], ("plain", 56): plain[1:], ("resnet", 20): residual[:1], ("resnet", 56): residual[1:]}
+    result, sentence = check_claim(made_up_sweep(tmp_path, errors))
+    assert result == held
+    assert f"{100 * (plain[1] - plain[0]):+.1f} points in plain" in sentence
+
+
+def test_claim_averages_seeds_and_needs_every_run(tmp_path):
+    errors = {("plain", 20): [0.0, 0.2], ("plain", 56): [0.2, 0.6], ("resnet", 20): [0.0], ("resnet", 56): [0.0]}
+    rows = made_up_sweep(tmp_path, errors)
+    assert "+30.0 points in plain" in check_claim(rows)[1]
+    rows[1]["state"] = "diverged"
+    assert check_claim(rows) == (False, "The claim cannot be judged: plain20 with seed 1 is diverged.")
+
+
+@pytest.mark.slow
+def test_degradation_on_digits(tmp_path):
+    """The main job as shipped, on one more seed: He et al. 2015, Fig. 6."""
+    command = [sys.executable, "-m", "experiments.degradation", f"--workdir={tmp_path}", "--config.sweep.seeds=(1,)"]
+    result = subprocess.run(command, cwd=ROOT, env=one_device(), capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+    assert json.loads(result.stdout.splitlines()[-1])["held"]
+    errors = {(row["residual"], row["depth"]): row["train_error"] for row in runs.read_summary(tmp_path)}
+    assert errors[False, 56] - errors[False, 20] >= 0.2
+    assert errors[True, 56] - errors[True, 20] <= 0.02
