@@ -29,6 +29,13 @@ def get_config():
     # jit | pmap: how the devices share a batch. Results differ only in dropout, which each device draws for itself by pmap.
     config.parallelism = "jit"
 
+    _add_model(config)
+    _add_data(config)
+    _add_training(config)
+    return config
+
+
+def _add_model(config):
     config.model = ConfigDict()
     config.model.name = "resnet20"
     config.model.dtype = "float32"  # of activations: float32 | bfloat16
@@ -51,6 +58,8 @@ def get_config():
     config.batch_norm.sync = True
     config.batch_norm.epsilon = placeholder(float)  # None: 1e-5, in googlenet_bn 1e-3
 
+
+def _add_data(config):
     config.data = ConfigDict()
     # "digits"; a TFDS name; or "folder:PATH", with a sub-folder of JPEG, PNG or WebP files per class, or such a folder per split
     config.data.name = "cifar10"
@@ -76,6 +85,8 @@ def get_config():
     config.data.augment.flip = True  # mirror every second image on average
     config.data.augment.color = 0.0  # RGB moves along ImageNet's principal components by normal multiples of this size
 
+
+def _add_training(config):
     config.train = ConfigDict()
     config.train.steps = 64_000
     config.train.batch_size = 128  # over all devices
@@ -113,4 +124,3 @@ def get_config():
     config.optimizer.schedule.warmup_steps = 0
     # step: the rate during warm-up, as for ResNet-110; cosine: the rate rises linearly from this to learning_rate.
     config.optimizer.schedule.warmup_learning_rate = 0.0
-    return config

@@ -132,7 +132,7 @@ def test_activation_memory_is_what_jax_keeps(name):
         # and the last pool's output is kept in two shapes, which are one memory.
         if kind not in ("gt", "broadcast_in_dim", "reshape") and ("norm" not in module or kind == "sub"):
             kept += 4 * variable.aval.size
-    # The last ReLU's output is read by no layer, and JAX keeps the mask alone.
+    # The last ReLU's output is read by no layer, and JAX keeps only the mask.
     assert total(parts(model, IMAGENET)).activation_bytes == kept + 4 * 4096
 
 

@@ -101,7 +101,7 @@ MISTAKES = [
     (["train", DIGITS, "--config.train.warm_start=configs", "--workdir=W"], "configs is not a run directory"),
     (["train", DIGITS, "--config.data.mean=(0.1,0.2)", "--workdir=W"], "one number (gray) or three (RGB)"),
     (["train", DIGITS, "--config.data.name=folder:W", "--workdir=W"], "There is no folder"),
-    (["train", DIGITS, "--config.data.test_split=val", "--workdir=W"], "The digits have the splits 'train' and 'test' alone"),
+    (["train", DIGITS, "--config.data.test_split=val", "--workdir=W"], "The digits have only the splits 'train' and 'test'"),
     (
         ["train", DIGITS, "--config.data.test_share=1.0", "--workdir=W"],
         "data.test_share must be a number between 0 and 1, not 1.0",

@@ -36,7 +36,7 @@ def network(name="resnet8", **options):
 def test_ten_crops_by_hand():
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)  # 256 / 224 of 56 pixels
     (crops,) = views(picture, "ten_crop", 56)
-    (middle,) = views(picture, "centre", 56)
+    (middle,) = views(picture, "center", 56)
     corners = [picture[:56, :56], picture[:56, 8:], picture[8:, :56], picture[8:, 8:], picture[4:60, 4:60]]
     np.testing.assert_array_equal(crops, [*corners, *(crop[:, ::-1] for crop in corners)])
     np.testing.assert_array_equal(middle, [corners[4]])
@@ -45,7 +45,7 @@ def test_ten_crops_by_hand():
 def test_a_wide_picture_loses_its_ends():
     picture = np.zeros((64, 96, 3), np.uint8)
     picture[:, 16:80] = 255
-    for protocol in ("centre", "ten_crop"):
+    for protocol in ("center", "ten_crop"):
         assert all((stack == 255).all() for stack in views(picture, protocol, 56))
     assert [stack.shape for stack in views(picture, "dense", 56, (64, 32))] == [(2, 64, 96, 3), (2, 32, 48, 3)]
 
@@ -58,7 +58,7 @@ def test_published_sides():
 
 
 @pytest.mark.parametrize(
-    ("protocol", "sides"), [pytest.param("centre", (), marks=pytest.mark.slow), ("ten_crop", ()), ("dense", (14, 20))]
+    ("protocol", "sides"), [pytest.param("center", (), marks=pytest.mark.slow), ("ten_crop", ()), ("dense", (14, 20))]
 )
 def test_totals_equal_a_direct_computation(protocol, sides):
     images, split = pictures([(16, 16, 3)] * 3 + [(20, 30, 3), (14, 15, 3), (16, 16, 3)])
@@ -95,8 +95,8 @@ def test_pictures_that_cannot_be_read_are_left_out():
     model, variables = network()
     images[7] = b"no picture"
     with pytest.raises(UserError, match="1 of 10 images in the test split cannot be read: picture 7"):
-        evaluate_pictures(model, variables, split.take(np.arange(10)), DATA, "centre", 14)
-    assert int(evaluate_pictures(model, variables, split, DATA, "centre", 14).examples) == 29
+        evaluate_pictures(model, variables, split.take(np.arange(10)), DATA, "center", 14)
+    assert int(evaluate_pictures(model, variables, split, DATA, "center", 14).examples) == 29
 
 
 @pytest.mark.parametrize("name", ["resnet8", pytest.param("googlenet_bn", marks=pytest.mark.slow)])

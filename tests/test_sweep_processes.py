@@ -111,7 +111,7 @@ def test_workers_share_a_sweep_of_which_one_run_is_killed_and_one_diverges(tmp_p
     shown = json.loads(status.stdout.splitlines()[-1])["runs"]
     assert [(row["state"], row["step"]) for row in shown] == [(row["state"], row["steps"]) for row in rows]
 
-    # Launched again, from the directory alone: the killed one goes on from its checkpoint, and nothing else is trained.
+    # Launched again, from only the directory: the killed one goes on from its checkpoint, and nothing else is trained.
     logged = long_run.metrics("train")[0]
     finished = (workdir / "resnet8-learning_rate0.02-steps20" / "metrics.jsonl").stat().st_mtime_ns
     assert subprocess.run([*command, "--index=0"], cwd=ROOT, env=one_device(), stdout=subprocess.DEVNULL).returncode == 0

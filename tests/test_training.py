@@ -188,7 +188,7 @@ def test_accumulated_gradients_are_the_mean_of_those_of_the_parts():
     assert not np.allclose(whole.params["head"]["kernel"], accumulated.params["head"]["kernel"], atol=1e-4)
 
 
-def test_accumulated_gradients_are_those_of_the_batch_where_nothing_is_normalised():
+def test_accumulated_gradients_are_those_of_the_batch_where_nothing_is_normalized():
     model, optimizer = create_model("vgg11", 10, form="small", dropout=0.0), optax.sgd(0.1)
     state = jax.jit(lambda: create_train_state(model, optimizer, 0, (8, 8, 1)))()
     batch = Batch(jax.random.normal(jax.random.key(1), (8, 8, 8, 1)), jnp.arange(8, dtype=jnp.int32), jnp.arange(8) != 3)
@@ -216,6 +216,6 @@ def test_dropout_is_a_function_of_seed_and_step_and_auxiliary_heads_learn():
     )
     jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
     assert len({float(totals.loss), float(later.loss), float(seeded.loss)}) == 3
-    # The totals are the last layer's loss alone; the heads learn from their own.
+    # The totals are the last layer's loss only; the heads learn from their own.
     for head in ("auxiliary4a", "auxiliary4d"):
         assert (first.params[head]["head"]["kernel"] != state.params[head]["head"]["kernel"]).any()

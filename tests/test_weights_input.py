@@ -127,7 +127,7 @@ def test_keys_and_text_of_a_description(write):
     deep = "[" * 100_000
     for text in ("", "{", "null", "3", '"x"', "[]", "[1]", deep, json.dumps(DESCRIPTION).replace("0.3", "NaN"), "9" * 5000):
         refusal(write(text))
-    # Grey images have one channel, and names are as many as classes.
+    # Gray images have one channel, and names are as many as classes.
     refusal(write(DESCRIPTION | {"mean": [0.3] * 3, "std": [0.3] * 3}))
     refusal(write(DESCRIPTION | {"std": [0.3] * 3}))
     assert "has names for 2 classes, and its last layer has 10" in refusal(write(DESCRIPTION | {"class_names": ["a", "b"]}))

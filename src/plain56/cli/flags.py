@@ -31,7 +31,7 @@ def _choice(*values, default=None):
 FLAGS = {
     (): {"workdir": (_text, "directory of the run or sweep")},
     ("evaluate",): {
-        "protocol": (_choice("centre", "ten_crop", "dense"), "evaluate: how pictures are presented; by default as in training"),
+        "protocol": (_choice("center", "ten_crop", "dense"), "evaluate: how pictures are presented; by default as in training"),
         "side": (_number(1, define=flags.DEFINE_multi_integer), "evaluate --protocol=dense: length of the shorter side"),
         "exact_statistics": (_switch, "evaluate: take batch norm's statistics over the whole training split"),
     },

@@ -20,7 +20,7 @@ class Batch(NamedTuple):
 
 
 def stream_key(seed, stream, index):
-    """The random key of one step or epoch, derived from the seed alone, so that any step can be replayed."""
+    """The random key of one step or epoch, derived only from the seed, so that any step can be replayed."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), index)
 
 

@@ -1,6 +1,6 @@
 """How test pictures meet a trained network: one crop, ten crops, or whole at several sizes. Published errors depend on it.
 
-    centre    the shorter side resized to 256, and the 224×224 middle
+    center    the shorter side resized to 256, and the 224×224 middle
     ten_crop  the middle 256×256, of which the four corners and the middle, and their mirror images (Krizhevsky et al. 2012,
               section 4.1; He et al. 2015, Table 3)
     dense     the whole picture at several sizes of the shorter side, and its mirror image, through the network read as a
@@ -60,7 +60,7 @@ def views(picture, protocol, size, sides=()):
         return [np.stack([image, image[:, ::-1]]) for image in resized]
     side = _scaled(RESIZED, size)
     square = center(resize(picture, side), side)
-    if protocol == "centre":
+    if protocol == "center":
         return [center(square, size)[None]]
     last = side - size
     corners = [square[top : top + size, left : left + size] for top in (0, last) for left in (0, last)]
