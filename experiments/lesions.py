@@ -37,9 +37,12 @@ def evaluator(trained, split):
 
 def lesions_of(trained):
     """All lesions of a network: the kind, the blocks concerned, and a function that returns the damaged `(model, variables)`."""
+    import jax
+
     from plain56.analysis import lesions
 
-    model, variables = trained.model, {"params": trained.state.params, "batch_stats": trained.state.batch_stats}
+    model, state = trained.model, jax.device_get(trained.state)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
     found = [("none", (), lambda: (model, variables))]
     for block in lesions.removable(model, variables):
         found.append(("without", (block,), functools.partial(lesions.without, model, variables, block)))

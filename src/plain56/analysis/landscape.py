@@ -17,8 +17,10 @@ def random_direction(params, key):
     keys = iter(jax.random.split(key, len(jax.tree.leaves(params))))
 
     def drawn(path, leaf):
-        values = jax.random.normal(next(keys), leaf.shape, leaf.dtype)
-        return _as_long_as(leaf, values) if path[-1] == "kernel" else jnp.zeros_like(leaf)
+        own = next(keys)
+        if path[-1] != "kernel":
+            return jnp.zeros_like(leaf)
+        return _as_long_as(leaf, jax.random.normal(own, leaf.shape, leaf.dtype))
 
     return traverse_util.path_aware_map(drawn, params)
 

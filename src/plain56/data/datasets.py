@@ -38,6 +38,11 @@ class Dataset(NamedTuple):
     test: Split | Pictures
     class_names: tuple[str, ...]
 
+    @property
+    def splits(self):
+        """The splits that are there, by name."""
+        return {name: split for name in ("train", "validation", "test") if (split := getattr(self, name))}
+
 
 def load_dataset(data):
     """Loads a data set whole, or only opens it, by `data.mode`. The latest one is kept, so the runs of a sweep read it once.

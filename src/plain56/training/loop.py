@@ -142,7 +142,7 @@ def measure(program, journal, state, name):
     """Records what a name in `cadence.intervals` stands for: loss and errors on a split, if there is one, or the gradients."""
     if name == "gradients":
         journal.record(name, program.gradients(state.params, state.batch_stats)._asdict())
-    elif split := program.splits.get(name.removesuffix("_clean")):
+    elif split := program.dataset.splits.get(name.removesuffix("_clean")):
         tested = jax.device_get(program.evaluate(state.params, state.batch_stats, split))
         examples = program.found[name.removesuffix("_clean")]
         check_readable(name, examples - int(tested.examples), examples)

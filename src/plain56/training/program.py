@@ -13,17 +13,7 @@ import numpy as np
 from plain56 import parallel
 from plain56.analysis import gradients
 from plain56.config import build_model, check
-from plain56.data import (
-    Dataset,
-    Pictures,
-    Split,
-    evaluation_batch,
-    evaluation_stream,
-    image_shape,
-    load_dataset,
-    normalize,
-    train_stream,
-)
+from plain56.data import Pictures, Split, evaluation_batch, evaluation_stream, image_shape, load_dataset, normalize, train_stream
 from plain56.errors import UserError
 from plain56.training import cadence, transfer
 from plain56.training.metrics import Totals, add_batch, minimized_losses, split_totals
@@ -48,7 +38,7 @@ def prepare(config):
     found = _describe(dataset, shape)
     parallel.check_same({key: value for key, value in found.items() if key != "times_crc32"})  # machines may have copies
     if isinstance(dataset.train, Split):
-        dataset = dataset._replace(**layout.hold(_splits(dataset)))
+        dataset = dataset._replace(**layout.hold(dataset.splits))
     return Program(config, layout, dataset, found, shape, build_model(config, len(dataset.class_names)))
 
 
@@ -62,20 +52,15 @@ class Program:
     """What a run computes. Every function is compiled when it is first called.
 
     `found` is what the run directory keeps of the data set: the size of each split, the names of the classes and checksums.
-    `image_shape` is `(H, W, C)`. A state and totals are as they were returned, and a split is one of `splits`.
+    `image_shape` is `(H, W, C)`. A state and totals are as they were returned, and a split is one of the dataset's.
     """
 
     config: Any
     layout: parallel.Layout
-    dataset: Dataset
+    dataset: Any
     found: dict
     image_shape: tuple[int, int, int]
     model: Any
-
-    @property
-    def splits(self):
-        """The train, perhaps a validation, and the test split by name: on the devices, or to be streamed."""
-        return _splits(self.dataset)
 
     @functools.cached_property
     def schedule(self):
@@ -234,8 +219,7 @@ def initial_state(config, model, image_shape, plan):
 
 
 def _describe(dataset, shape):
-    splits = _splits(dataset)
-    streamed = isinstance(dataset.train, Pictures)
+    splits, streamed = dataset.splits, isinstance(dataset.train, Pictures)
     # A streamed set is too large to read it all at each start.
     arrays = [array for split in splits.values() for array in ([split.labels] if streamed else split) if array is not None]
     fingerprint = dataset.train.fingerprint if streamed else None
@@ -248,7 +232,3 @@ def _describe(dataset, shape):
         "crc32": functools.reduce(lambda checksum, array: zlib.crc32(np.ascontiguousarray(array), checksum), arrays, 0),
         **of_files,
     }
-
-
-def _splits(dataset):
-    return {name: split for name in ("train", "validation", "test") if (split := getattr(dataset, name))}
