@@ -49,13 +49,9 @@ class Total(NamedTuple):
 
 
 def parts(model, image_shape):
-    """The network's parts in the order of computation.
+    """The network's parts in the order of computation, for images of `image_shape` `(H, W, C)`.
 
-    Args:
-        image_shape: `(H, W, C)`.
-
-    Raises:
-        UserError: the image is too small for the network.
+    Raises UserError if these are too small for the network.
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)

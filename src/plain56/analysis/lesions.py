@@ -29,13 +29,9 @@ def removable(model, variables):
 
 
 def without(model, variables, block):
-    """A network and its variables with one block left out: of a residual one the branch, so that its shortcut stays.
+    """A network and its variables, {"params": …, "batch_stats": …}, without a block; a residual block's shortcut stays.
 
-    Args:
-        variables: {"params": …, "batch_stats": …}.
-
-    Raises:
-        UserError: a plain network's block that changes the shape.
+    Raises UserError for a block of a plain network that changes the shape.
     """
     if model.block_options.residual:
         return model, silence(model, variables, [block])

@@ -85,8 +85,7 @@ def draw(workdir):
     left and residual ones in the middle. On the right are the last errors of the finished runs against depth. Several seeds
     are shown by their mean and, as a band or bar, their range.
 
-    Raises:
-        UserError: not a sweep directory, nothing to draw yet, or runs that differ in more than depth, kind and seed.
+    Raises UserError if this is not a sweep directory, has nothing to draw yet, or runs differ in more than depth, kind and seed.
     """
     networks = read(workdir)
     others = sorted({row["model"] for row, _ in networks if not row["model"].startswith(("plain", "resnet"))})

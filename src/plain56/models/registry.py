@@ -68,7 +68,7 @@ def list_models(pattern="*"):
 
 
 def _find(name):
-    """The entry and the variant of a name; raises as `parse_name`."""
+    """The entry and the variant of a name; raises UserError with the nearest name if there is no such network."""
     for entry in ENTRIES:
         if variant := entry.variant(name):
             return entry, variant
@@ -79,11 +79,7 @@ def _find(name):
 
 
 def parse_name(name):
-    """Splits "resnet56" into `("resnet", 56)`, "vgg16_bn" into `("vgg", 16)`; GoogLeNet has 22 layers.
-
-    Raises:
-        UserError: no such network; names the nearest valid one.
-    """
+    """Splits "resnet56" into `("resnet", 56)`, "vgg16_bn" into `("vgg", 16)`; raises UserError if there is no such network."""
     variant = _find(name)[1]
     return variant.family, variant.depth
 

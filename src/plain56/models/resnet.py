@@ -210,10 +210,9 @@ NAMES = (
 
 
 def variant(name):
-    """The `Variant` of a name, also of a depth that is not in `NAMES`; None where it is of another family.
+    """The `Variant` of a name, also of a depth that is not in `NAMES`; None if it is of another family.
 
-    Raises:
-        UserError: no network has such a depth; names the nearest one.
+    Raises UserError, with the nearest name, if no network has such a depth.
     """
     match = re.fullmatch(r"(plain|resnet)([1-9][0-9]{0,3})(_cifar)?", name)
     if not match:

@@ -106,8 +106,7 @@ def write_sweep(folder, elements):
 
     New elements come after those that are there, so that a number always stands for the same run.
 
-    Raises:
-        UserError: the directory holds something else, has a run of the same name and another identity, or cannot be written.
+    Raises UserError if the directory holds something else or a different run of the same name, or cannot be written.
     """
     folder = Path(folder)
     if not is_sweep(folder):

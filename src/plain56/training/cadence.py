@@ -7,13 +7,9 @@ def last_step(config):
 
 
 def intervals(options):
-    """The steps from one time to the next of everything that a run does beside updates, in the order in which it does it.
+    """The interval in steps of everything that a run does beside updates, in the order in which it does it.
 
-    Args:
-        options: the config's `train` section.
-
-    Returns:
-        `{"log": …, "train_clean": …, "validation": …, "test": …, "gradients": …, "checkpoint": …}`, without what is never done.
+    `options` is the config's `train` section. What is never done is left out.
     """
     every = {
         "log": options.log_every,
@@ -32,10 +28,10 @@ def due(options, step, last):
 
 
 def steps_to_next(options, step, last):
-    """How many updates follow a step until something is due."""
+    """The number of updates from a step until something is due."""
     return min(last - step, *(interval - step % interval for interval in intervals(options).values()))
 
 
 def most_steps(options):
-    """The most updates that one compiled call may do: it ends where something is due."""
+    """The most updates of one compiled call, which ends when something is due."""
     return min(options.steps_per_call, options.steps, *intervals(options).values())

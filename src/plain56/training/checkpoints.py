@@ -22,10 +22,9 @@ logger = logging.getLogger(__name__)
 
 
 def open_checkpoints(folder, read_only=False):
-    """The Orbax manager of a run's checkpoint folder. Saving is synchronous, so a failed save fails the run at once.
+    """The Orbax manager of a run's checkpoint folder; raises UserError if it cannot be read or written.
 
-    Raises:
-        UserError: the folder cannot be read or written.
+    Saving is synchronous, so a failed save fails the run at once.
     """
     _ignore_abandoned_work()
     options = ocp.CheckpointManagerOptions(
@@ -59,8 +58,7 @@ def _ignore_abandoned_work():
 def save(manager, step, tree):
     """Saves a tree of arrays as the checkpoint of `step`; one that is there already stays.
 
-    Raises:
-        UserError: it cannot be saved; the checkpoints before it are as they were.
+    Raises UserError if it cannot be saved; the checkpoints before it are as they were.
     """
     if manager.latest_step() == step:
         return

@@ -94,14 +94,7 @@ def _transfer(program, drawn):
 
 @machine.explaining_memory_errors()
 def read(source):
-    """Tensors by PyTorch's or Keras' names, finite float32 in NumPy arrays, and an `About`, or None where the source has none.
-
-    Args:
-        source: a run directory, or as of `formats.read`.
-
-    Raises:
-        UserError: as `formats.read`, or the run has no checkpoint.
-    """
+    """As `formats.read`, also of a run directory; raises UserError if the run has no checkpoint."""
     path = runs.user_path(source)
     if not path.is_dir():
         return formats.read(source)

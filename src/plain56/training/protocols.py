@@ -73,12 +73,10 @@ def evaluate_pictures(model, variables, pictures, data, protocol, size, sides=()
 
     Args:
         model, variables: a network that takes images of the sizes that the protocol asks for.
-        pictures: `Pictures`.
         data: the config's `data` section.
         protocol, size, sides: see `views`.
 
-    Raises:
-        UserError: too many pictures cannot be read, or a picture is too small for the network.
+    Raises UserError if too many pictures cannot be read, or a picture is too small for the network.
     """
     layout = parallel.layout()
     devices = layout.mesh.size

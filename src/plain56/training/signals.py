@@ -9,11 +9,8 @@ import threading
 def postponed_interrupts():
     """Holds back SIGINT and SIGTERM while inside, so that the work in hand can be saved; the second one interrupts at once.
 
-    Gives a list that holds the first one's name once it has come. One that nobody has acted on interrupts at the end. Only a
-    program's main thread can hold signals back.
-
-    Raises:
-        KeyboardInterrupt: at the second signal, or at the end.
+    Yields a list that gets the name of the first one. If nobody has acted on it, it interrupts at the end, by KeyboardInterrupt.
+    Only a program's main thread can hold signals back.
     """
     received = []
 

@@ -14,6 +14,8 @@ from plain56.errors import UserError
 from plain56.training import checkpoints, transfer
 from plain56.training.program import initial_state
 
+MODES = {True: "stream", False: "resident"}  # by what a run's environment.json says
+
 logger = logging.getLogger(__name__)
 
 
@@ -27,11 +29,7 @@ class Trained(NamedTuple):
 
 
 def load_run(path):
-    """What a run has trained, from its newest checkpoint; its data is not read.
-
-    Raises:
-        UserError: no run there, or no checkpoint.
-    """
+    """What a run has trained, from its newest checkpoint, without its data; raises UserError if there is no run or checkpoint."""
     run = runs.read_run(path)
     if not run.has_checkpoint():
         raise UserError(f"The run {run.path} has no checkpoint yet.")
@@ -53,16 +51,13 @@ def load_run(path):
 
 
 def decide_mode(config, run):
-    """The config with a `data.mode` of "auto" decided: as the run began, or by process 0 for all.
-
-    Process 0 is the first to open the data set in any case: it may have to prepare it.
-    """
+    """The config with a `data.mode` of "auto" decided: as the run began, or by process 0, which may have to prepare the data."""
     check(config)
     chosen = parallel.on_first(choose_mode, config.data)
     began = parallel.on_first(lambda: run.environment().get("data", {}).get("streamed"))
     if config.data.mode == "auto":
         config = copy.deepcopy(config)
-        config.data.mode = chosen if began is None else {True: "stream", False: "resident"}[began]
+        config.data.mode = chosen if began is None else MODES[began]
     return config
 
 
@@ -70,8 +65,7 @@ def check_data(run, found):
     """Raises UserError where what was found of the data set differs from what the run began with."""
     before = run.environment().get("data", found)
     if before.get("streamed", False) != found.get("streamed", before.get("streamed", False)):
-        modes = {True: "stream", False: "resident"}
-        raise UserError(f"{run.path} began with data.mode={modes[before['streamed']]}, which may not change.")
+        raise UserError(f"{run.path} began with data.mode={MODES[before['streamed']]}, which may not change.")
     # A run that is older than a key does not have it.
     differing = {key: new for key, new in found.items() if before.get(key, new) != new}
     times = differing.pop("times_crc32", None)

@@ -32,14 +32,9 @@ class Plan(NamedTuple):
 
 
 def plan(options, model, image_shape):
-    """The `Plan` of a network.
+    """The `Plan` of a network for images of `image_shape` `(H, W, C)`; the last layer is always trained.
 
-    Args:
-        options: the config's `transfer` section. The last layer is trained in any case.
-        image_shape: `(H, W, C)`.
-
-    Raises:
-        UserError: a pattern of `freeze` that no layer fits.
+    `options` is the config's `transfer` section. Raises UserError if no layer fits a pattern of `freeze`.
     """
     if options.probe:
         return Plan(lambda path: path[0] == "head", None)
@@ -83,11 +78,7 @@ def split(params, decide):
 
 
 def describe(params, options, model, image_shape):
-    """The network's `Stage`s, from the images to the classes; arguments and errors as of `plan`.
-
-    Args:
-        params: parameters or their shapes.
-    """
+    """The network's `Stage`s, from the images to the classes, by its parameters or their shapes; otherwise as `plan`."""
     stages = stack.stages(model, image_shape)
     multiples, decide = _rates(options, stages), plan(options, model, image_shape).is_trained or (lambda path: True)
     described = {stage: Stage(stage, 0, 0, multiples[layer]) for layer, stage in stages.items()}

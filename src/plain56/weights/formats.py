@@ -50,8 +50,7 @@ class About(NamedTuple):
 def read(source):
     """Tensors by PyTorch's or Keras' names, finite float32 in NumPy arrays, and an `About`, or None where the file has none.
 
-    Raises:
-        UserError: the file or Hugging Face repository `source` is not there, is damaged, or would run code.
+    Raises UserError if the file or Hugging Face repository `source` is not there, is damaged, or would run code.
     """
     path = runs.user_path(source)
     mode = mode_of(path)
