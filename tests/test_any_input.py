@@ -67,7 +67,7 @@ def test_any_value_of_any_key_in_a_file(tmp_path_factory, key, value):
     file = tmp_path_factory.getbasetemp() / "any.json"
     file.write_text(json.dumps(with_value(tiny(), key, value)))
     with a_sentence_or_nothing():
-        check(flags._parse([f"--config={file}"])[0].config)
+        check(flags.parse([f"--config={file}"])[0].config)
 
 
 # The types of keys whose default is None.
@@ -93,7 +93,7 @@ def test_value_of_another_type_is_refused(tmp_path, key):
 @given(st.sampled_from(KEYS), st.text() | VALUES.map(repr))
 def test_any_text_of_any_flag(key, text):
     with a_sentence_or_nothing():
-        check(flags._parse(["--config=configs/digits.py:resnet8", f"--config.{key}={text}"])[0].config)
+        check(flags.parse(["--config=configs/digits.py:resnet8", f"--config.{key}={text}"])[0].config)
 
 
 # Values that train within seconds if they are accepted; no rule limits a batch to what the memory takes.
