@@ -1,7 +1,7 @@
 """The layers of a network by name: their order, their stages, and stacked blocks one by one. Only this module knows the stacks.
 
-A stage's blocks of equal shape share one set of leaves with a leading `block` axis, "stage2". A block of another shape comes
-before them, as "stage2_first". Unstacked, the blocks of a stage are "stage2.0", "stage2.1", …
+A stage's equal blocks share one set of leaves with a leading `block` axis, "stage2". A first block that differs from them is
+"stage2_first". Unstacked, the blocks of a stage are "stage2.0", "stage2.1", …
 """
 
 import re
@@ -19,7 +19,7 @@ def is_stacked(path):
 
 
 def first_is_alone(layers, stage):
-    """Whether the first block of a stage (1, 2, …) is not stacked, because it changes the shape; `layers` are names."""
+    """Whether the first block of a stage (1, 2, …) differs from the others and is not stacked; `layers` are names."""
     return f"stage{stage}_first" in layers
 
 
