@@ -16,7 +16,8 @@ import pytest
 from plain56.data import Batch
 from plain56.errors import UserError
 from plain56.models import create_model
-from plain56.training.state import TrainState, make_optimizer
+from plain56.training.optimizer import make_optimizer
+from plain56.training.state import TrainState
 from plain56.training.step import Update, train_step
 from plain56.weights.pytorch import from_pytorch, places, to_pytorch
 from tests.fixtures import formula

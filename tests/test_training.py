@@ -15,8 +15,8 @@ from plain56.data import Batch, Split
 from plain56.models import Output, create_model
 from plain56.training import prepare
 from plain56.training.metrics import Totals, batch_totals, example_losses, split_totals
-from plain56.training.schedules import make_schedule
-from plain56.training.state import create_train_state, make_optimizer
+from plain56.training.optimizer import make_optimizer, make_schedule
+from plain56.training.state import create_train_state
 from plain56.training.step import Feed, Start, Update, train_step, train_steps
 
 

@@ -21,7 +21,8 @@ from plain56.data import Batch, load_dataset, normalize
 from plain56.errors import UserError
 from plain56.models import create_model, list_models
 from plain56.training import load_run, probe, transfer
-from plain56.training.state import create_train_state, make_optimizer
+from plain56.training.optimizer import make_optimizer
+from plain56.training.state import create_train_state
 from plain56.training.step import Update, train_step
 from tests.killed import last_line
 
@@ -157,7 +158,7 @@ def test_a_new_last_layer_learns_on_a_trained_network(trained, tmp_path, monkeyp
     flags = ["--config.transfer.freeze=('*',)", "--config.transfer.freeze_statistics=True"]
     status, captured = finetuned(trained, tmp_path / "run", capsys, *flags)
     assert status == 0 and json.loads(captured.out.splitlines()[-1])["state"] == "finished"
-    assert "Statistics of batch norm stay" in captured.err
+    assert "Statistics of batch norm are frozen" in captured.err
     assert "stage3" in captured.err and "parameters, frozen" in captured.err and "650 trained at 0.03" in captured.err
     before, after = load_run(trained / "run").state, load_run(tmp_path / "run").state
     assert {path[0] for path in changed(before, after)} == {"head"}
@@ -175,7 +176,7 @@ def test_a_probe_is_the_logistic_regression_on_the_features(trained, tmp_path, m
     status, captured = finetuned(trained, tmp_path / "run", capsys, *flags, "--config.train.steps=500")
     result = json.loads(captured.out.splitlines()[-1])
     assert status == 0 and result["state"] == "finished" and result["step"] < 500
-    assert "650 fitted to the features" in captured.err and "Statistics of batch norm stay" in captured.err
+    assert "650 fitted to the features" in captured.err and "Statistics of batch norm are frozen" in captured.err
     before, after = load_run(trained / "run").state, load_run(tmp_path / "run").state
     assert {path[0] for path in changed(before, after)} == {"head"}
     assert jax.tree.all(jax.tree.map(np.array_equal, before.batch_stats, after.batch_stats))

@@ -30,8 +30,8 @@ def measure(name, remat):
     from plain56.data import Batch
     from plain56.models import create_model
     from plain56.ops import native
-    from plain56.training.schedules import make_schedule
-    from plain56.training.state import create_train_state, make_optimizer
+    from plain56.training.optimizer import make_optimizer, make_schedule
+    from plain56.training.state import create_train_state
     from plain56.training.step import Update, train_step
 
     native.lanes()  # is compiled once for all networks

@@ -53,8 +53,8 @@ def run_jax(name, plain):
     from plain56 import machine
     from plain56.data import Batch
     from plain56.models import create_model
-    from plain56.training.schedules import make_schedule
-    from plain56.training.state import create_train_state, make_optimizer
+    from plain56.training.optimizer import make_optimizer, make_schedule
+    from plain56.training.state import create_train_state
     from plain56.training.step import Update, train_step
 
     if plain:

@@ -32,7 +32,7 @@ IMAGENET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3
 BOTTLENECK_DEPTHS = (50, 101, 152)
 BOTTLENECK_STRIDES = ("1x1", "3x3")
 WIDTHS = {"cifar": (16, 32, 64), "imagenet": (64, 128, 256, 512)}
-MINIMUM_IMAGE_SIZE = {"cifar": 4, "imagenet": 32}  # survives all halvings
+MINIMUM_IMAGE_SIZE = {"cifar": 4, "imagenet": 32}  # the smallest side of which all halvings leave a pixel
 
 
 class BlockOptions(NamedTuple):
@@ -40,15 +40,15 @@ class BlockOptions(NamedTuple):
 
     Args:
         residual: False leaves the shortcut out, and its projection with it.
-        shortcut: what carries the input where the shape changes (section 4.1). "A" is the identity, subsampled and padded with
-            zero channels, without parameters. "B" is a 1×1 projection there, and the identity elsewhere. "C" is a projection in
-            every block.
+        shortcut: what carries the input around the branch (section 4.1). "A" is the identity; where the shape changes, it is
+            subsampled and padded with zero channels. "B" projects (1×1) where the shape changes, and is the identity elsewhere.
+            "C" projects in every block.
         pre_activation: batch norm and ReLU come before each convolution, and nothing after the addition (He et al. 2016,
             "Identity mappings in deep residual networks").
         normalise: batch norm after every convolution, or before it with pre-activation. False is not in the paper.
         zero_init: the last scale of every residual block starts at zero (Goyal et al. 2017). It is not in the paper.
-        bottleneck_stride: the convolution that has the stride: "1x1" is the paper's (v1), "3x3" torchvision's (v1.5), with the
-            same parameters.
+        bottleneck_stride: the convolution that has the stride: "1x1" is the paper's (v1), "3x3" torchvision's (v1.5). The choice
+            changes no parameter.
     """
 
     residual: bool = True
@@ -62,8 +62,8 @@ class BlockOptions(NamedTuple):
 class Block(nn.Module):
     """What basic and bottleneck blocks share: the shortcut around their convolutions.
 
-    With `activate_input`, the first norm and ReLU of pre-activation come before the shortcut branches off.
-    It takes and returns `(images [N, H, W, C], train)`; the second output is there for `nn.scan`.
+    With `activate_input`, the first norm and ReLU of pre-activation come before the paths of shortcut and branch part.
+    Takes `(activations [N, H, W, C], train)` and returns `(activations, None)`; `nn.scan` needs the second value.
     """
 
     filters: int
@@ -104,7 +104,7 @@ class Block(nn.Module):
         same_shape = self.strides == 1 and x.shape[-1] == filters
         if self.options.shortcut == "C" or (self.options.shortcut == "B" and not same_shape):
             x = layers.convolution(self.numerics, filters, 1, self.strides, name="shortcut_conv")(x)
-            # With its own batch norm: an unnormalized projection drowns the residual. With pre-activation its input has one.
+            # With its own batch norm: an unnormalized projection drowns the branch. With pre-activation, its input is normalized.
             return x if self.options.pre_activation else self._norm(train, "shortcut_norm")(x)
         if same_shape:
             return x
@@ -142,9 +142,9 @@ class ResNet(nn.Module):
     Args:
         blocks: number of blocks in each stage.
         widths: filters of each stage, before a bottleneck's expansion.
-        form: "cifar" or "imagenet", the stem.
-        remat: keep only what lies between blocks for the backward pass, which computes the rest anew: less memory, more time.
-            On a CPU it helps in stages of three blocks and more: the compiler undoes it in a block that is not in a loop.
+        form: which stem the network has, "cifar" or "imagenet".
+        remat: store only the blocks' inputs for the backward pass and recompute the rest: less memory, more time. On a CPU it
+            helps in stages of three or more blocks: the compiler undoes it in a block that is not in a loop.
     """
 
     blocks: tuple[int, ...]
@@ -190,8 +190,8 @@ class ResNet(nn.Module):
         return layers.Output(layers.head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2))))
 
 
-# Table 6's depths, and 152, the depth of the deepest ImageNet network. 50 and 152 fit both forms (6·8 + 2 and 6·25 + 2): bare,
-# they mean the ImageNet form; "_cifar" always asks for the CIFAR form.
+# Table 6's depths, and 152, the depth of the deepest ImageNet network. 50 and 152 fit both forms (6·8 + 2 and 6·25 + 2):
+# without a suffix, they mean the ImageNet form; "_cifar" always asks for the CIFAR form.
 CIFAR_DEPTHS = (20, 32, 44, 56, 110, 152, 1202)
 PLAIN_IMAGENET_DEPTHS = (18, 34)
 MOST_FILTERS = 1 << 16
@@ -210,7 +210,7 @@ NAMES = (
 
 
 def variant(name):
-    """The `Variant` of a name, also of a depth that is not in `NAMES`; None if it is of another family.
+    """The `Variant` of a name, also of a depth that is not in `NAMES`; None if it is not plainN or resnetN.
 
     Raises UserError, with the nearest name, if no network has such a depth.
     """
@@ -235,7 +235,7 @@ def variant(name):
 
 
 def check(model):
-    """Raises UserError where options are out of range, or do not go together."""
+    """Raises UserError if options are out of range or incompatible."""
     options = model.block_options
     layers.check_choice("shortcut", options.shortcut, SHORTCUTS)
     layers.check_choice("bottleneck_stride", options.bottleneck_stride, BOTTLENECK_STRIDES)
@@ -250,6 +250,6 @@ def check(model):
         raise UserError("model.zero_init must be False with model.normalise=False: without batch norm there is no scale.")
     if options.zero_init and options.pre_activation:
         raise UserError(
-            "model.pre_activation and model.zero_init may not both be True: the norm at zero would stand before the last "
-            "convolution, which then has no gradient."
+            "model.pre_activation and model.zero_init may not both be True: the zero norm would come before the last "
+            "convolution, which then would have no gradient."
         )

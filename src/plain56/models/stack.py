@@ -1,4 +1,4 @@
-"""The layers of a network by name: their order, their stages, and stacked blocks one by one. Only this module knows the stacks.
+"""The layers of a network by name: their order, their stages, and stacked blocks one by one. Only this module takes stacks apart.
 
 A stage's equal blocks share one set of leaves with a leading `block` axis, "stage2". A first block that differs from them is
 "stage2_first". Unstacked, the blocks of a stage are "stage2.0", "stage2.1", …
@@ -24,7 +24,7 @@ def first_is_alone(layers, stage):
 
 
 def unstack(tree):
-    """Leaves of single blocks, by path: `{("stage2.0", "conv1", "kernel"): leaf}`.
+    """All leaves, with stacked blocks taken apart, by unstacked path: `{("stage2.0", "conv1", "kernel"): leaf}`.
 
     Args:
         tree: nested dicts, such as a network's parameters, of arrays or `jax.ShapeDtypeStruct`s.
@@ -34,7 +34,7 @@ def unstack(tree):
 
 
 def stack(leaves, like):
-    """The inverse of `unstack`: NumPy arrays, nested as in the tree `like`. What `leaves` does not have is left out."""
+    """The inverse of `unstack`: NumPy arrays, nested as in the tree `like`. Paths that `leaves` lacks are left out."""
     grouped = {}
     for name, path, _ in _singles(traverse_util.flatten_dict(like)):
         if name in leaves:
@@ -43,7 +43,7 @@ def stack(leaves, like):
 
 
 def _singles(flat):
-    """`(name, path, block)` of every leaf, and of every block's part of a stacked one; otherwise `block` is None."""
+    """`(unstacked path, path, block)` of every leaf, and each block of a stacked one; `block` is None for the others."""
     layers = {path[0] for path in flat}
     for path, leaf in flat.items():
         layer, *rest = path
@@ -72,15 +72,15 @@ def in_order(model, values, image_shape):
 
 
 def stages(model, image_shape):
-    """The stage of every top-level layer: stages in order from the images to the classes, and in each the layers in theirs.
+    """The stage of every top-level layer: stages in order from the images to the classes, and within each its layers in order.
 
     A network declares its stages by a method `stage_of(layer)`. Without one, a layer's stage is its name up to the first
-    underscore. A stage's position is that of its last layer: auxiliary heads, which stand in the middle, belong to the last one.
+    underscore. A stage's position is that of its last layer: auxiliary heads count as part of the last stage.
     """
     stage_of = getattr(model, "stage_of", lambda layer: layer.partition("_")[0])
     order, variables = _traced(model, image_shape)
     found = {path[0]: stage_of(path[0]) for path in order if len(path) == 1 and path[0] in variables["params"]}
-    position = {stage: number for number, stage in enumerate(found.values())}  # of its last layer
+    position = {stage: number for number, stage in enumerate(found.values())}  # position of its last layer
     return dict(sorted(found.items(), key=lambda item: position[item[1]]))
 
 

@@ -1,4 +1,7 @@
-"""Configs of earlier versions, with today's keys: the only code for the sake of older files."""
+"""The keys of stored configs: which of them make a run's identity, and what earlier versions called them.
+
+No other code is there for the sake of older files.
+"""
 
 import copy
 import functools
@@ -6,7 +9,22 @@ import json
 
 from plain56.configs import base
 from plain56.errors import UserError
+from plain56.runs.files import flatten
 
+# The keys that may differ when a run is continued: they change neither the parameters nor the order of examples.
+NOT_IDENTITY = (
+    "train.stop_after",
+    "train.log_every",
+    "train.evaluate_every",
+    "train.evaluate_train_every",
+    "train.gradients_every",
+    "train.checkpoint_every",
+    "train.steps_per_call",
+    "data.dir",
+    "data.mode",
+    "data.workers",
+    "parallelism",
+)
 RENAMED = {"data.augment.colour": "data.augment.color"}
 # Removed keys, each with the one value that means the same as its absence, and why no other is accepted.
 REMOVED = {"train.seeds": (1, "several seeds are a sweep")}
@@ -57,3 +75,13 @@ def _section(config, key):
         if not isinstance(config, dict):
             return {}, name
     return config, name
+
+
+def differences(there, new):
+    """The keys, with both values, that make two configs, as nested dicts, different runs; "" if one is empty."""
+    there, new = flatten(there), flatten(upgraded(json.loads(json.dumps(new)), "the config"))
+    keys = sorted(key for key in there.keys() | new.keys() if key not in NOT_IDENTITY and there.get(key) != new.get(key))
+    if not (there and new and keys):
+        return ""
+    more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+    return ", ".join(f"{key} ({there.get(key)} there, {new.get(key)} now)" for key in keys[:5]) + more

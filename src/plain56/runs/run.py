@@ -24,8 +24,8 @@ import filelock
 
 from plain56.errors import UserError
 from plain56.runs import records
-from plain56.runs.files import PART, flatten, is_count, is_number, lock_file, read_json, read_text, refusing_os_errors, write_text
-from plain56.runs.keys import upgraded
+from plain56.runs.files import PART, is_count, is_number, lock_file, read_json, read_text, refusing_os_errors, write_text
+from plain56.runs.keys import differences, upgraded
 
 logger = logging.getLogger(__name__)
 
@@ -34,20 +34,6 @@ STATES = ("queued", "running", "preempted", "failed", *ENDED)
 PROBE_SECONDS = 0.2  # to take a lock: another process that checks whether a run is held, holds it for a moment
 MOST_PIXELS = 8192  # of an image's side, as in the rule of data.image_size
 
-# The keys that may differ when a run is continued: they change neither the parameters nor the order of examples.
-NOT_IDENTITY = (
-    "train.stop_after",
-    "train.log_every",
-    "train.evaluate_every",
-    "train.evaluate_train_every",
-    "train.gradients_every",
-    "train.checkpoint_every",
-    "train.steps_per_call",
-    "data.dir",
-    "data.mode",
-    "data.workers",
-    "parallelism",
-)
 # The keys of the section `data` of `environment.json`; a run that is older than a key does not have it.
 DATA_TYPES = {
     **dict.fromkeys(("train", "validation", "test", "crc32", "files_crc32", "times_crc32"), is_count),
@@ -226,16 +212,6 @@ def refuse_strangers(folder, kind):
     ours = {"lock", "holder", *(path.name for path in folder.glob(PART.format("*", "*")))}
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - ours):
         raise UserError(f"{folder} exists and is not a {kind} directory; give a new folder or a {kind} to continue.")
-
-
-def differences(there, new):
-    """The keys, with both values, that make two configs, as nested dicts, different runs; "" if one is empty."""
-    there, new = flatten(there), flatten(upgraded(json.loads(json.dumps(new)), "the config"))
-    keys = sorted(key for key in there.keys() | new.keys() if key not in NOT_IDENTITY and there.get(key) != new.get(key))
-    if not (there and new and keys):
-        return ""
-    more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
-    return ", ".join(f"{key} ({there.get(key)} there, {new.get(key)} now)" for key in keys[:5]) + more
 
 
 def check_identity(run, config):

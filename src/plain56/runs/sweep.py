@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from plain56.errors import UserError
 from plain56.runs.files import flatten, is_number, lock_file, read_json, read_value, refusing_os_errors, write_table, write_text
-from plain56.runs.keys import upgraded
-from plain56.runs.run import Run, Status, check_identity, differences, refuse_strangers
+from plain56.runs.keys import differences, upgraded
+from plain56.runs.run import Run, Status, check_identity, refuse_strangers
 
 NAME = r"[\w.,=()+-]"  # the characters of the names of runs, which are folders
 NOT_RUNS = ("workers", "slurm", "lock")  # the other entries of a sweep's directory without a dot

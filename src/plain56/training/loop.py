@@ -14,10 +14,10 @@ from plain56.training import cadence, checkpoints
 from plain56.training.journal import Journal
 from plain56.training.signals import postponed_interrupts
 
-# Requests to stop are heard between compiled calls. Those of training are cut to about this length: a third of the usual time
-# between SIGTERM and SIGKILL, and long enough for the tenth of a second that a call's beginning costs (CIFAR-10 on two cores).
+# Requests to stop are heard between compiled calls, so a call lasts about this long at most: a third of the usual time between
+# SIGTERM and SIGKILL, and long enough for the tenth of a second that a call's beginning costs (CIFAR-10 on two cores).
 CALL_SECONDS = 10
-# So many steps after the warm-up, and not before one epoch, a network that learns has left the loss of guessing by this share.
+# A network that learns has a loss this share away from that of guessing by so many steps after warm-up, or by one epoch if later.
 STUCK_STEPS = 300
 STUCK_SHARE = 0.01
 
@@ -30,14 +30,14 @@ def train(program, run, manager, initial, on_progress):
     Args:
         program: a `Program`.
         run: held by process 0.
-        manager: of the run's checkpoints.
-        on_progress: as of `session.train`.
+        manager: the run's checkpoint manager.
+        on_progress: as in `session.train`.
     """
     options, batch_size, last = program.config.train, program.config.train.batch_size, cadence.last_step(program.config)
-    # The running totals are part of what is saved, so the intervals of log and checkpoint need not fit each other.
+    # The running totals are part of what is saved, so the intervals of log and checkpoint need not be multiples of each other.
     state, totals = checkpoints.restore(manager, initial, set_aside=True)
     step = first_step = int(state.step)
-    asked, unread = int(totals.examples), 0  # examples since the totals were zero, and since this start
+    requested, unread = int(totals.examples), 0  # examples since the totals were zero, and since this launch
     stream, steps_per_call = program.stream(step), 1
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     with Journal(run, step, parameters, program.found["train"], batch_size) as journal, postponed_interrupts() as interrupts:
@@ -56,7 +56,7 @@ def train(program, run, manager, initial, on_progress):
             rate = steps / (time.perf_counter() - begin)
             steps_per_call = max(1, int(CALL_SECONDS * rate))
             compiled = step == first_step
-            step, asked = step + steps, asked + steps * batch_size
+            step, requested = step + steps, requested + steps * batch_size
             on_progress((step - first_step) / (last - first_step), 0.0 if compiled else rate * batch_size)
             due = cadence.due(options, step, last)
             if not due:
@@ -67,11 +67,11 @@ def train(program, run, manager, initial, on_progress):
             sums = jax.device_get(totals)
             if ("log" in due or diverged) and sums.examples > 0:
                 if not diverged:
-                    unread += asked - int(sums.examples)
+                    unread += requested - int(sums.examples)
                     check_readable("train", unread, max(step * batch_size, program.found["train"]))
                 _log(program, journal, sums)
             if "log" in due:
-                totals, asked = jax.tree.map(lambda total: total * 0, totals), 0
+                totals, requested = jax.tree.map(lambda total: total * 0, totals), 0
             if diverged:
                 journal.flush(sync=True)
                 checkpoints.save(manager, journal.status.step, (state, totals))
@@ -104,7 +104,7 @@ def _save_and_stop(journal, manager, state, totals, interrupted):
 
 
 def _advance(journal, done, step):
-    """Sets the status to that of a state after `done` updates, which should be `step`; returns whether training has diverged."""
+    """Sets the status to step `done`, and returns whether training has diverged, which is so if that is not `step`."""
     if done == step:
         journal.advance(step)
         return False
@@ -114,7 +114,7 @@ def _advance(journal, done, step):
 
 
 def _log(program, journal, sums):
-    """Records the running totals of training, and warns where it may not be learning."""
+    """Records the running totals of training, and warns if it may not be learning."""
     done, means = journal.status.step, sums.means()
     rates = {"learning_rate": float(program.schedule(done - 1)), "images_per_second": journal.images_per_second()}
     journal.record("train", means | rates)
@@ -139,7 +139,7 @@ def _warn_if_stuck(loss, labels, num_classes, step):
 
 
 def measure(program, journal, state, name):
-    """Records what a name in `cadence.intervals` stands for: loss and errors on a split, if there is one, or the gradients."""
+    """Records loss and errors on the split of this name, or the gradients. Any other name of `cadence.intervals` does nothing."""
     if name == "gradients":
         journal.record(name, program.gradients(state.params, state.batch_stats)._asdict())
     elif split := program.dataset.splits.get(name.removesuffix("_clean")):

@@ -17,9 +17,9 @@ from plain56.data import Pictures, Split, evaluation_batch, evaluation_stream, i
 from plain56.errors import UserError
 from plain56.training import cadence, transfer
 from plain56.training.metrics import Totals, add_batch, minimized_losses, split_totals
+from plain56.training.optimizer import make_optimizer, make_schedule
 from plain56.training.probe import features
-from plain56.training.schedules import make_schedule
-from plain56.training.state import create_train_state, make_optimizer
+from plain56.training.state import create_train_state
 from plain56.training.statistics import measure_moments
 from plain56.training.step import Feed, Start, Update, streamed_step, train_steps
 
@@ -32,8 +32,8 @@ def load(config):
 
 
 def prepare(config):
-    """Loads a config's data, with the errors of `load`, and returns its `Program`; nothing is compiled yet."""
-    dataset, layout = load(config), parallel.layout(config)
+    """The `Program` of a config; loads its data, with the errors of `load` in all processes. Nothing is compiled yet."""
+    dataset, layout = parallel.on_all(load, config), parallel.layout(config)
     shape = image_shape(dataset.train, config.data)
     found = _describe(dataset, shape)
     parallel.check_same({key: value for key, value in found.items() if key != "times_crc32"})  # machines may have copies

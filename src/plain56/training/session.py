@@ -20,10 +20,10 @@ from plain56.errors import UserError
 from plain56.ops import native
 from plain56.training import checkpoints, loop, probe, transfer
 from plain56.training.initial_weights import initial_weights
-from plain56.training.program import load, prepare
+from plain56.training.program import prepare
 from plain56.training.stored import check_data, decide_mode
 
-# Beside JAX's own: the compiler's flags, and the width of its thread pool.
+# Besides JAX's own variables: the compiler's flags, and the width of its thread pool.
 VARIABLES = ("XLA_FLAGS", "NPROC")
 
 logger = logging.getLogger(__name__)
@@ -34,15 +34,15 @@ logger = logging.getLogger(__name__)
 )
 @parallel.explaining_lost_processes()
 def train(config, workdir, on_progress=lambda share, images_per_second: None):
-    """Trains a run to its end, or to `train.stop_after`, going on from its last checkpoint.
+    """Trains a run to its end, or to `train.stop_after`, resuming from its last checkpoint.
 
-    Killed at any moment and called again, it ends with the same bits on the same devices, and with every record once.
+    If it is killed at any moment and called again, the run ends with the same bits on the same devices, and has each record once.
 
     Args:
-        config: `ConfigDict` as in `configs/base.py`. With `transfer.weights`, it is what `initial_weights.choose` returns.
+        config: `ConfigDict` as in `configs/base.py`. With `transfer.weights`, it must be what `initial_weights.choose` returns.
         workdir: the run directory, new or to be continued.
-        on_progress: called after each compiled call with the share done, in [0, 1], of the steps that this call began with,
-            and the rate of the newest steps, 0 where it is not known yet.
+        on_progress: called after each compiled call with the share, in [0, 1], of the steps that were left at the beginning, and
+            with the images per second, 0 if they are not known yet.
 
     Returns:
         The run's `Status`: "finished", "diverged" (a loss, parameter or statistic became non-finite; the history and the last
@@ -50,7 +50,7 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None):
 
     Raises:
         UserError: a mistake in the config or the run directory, a run that another process holds (`runs.Held`), or data that
-            has changed since the run began; nothing is left behind. Or memory or a disk that is full; the run can go on.
+            has changed since the run began; nothing is left behind. A full memory or disk, too: the run can then go on.
         KeyboardInterrupt: SIGINT or SIGTERM came; the state has been saved, and the same call goes on from there.
     """
     parallel.check_same({"--workdir": str(Path(workdir).absolute()), **runs.flatten(config.to_dict())})
@@ -61,9 +61,7 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None):
             return runs.Status(*status)
         check(config)
         check_used(config)
-        decided = decide_mode(config, run)
-        parallel.on_all(load, decided)
-        program = prepare(decided)
+        program = prepare(decide_mode(config, run))
         parallel.on_first(check_data, run, program.found)
         if config.transfer.weights and parallel.is_first():
             _log_stages(program)
@@ -71,14 +69,14 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None):
         initial = initial_weights(program) if new else program.initial
         parallel.on_first(_write_beginning, run, config, program.found)
         with _noting_the_end(run), closing(checkpoints.open_checkpoints(run.checkpoints)) as manager:
-            if initial is not program.initial:  # what it was taken from may change or go, so it is kept
+            if initial is not program.initial:  # the source of the weights may change or go, so they are kept
                 checkpoints.save(manager, 0, initial)
             return (probe.train if config.transfer.probe else loop.train)(program, run, manager, initial, on_progress)
 
 
 @contextlib.contextmanager
 def _hold(workdir):
-    """The run in a directory, which process 0 holds for all, and all can see."""
+    """Holds the run in a directory by process 0 for all, and checks that all see it."""
     run = runs.Run(Path(workdir))
     with ExitStack() as stack:
         holder = parallel.on_first(lambda: stack.enter_context(runs.hold(workdir)).holder())
@@ -92,20 +90,20 @@ def _hold(workdir):
 
 
 def _log_stages(program):
-    """Says what of a network is trained, and how fast."""
+    """Logs which stages are trained, and at what learning rate."""
     config, (state, _) = program.config, program.initial
     how = "fitted to the features" if config.transfer.probe else "trained at {:.3g}"
     for stage in transfer.describe(state.params, config.transfer, program.model, program.image_shape):
         rate = f"{stage.trained:,} {how.format(config.optimizer.learning_rate * stage.rate)}" if stage.trained else "frozen"
         logger.info("%-10s %12s parameters, %s", stage.name, f"{stage.parameters:,}", rate)
     stays = config.transfer.freeze_statistics or config.transfer.probe
-    logger.info("Statistics of batch norm %s.", "stay" if stays else "follow the images")
+    logger.info("Statistics of batch norm %s.", "are frozen" if stays else "follow the images")
 
 
 def _write_beginning(run, config, found):
     before, now = run.environment().get("convolution"), native.describe()
     if before not in (None, now):
-        logger.warning("The run goes on with the convolution %s, and began with %s: not with the same bits.", now, before)
+        logger.warning("The run began with the convolution %s and goes on with %s: its bits will differ.", before, now)
     run.write_config(config.to_dict())
     run.forget_error()
     run.write_environment(_environment() | {"convolution": now, "data": found})
@@ -113,7 +111,7 @@ def _write_beginning(run, config, found):
 
 @contextlib.contextmanager
 def _noting_the_end(run):
-    """Keeps in the run directory why training ended, where an exception ended it."""
+    """If an exception ends training, keeps the reason in the run directory."""
     try:
         with parallel.explaining_lost_processes():
             yield

@@ -1,14 +1,12 @@
-"""What training carries from step to step, and the optimizer that changes it."""
+"""What training carries from step to step."""
 
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct, traverse_util
 
-from plain56.training.transfer import scale_by_layer, split
+from plain56.training.transfer import split
 
 
 class TrainState(struct.PyTreeNode):
@@ -18,24 +16,6 @@ class TrainState(struct.PyTreeNode):
     params: Any
     batch_stats: Any
     optimizer_state: Any
-
-
-def make_optimizer(options, schedule, multiples=None):
-    """SGD with momentum, v ← momentum · v + (gradient + weight_decay · w), w ← w − learning rate · v.
-
-    Weight decay is L2 inside the gradient, before momentum. It acts on kernels, by name since stacked blocks give biases and
-    scales a second axis; with `decay_all` it acts on every parameter, as in Caffe.
-
-    Args:
-        options: the config's `optimizer` section.
-        multiples: of each layer's learning rate, as of `transfer.Plan`; None for one rate.
-    """
-    kernels = None if options.decay_all else partial(traverse_util.path_aware_map, lambda path, _: path[-1] == "kernel")
-    return optax.chain(
-        optax.add_decayed_weights(options.weight_decay, kernels),
-        optax.sgd(schedule, momentum=options.momentum),
-        *([scale_by_layer(multiples)] if multiples else []),
-    )
 
 
 def create_train_state(model, optimizer, seed, image_shape, is_trained=None):

@@ -85,9 +85,10 @@ def train_step(state, batch, update):
         loss = jnp.sum(jnp.where(part.mask, minimized, 0)) / examples
         return loss, (changes.get("batch_stats", {}), batch_totals(losses, output.logits, part.labels, part.mask))
 
-    gradient_fn = jax.grad(loss_fn, has_aux=True)
-    gradients, (batch_stats, totals) = _sum_over_parts(gradient_fn, moving, batch, key, update.accumulate)
-    batch_stats = jax.tree.map(lambda total: total / update.accumulate, batch_stats)
+    gradient_fn, parts = jax.grad(loss_fn, has_aux=True), update.accumulate
+    sums = gradient_fn(moving, batch, key) if parts == 1 else _sum_over_parts(gradient_fn, moving, batch, key, parts)
+    gradients, (batch_stats, totals) = sums
+    batch_stats = jax.tree.map(lambda total: total / parts, batch_stats)
     if axis_name:
         gradients, totals = jax.lax.psum((gradients, totals), axis_name)
         batch_stats = jax.lax.pmean(batch_stats, axis_name)
@@ -98,8 +99,6 @@ def train_step(state, batch, update):
 
 def _sum_over_parts(function, params, batch, key, parts):
     """The sum of `function(params, part, key)` over the parts of a batch."""
-    if parts == 1:
-        return function(params, batch, key)
     # Strided, so that every device has an equal share of each part.
     batches = jax.tree.map(lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1), batch)
     keys = jax.random.split(key, parts)

@@ -52,7 +52,6 @@ def load_run(path):
 
 def decide_mode(config, run):
     """The config with a `data.mode` of "auto" decided: as the run began, or by process 0, which may have to prepare the data."""
-    check(config)
     chosen = parallel.on_first(choose_mode, config.data)
     began = parallel.on_first(lambda: run.environment().get("data", {}).get("streamed"))
     if config.data.mode == "auto":
