@@ -3,10 +3,14 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import linen as nn
 
+import launch
+from configs import digits
+from plain56 import runs, training
 from plain56.analysis.complexity import count_multiply_adds, parts
 from plain56.errors import UserError
-from plain56.models import create_model, list_models
+from plain56.models import Output, create_model, layers, list_models, registry
 
 CIFAR, IMAGENET = (10, (32, 32, 3)), (1000, (224, 224, 3))
 
@@ -127,7 +131,7 @@ def test_listed_names_are_filtered():
         (("resnet50", 10), {"bottleneck_stride": "5x5"}, "model.bottleneck_stride must be one of 1x1, 3x3, not '5x5'"),
         (("plain20", 10), {"zero_init": True}, "no gradient"),
         (("resnet20", 10), {"zero_init": True, "pre_activation": True}, "may not both be True"),
-        (("resnet20", 10), {"dropout": 0.5}, "model.dropout is 0.5, and resnet20 has no such option"),
+        (("resnet20", 10), {"dropout": 0.5}, "model.dropout is 0.5, and resnet20 has only the options shortcut, "),
         (("vgg16", 10), {"dropout": 1.0}, "model.dropout must be at least 0 and below 1, not 1.0"),
         (("vgg16", 10), {"form": "tiny"}, "model.form must be one of imagenet, dense, small, not 'tiny'"),
         (("googlenet", 10), {"form": "dense"}, "model.form must be one of imagenet, small, not 'dense'"),
@@ -166,3 +170,31 @@ def test_images_too_small(name, options, least):
 def test_images_too_large():
     with pytest.raises(UserError, match="need images of 224×224 pixels, not 256×256; model.form 'dense' takes"):
         jax.eval_shape(create_model("vgg11", 10).init, jax.random.key(0), jnp.zeros((1, 256, 256, 3)))
+
+
+class Small(nn.Module):
+    """The least that a network needs: no stages, no places to measure gradients at, no forms."""
+
+    num_classes: int
+    numerics: layers.Numerics = layers.Numerics()
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.relu(layers.convolution(self.numerics, 4, 3, name="conv")(images))
+        return Output(layers.head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2))))
+
+
+def test_a_registered_network_is_trained_and_described(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(registry, "ENTRIES", [*registry.ENTRIES])
+    registry.register(Small, ("small3",), lambda name: layers.Variant("small", 3, {}, {}) if name == "small3" else None)
+    config = digits.get_config()
+    config.model.name = "small3"
+    config.train.stop_after, config.train.gradients_every = 2, 2
+    assert training.train(config, tmp_path / "run").step == 2
+    _, last = runs.Run(tmp_path / "run").metrics("gradients")
+    assert list(last["kernels"]) == ["conv", "head"] and last["outputs"] == {}
+    assert launch.main(["describe", "small3"]) == 0
+    assert launch.main(["export", f"--workdir={tmp_path / 'run'}", f"--weights={tmp_path / 'small3.safetensors'}"]) == 2
+    assert "weights/pytorch.py has no names for its layers" in capsys.readouterr().err
+    with pytest.raises(UserError, match="small3 has only the options –"):
+        create_model("small3", 10, dropout=0.5)

@@ -174,7 +174,13 @@ UNUSED = (
     (
         "a network without batch norm",
         lambda config: not _has_batch_norm(config),
-        {"batch_norm.epsilon": None, "batch_norm.sync": True},
+        {
+            "batch_norm.momentum": 0.9,
+            "batch_norm.sync": True,
+            "batch_norm.epsilon": None,
+            "transfer.freeze_scales": False,
+            "transfer.freeze_statistics": False,
+        },
     ),
     (
         "a schedule without warm-up",

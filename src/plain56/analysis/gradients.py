@@ -32,11 +32,11 @@ class Flow(NamedTuple):
 
 
 def zero_taps(model, variables, images):
-    """The collection "taps" of a network: zeros of the shape of each place where the gradient can be measured."""
+    """The collection "taps" of a network: zeros of the shape of each `layers.Tap`'s input; {} if it has none."""
 
     def forward(variables, images):
         rngs = {"dropout": jax.random.key(0)}
-        return model.apply(variables, images, train=True, mutable=["taps", "batch_stats"], rngs=rngs)[1]["taps"]
+        return model.apply(variables, images, train=True, mutable=["taps", "batch_stats"], rngs=rngs)[1].get("taps", {})
 
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(forward, variables, images))
 

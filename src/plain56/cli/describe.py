@@ -61,7 +61,7 @@ def _measure(model, options, channels=3):
     """The network with as many classes as the flags say, the size that it is described at, its stages, and their total."""
     from plain56.analysis import complexity
 
-    side, num_classes = complexity.PUBLISHED_SIZES[model.form]
+    side, num_classes = complexity.PUBLISHED_SIZES[getattr(model, "form", "small")]
     side, num_classes = options.image_size or side, options.num_classes or num_classes
     model, size = model.clone(num_classes=num_classes), {"image_shape": (side, side, channels), "num_classes": num_classes}
     rows = complexity.parts(model, size["image_shape"])

@@ -119,7 +119,7 @@ def create_model(name, num_classes, *, dtype="float32", momentum=0.9, epsilon=No
     known = entry.options(variant)
     for key in options:
         if key not in known:
-            raise UserError(f"model.{key} is {options[key]!r}, and {name} has no such option; it has {', '.join(known)}.")
+            raise UserError(f"model.{key} is {options[key]!r}, and {name} has only the options {', '.join(known) or '–'}.")
     defaults = {"epsilon": 1e-5} | variant.defaults
     published = defaults.pop("epsilon")
     numerics = Numerics(DTYPES[dtype], momentum, published if epsilon is None else epsilon)

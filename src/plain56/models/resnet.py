@@ -59,6 +59,11 @@ class BlockOptions(NamedTuple):
     normalise: bool = True
 
 
+def _norm(module, options, train, name, scale_init=nn.initializers.ones):
+    """What comes before or after every convolution of a module: batch norm, or the identity."""
+    return layers.BatchNorm(module.numerics, train, scale_init, name=name) if options.normalise else lambda x: x
+
+
 class Block(nn.Module):
     """What basic and bottleneck blocks share: the shortcut around their convolutions.
 
@@ -83,7 +88,7 @@ class Block(nn.Module):
         for i, (filters, size, strides) in enumerate(convolutions, start=1):
             last = i == len(convolutions)
             scale_init = nn.initializers.zeros if last and self.options.zero_init else nn.initializers.ones
-            norm = self._norm(train, f"norm{i}", scale_init)
+            norm = _norm(self, self.options, train, f"norm{i}", scale_init)
             conv = layers.convolution(self.numerics, filters, size, strides, name=f"conv{i}")
             if self.options.pre_activation:
                 y = nn.relu(norm(y))
@@ -97,15 +102,12 @@ class Block(nn.Module):
             y = y + self._shortcut(layers.Tap(name="shortcut")(x), y.shape[-1], train)
         return layers.Tap(name="output")(y if self.options.pre_activation else nn.relu(y)), None
 
-    def _norm(self, train, name, scale_init=nn.initializers.ones):
-        return layers.BatchNorm(self.numerics, train, scale_init, name=name) if self.options.normalise else lambda x: x
-
     def _shortcut(self, x, filters, train):
         same_shape = self.strides == 1 and x.shape[-1] == filters
         if self.options.shortcut == "C" or (self.options.shortcut == "B" and not same_shape):
             x = layers.convolution(self.numerics, filters, 1, self.strides, name="shortcut_conv")(x)
             # With its own batch norm: an unnormalized projection drowns the branch. With pre-activation, its input is normalized.
-            return x if self.options.pre_activation else self._norm(train, "shortcut_norm")(x)
+            return x if self.options.pre_activation else _norm(self, self.options, train, "shortcut_norm")(x)
         if same_shape:
             return x
         added = filters - x.shape[-1]
@@ -169,7 +171,7 @@ class ResNet(nn.Module):
         size, strides = (3, 1) if self.form == "cifar" else (7, 2)
         x = layers.convolution(self.numerics, self.widths[0], size, strides, name="stem_conv")(x)
         if not options.pre_activation:
-            x = nn.relu(layers.BatchNorm(self.numerics, train, name="stem_norm")(x) if options.normalise else x)
+            x = nn.relu(_norm(self, options, train, "stem_norm")(x))
         if self.form == "imagenet":
             x = ops.max_pool(x, 3, 2, ((1, 1), (1, 1)))
         x = layers.Tap(name="stem")(x)
@@ -186,7 +188,7 @@ class ResNet(nn.Module):
                 fields = {"filters": filters, **shared, "name": f"stage{stage}"}
                 x, _ = layers.scan_blocks(self.block, equal, self.remat, **fields)(x, train)
         if options.pre_activation:
-            x = nn.relu(layers.BatchNorm(self.numerics, train, name="head_norm")(x) if options.normalise else x)
+            x = nn.relu(_norm(self, options, train, "head_norm")(x))
         return layers.Output(layers.head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2))))
 
 

@@ -112,6 +112,8 @@ def _module(name, modules):
         return VGG_CLASSIFIER.get(first) or f"features.{_feature_indices(name)[first]}"
     if family == "googlenet":
         return ".".join([GOOGLENET.get(first, first), *(INSIDE_GOOGLENET.get(module, module) for module in rest)])
+    if family not in ("plain", "resnet"):
+        raise UserError(f"{name} cannot be read from a file or written to one: weights/pytorch.py has no names for its layers.")
     cifar = is_cifar_form(name)
     if first == "head" and cifar:
         return CIFAR_HEAD
