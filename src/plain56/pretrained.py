@@ -45,8 +45,7 @@ def load_pretrained(source, model=None, num_classes=None, **options):
         `(module, variables, preprocess)`: `module.apply(variables, preprocess(picture)).logits`, where a picture is a path or
         uint8 [H, W, 3].
 
-    Raises:
-        UserError: there is no such file, it is damaged or would run code, or it does not hold this network.
+    Raises UserError if there is no such file, it is damaged or would run code, or it does not hold this network.
     """
     module, variables, about = _load(source, model, num_classes, options)
     return module, variables, lambda picture: preprocess(picture, about)
@@ -98,8 +97,7 @@ def save_pretrained(path, source):
     Args:
         source: as for `load_pretrained`; it must say which network it holds.
 
-    Raises:
-        UserError: as `load_pretrained`, or the file cannot be written.
+    Raises UserError as `load_pretrained`, or if the file cannot be written.
     """
     path = runs.user_path(path)
     if not stat.S_ISREG(formats.mode_of(path) or stat.S_IFREG):
@@ -168,9 +166,8 @@ def _class_names(known, count):
 def evaluate_weights(config, source, *, protocol=None, sides=(), exact_statistics=False, on_progress=lambda share: None):
     """Loss and errors (fractions) of weights on the test split of a config's data set; arguments as for `training.evaluate_run`.
 
-    Raises:
-        UserError: as `load_pretrained` and `training.evaluate_run`, or the weights are of another network than the config's,
-            or for another number of classes.
+    Raises UserError as `load_pretrained` and `training.evaluate_run`, or if the weights are of another network than the config's,
+    or for another number of classes.
     """
     check(config)
     tensors, about = read(source)

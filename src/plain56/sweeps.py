@@ -50,8 +50,7 @@ def expand(config, sweep):
         sweep: `config -> iterable of flat overrides`. Their key "name" is the run's name, which is otherwise made of the other
             keys. What `transfer.weights` names is trained further, as by `launch.py finetune`.
 
-    Raises:
-        UserError: a run's config is wrong, two runs are the same, or there is none.
+    Raises UserError if a run's config is wrong, two runs are the same, or there is none.
     """
     try:
         all_overrides = [dict(overrides) for overrides in sweep(config)]
@@ -147,8 +146,7 @@ def run_sweep(elements, workdir, on_progress=lambda name, share, images_per_seco
     Returns:
         The rows of the summary, which is rewritten after every run.
 
-    Raises:
-        UserError: a mistake that concerns the sweep as a whole, before anything is run; or another process holds run `index`.
+    Raises UserError for a mistake in the sweep as a whole, before anything is run, or if another process holds run `index`.
     """
     workdir = Path(workdir)
     if index is not None:
@@ -207,8 +205,7 @@ def run_workers(elements, workdir, command, count, on_progress=lambda ended, tot
         command: the list of arguments that runs the sweep in `workdir`.
         on_progress: called with the number of runs that have ended, of all runs, and the share of all steps done, in [0, 1].
 
-    Raises:
-        UserError: a mistake, before anything is run; or one that a process has found.
+    Raises UserError for a mistake, before anything is run, or for one that a process has found.
     """
     for element in elements:
         if not element.damage:
@@ -249,8 +246,7 @@ def submit(elements, workdir, command, **parameters):
         elements, workdir, command: as for `run_workers`.
         parameters: as for `cluster.submit`.
 
-    Raises:
-        UserError: a mistake, before anything is written; or Slurm refuses the jobs.
+    Raises UserError for a mistake, before anything is written, or if Slurm refuses the jobs.
     """
     cluster.check()
     for element in elements:

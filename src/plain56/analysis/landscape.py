@@ -20,16 +20,13 @@ def random_direction(params, key):
         own = next(keys)
         if path[-1] != "kernel":
             return jnp.zeros_like(leaf)
-        return _as_long_as(leaf, jax.random.normal(own, leaf.shape, leaf.dtype))
+        direction = jax.random.normal(own, leaf.shape, leaf.dtype)
+        # [block,] height, width, in, out of convolutions; in, out of dense layers.
+        axes = (-4, -3, -2) if leaf.ndim >= 4 else (-2,)
+        length, drawn_length = (jnp.sqrt(jnp.sum(values**2, axes, keepdims=True)) for values in (leaf, direction))
+        return direction * length / drawn_length
 
     return traverse_util.path_aware_map(drawn, params)
-
-
-def _as_long_as(kernel, direction):
-    # [block,] height, width, in, out of convolutions; in, out of dense layers.
-    axes = (-4, -3, -2) if kernel.ndim >= 4 else (-2,)
-    own, other = (jnp.sqrt(jnp.sum(values**2, axes, keepdims=True)) for values in (kernel, direction))
-    return direction * own / other
 
 
 def losses_around(loss, params, directions, places, at_a_time=1):

@@ -20,11 +20,10 @@ def layer_responses(model, params, batch_stats, moments, image_shape):
             statistics and scales they tell the response exactly.
         image_shape: `(H, W, C)`.
 
-    Raises:
-        UserError: batch norm does not follow the convolutions.
-
     Returns:
         `{"stem_conv": …, "stage1.0.conv1": …}`, of every 3×3 convolution that batch norm follows.
+
+    Raises UserError if batch norm does not follow the convolutions.
     """
     if not batch_stats or "head_norm" in batch_stats:  # the latter: with pre-activation
         raise UserError("Layer responses need batch norm behind each convolution, and this network has none there.")

@@ -50,8 +50,7 @@ def load_dataset(data):
     Args:
         data: the config's `data` section. Images get as many channels as `data.mean` has numbers, 1 (gray) or 3 (RGB).
 
-    Raises:
-        UserError: the set is not there, does not fit the config, or has too many pictures that cannot be read.
+    Raises UserError if the set is not there, does not fit the config, or has too many pictures that cannot be read.
     """
     keys = ("image_size", "validation_examples", "examples_per_class", "split_seed")
     mode = choose_mode(data) if data.mode == "auto" else data.mode

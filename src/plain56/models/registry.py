@@ -105,8 +105,7 @@ def create_model(name, num_classes, *, dtype="float32", momentum=0.9, epsilon=No
         momentum, epsilon: of batch norm, in Flax's convention; epsilon is 1e-5 where it is None, and 1e-3 in googlenet_bn.
         options: fields of the network's module (see there); None, or left out, means as published.
 
-    Raises:
-        UserError: an unknown name, an option that the network does not have, or a value out of range.
+    Raises UserError for an unknown name, an option that the network does not have, or a value out of range.
     """
     entry, variant = _find(name)
     if num_classes < 2:

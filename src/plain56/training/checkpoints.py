@@ -81,10 +81,9 @@ def restore(manager, tree, set_aside=False):
         set_aside: rename the damaged ones, so that the run can write them anew.
 
     Returns:
-        The restored tree; `tree` itself where there is no checkpoint.
+        The restored tree; `tree` itself if there is no checkpoint.
 
-    Raises:
-        UserError: there are checkpoints, and none is intact.
+    Raises UserError if there are checkpoints, and none is intact.
     """
     damaged = {}
     for step in sorted(manager.all_steps(), reverse=True):

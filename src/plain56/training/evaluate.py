@@ -25,8 +25,7 @@ def evaluate_run(workdir, protocol=None, sides=(), exact_statistics=False, on_pr
         sides: of the protocol "dense", sizes of the shorter side in pixels; () for the published ones.
         exact_statistics: batch norm by statistics over the whole training split, in place of running averages.
 
-    Raises:
-        UserError: no run there, no checkpoint, or a protocol that does not fit it.
+    Raises UserError if there is no run or no checkpoint, or a protocol does not fit it.
     """
     config, _, state, image_shape = load_run(workdir)
     run = runs.read_run(workdir)

@@ -116,8 +116,7 @@ def choose(config, model=None, workdir=None):
         model: the network's name, where the weights do not say it.
         workdir: a run directory; a run that has begun with these weights goes on without them.
 
-    Raises:
-        UserError: the weights cannot be read, or the config asks for another network.
+    Raises UserError if the weights cannot be read, or the config asks for another network.
     """
     source = config.transfer.weights
     if workdir and runs.Run(Path(workdir)).has_checkpoint():

@@ -33,8 +33,7 @@ def from_keras(name, tensors, shapes):
     Returns:
         Variables of these shapes, NumPy arrays in float32.
 
-    Raises:
-        UserError: a tensor is missing, left over, or of another shape.
+    Raises UserError if a tensor is missing, left over, or of another shape.
     """
     left, variables = dict(tensors), {}
 

@@ -151,8 +151,7 @@ def from_pytorch(name, tensors, image_shape=(224, 224, 3), **options):
         `{"params": …, "batch_stats": …}` of `create_model(name, num_classes, **options)`, NumPy arrays in float32 that may share
         memory with `tensors`; without batch norm `batch_stats` is empty.
 
-    Raises:
-        UserError: a tensor is missing, left over, or of another shape.
+    Raises UserError if a tensor is missing, left over, or of another shape.
     """
     given = [key for key in tensors if not key.endswith(IGNORED)]
     tensors = {key.removeprefix("module."): np.asarray(tensors[key]) for key in given}
