@@ -300,7 +300,9 @@ def test_train_then_evaluate(tmp_path):
     evaluated = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     result = json.loads(evaluated.stdout.splitlines()[-1])
     assert (result["step"], result["examples"]) == (10, 449)
-    assert f"{100 * result['top1_error']:.2f} %" in evaluated.stdout
+    for told in (evaluated, trained):  # a run ends with its newest loss and errors
+        assert f"{100 * result['top1_error']:.2f} %" in told.stdout
+    assert f"{result['loss']:.4f}" in trained.stdout
 
 
 @pytest.mark.slow
@@ -329,7 +331,7 @@ def test_streams_may_be_full(full, tmp_path, tiny_config):
     shown = subprocess.run(["sh", "-c", f"{train} {full}"], cwd=ROOT, capture_output=True, text=True)
     assert runs.Run(tmp_path / "run").status().state == "finished"
     if full == "2>/dev/full":
-        assert shown.returncode == 0 and json.loads(shown.stdout)["state"] == "finished"
+        assert shown.returncode == 0 and json.loads(shown.stdout.splitlines()[-1])["state"] == "finished"
     else:
         last = "error: The result could not be printed (No space left on device); all else is done."
         assert shown.returncode == 1 and shown.stderr.splitlines()[-1] == last

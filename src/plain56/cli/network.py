@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 
+from plain56 import runs
 from plain56.cli.flags import refuse_config, refuse_unused, required
 from plain56.cli.terminal import FAILED, percent, print_result, print_table, progress
 from plain56.errors import UserError
@@ -35,11 +36,24 @@ def train(options, arguments):
                 status = training.train(config, workdir, lambda share, rate: show(config.model.name, share, rate))
             if status.reason:
                 print(f"{status.state}: {status.reason}", file=sys.stderr)
+            _print_errors(config.model.name, workdir)
             print_result(status._asdict())
     except parallel.Lost as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(FAILED)  # at a normal exit, JAX would wait for the lost process and abort
     return FAILED if status.state == "diverged" else 0
+
+
+def _print_errors(name, workdir):
+    """Prints the newest loss and errors of each split."""
+    rows = {}
+    for record in runs.read_run(workdir).metrics():
+        if "top1_error" in record:
+            loss = "–" if record["loss"] is None else f"{record['loss']:.4f}"
+            errors = {key: percent(record[key]) for key in ("top1_error", "top5_error")}
+            rows[record["split"]] = {"split": record["split"], "step": record["step"], "loss": loss, **errors}
+    if rows:
+        print_table(name, list(rows.values()))
 
 
 def _join(options):
