@@ -41,8 +41,8 @@ def lesions_of(trained):
 
     from plain56.analysis import lesions
 
-    model, state = trained.model, jax.device_get(trained.state)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    model, state = trained.model, trained.state
+    variables = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
     found = [("none", (), lambda: (model, variables))]
     for block in lesions.removable(model, variables):
         found.append(("without", (block,), functools.partial(lesions.without, model, variables, block)))

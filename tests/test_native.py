@@ -32,7 +32,7 @@ def compiled():
     """The library as the compiler makes it."""
     if shutil.which("c++") is None:
         pytest.skip("there is no C++ compiler here")
-    native.library()  # compiles it, unless an earlier process did
+    native.library()  # compiles it, unless it is in the cache
     return Path(native.library()._name)
 
 

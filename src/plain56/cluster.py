@@ -58,7 +58,7 @@ def submit(commands, folder, name, **parameters):
         folder: for the jobs' output, on a file system that the cluster shares.
         parameters: of submitit's `SlurmExecutor`; None leaves a choice to the cluster.
 
-    Raises UserError as `check`, or if Slurm refuses the jobs.
+    Raises UserError as `check` does, or if Slurm refuses the jobs.
     """
     check()
     import submitit

@@ -97,7 +97,7 @@ def save_pretrained(path, source):
     Args:
         source: as for `load_pretrained`; it must say which network it holds.
 
-    Raises UserError as `load_pretrained`, or if the file cannot be written.
+    Raises UserError as `load_pretrained` does, or if the file cannot be written.
     """
     path = runs.user_path(path)
     if not stat.S_ISREG(formats.mode_of(path) or stat.S_IFREG):
@@ -166,8 +166,7 @@ def _class_names(known, count):
 def evaluate_weights(config, source, *, protocol=None, sides=(), exact_statistics=False, on_progress=lambda share: None):
     """Loss and errors (fractions) of weights on the test split of a config's data set; arguments as for `training.evaluate_run`.
 
-    Raises UserError as `load_pretrained` and `training.evaluate_run`, or if the weights are of another network than the config's,
-    or for another number of classes.
+    Raises UserError as `load_pretrained` and `training.evaluate_run` do, or if the weights do not fit the config or its data.
     """
     check(config)
     tensors, about = read(source)

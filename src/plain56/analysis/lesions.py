@@ -19,13 +19,13 @@ def blocks(model):
     return [(stage, number) for stage, count in enumerate(model.blocks, start=1) for number in range(count)]
 
 
-def _shape_keeping(model, variables):
-    return [(stage, number) for stage, number in blocks(model) if number or not stack.first_is_alone(variables["params"], stage)]
+def _shape_keeping(model, layers):
+    return [(stage, number) for stage, number in blocks(model) if number or not stack.first_is_alone(layers, f"stage{stage}")]
 
 
 def removable(model, variables):
     """The blocks that `without` can leave out: all of a residual network, and of a plain one those that keep the shape."""
-    return blocks(model) if model.block_options.residual else _shape_keeping(model, variables)
+    return blocks(model) if model.block_options.residual else _shape_keeping(model, variables["params"])
 
 
 def without(model, variables, block):
@@ -57,7 +57,7 @@ def silence(model, variables, silenced):
 
 def neighbors(model, variables):
     """All pairs of blocks that follow each other, keep the shape, and may so change places."""
-    return [(a, b) for a, b in itertools.pairwise(_shape_keeping(model, variables)) if a[0] == b[0]]
+    return [(a, b) for a, b in itertools.pairwise(_shape_keeping(model, variables["params"])) if a[0] == b[0]]
 
 
 def swapped(model, variables, first, second):

@@ -19,8 +19,8 @@ def is_stacked(path):
 
 
 def first_is_alone(layers, stage):
-    """Whether the first block of a stage (1, 2, …) differs from the others and is not stacked; `layers` are names."""
-    return f"stage{stage}_first" in layers
+    """Whether the first block of a stage, such as "stage2", differs from the others and is not stacked; `layers` are names."""
+    return f"{stage}_first" in layers
 
 
 def unstack(tree):
@@ -48,7 +48,7 @@ def _singles(flat):
     for path, leaf in flat.items():
         layer, *rest = path
         if is_stacked(path):
-            begin = f"{layer}_first" in layers
+            begin = first_is_alone(layers, layer)
             for block in range(leaf.shape[0]):
                 yield (f"{layer}.{begin + block}", *rest), path, block
         else:

@@ -58,8 +58,9 @@ def lanes():
 
 def describe():
     """What computes float32 convolutions, as JSON values."""
-    on_cpu = "native" if lanes() else "portable"
-    return {"convolution": on_cpu if jax.default_backend() == "cpu" else "xla", "lanes": lanes()}
+    count = lanes()
+    on_cpu = "native" if count else "portable"
+    return {"convolution": on_cpu if jax.default_backend() == "cpu" else "xla", "lanes": count}
 
 
 @functools.cache

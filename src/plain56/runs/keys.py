@@ -61,9 +61,10 @@ def _defaults():
 
 def _completed(config, defaults):
     for key, default in defaults.items():
-        there = config.setdefault(key, copy.deepcopy(default))
-        if isinstance(default, dict) and isinstance(there, dict):
-            _completed(there, default)
+        if key not in config:
+            config[key] = copy.deepcopy(default)
+        elif isinstance(default, dict) and isinstance(config[key], dict):
+            _completed(config[key], default)
     return config
 
 
