@@ -37,8 +37,10 @@ def get_config():
 
 def _add_model(config):
     config.model = ConfigDict()
+    # A published network, or a function of your own, "package.module:function", which takes (num_classes, numerics, **options).
     config.model.name = "resnet20"
     config.model.dtype = "float32"  # of activations: float32 | bfloat16
+    config.model.options = ConfigDict()  # of a network of your own: any names with numbers, texts, True, False, None or tuples
     # None: as published. The next seven keys are for plain and residual networks, the last three for VGG and GoogLeNet.
     # A: identity with zero padding; B: projection where the shape changes; C: projection everywhere
     config.model.shortcut = placeholder(str)  # A in the CIFAR form, B in the ImageNet form
@@ -112,10 +114,15 @@ def _add_training(config):
     config.transfer.freeze_statistics = False  # normalize by batch norm's running statistics, and keep them
     config.transfer.rate_factor = 1.0  # the learning rate of each stage, as a multiple of that of the next stage
 
-    config.optimizer = ConfigDict()  # SGD
+    config.optimizer = ConfigDict()
+    # sgd | adam | adamw | lars | muon, or a function of your own, "package.module:function", which takes (schedule, **options)
+    config.optimizer.name = "sgd"
+    config.optimizer.options = ConfigDict()  # such as nesterov=True of sgd, b2 of adam, trust_coefficient of lars
+    config.optimizer.clip_norm = placeholder(float)  # the largest norm of the whole gradient (Pascanu et al. 2013)
     config.optimizer.learning_rate = 0.1
-    config.optimizer.momentum = 0.9
-    config.optimizer.weight_decay = 1e-4  # added to the gradient: weight_decay · kernel (L2, before momentum)
+    config.optimizer.momentum = 0.9  # of sgd, lars and muon
+    # sgd, adam, lars: L2, weight_decay · kernel is added to the gradient, before momentum; adamw, muon: decoupled, times the rate
+    config.optimizer.weight_decay = 1e-4
     config.optimizer.decay_all = False  # also decay biases and batch norm's parameters, as Caffe did
     config.optimizer.schedule = ConfigDict()
     config.optimizer.schedule.name = "step"  # step | cosine (to zero at train.steps)

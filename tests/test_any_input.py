@@ -71,7 +71,8 @@ def test_any_value_of_any_key_in_a_file(tmp_path_factory, key, value):
 
 
 # The types of keys whose default is None.
-TYPES = dict.fromkeys(("shortcut", "bottleneck_stride", "form"), str) | {"dropout": float, "epsilon": float, "widths": list}
+TYPES = dict.fromkeys(("shortcut", "bottleneck_stride", "form"), str)
+TYPES |= {**dict.fromkeys(("dropout", "epsilon", "clip_norm"), float), "widths": list}
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -28,6 +28,7 @@ CHANGED = {
     "model.form": "small",
     "model.dropout": 0.3,
     "model.auxiliary": False,
+    "model.options": {"depth": 8},
     "batch_norm.momentum": 0.5,
     "batch_norm.sync": False,
     "batch_norm.epsilon": 0.1,
@@ -68,6 +69,9 @@ CHANGED = {
     "transfer.freeze_scales": True,
     "transfer.freeze_statistics": True,
     "transfer.rate_factor": 0.5,
+    "optimizer.name": "adam",
+    "optimizer.options": {"nesterov": True},
+    "optimizer.clip_norm": 0.01,
     "optimizer.learning_rate": 0.05,
     "optimizer.momentum": 0.5,
     "optimizer.weight_decay": 0.1,
@@ -153,7 +157,10 @@ def test_no_key_is_accepted_and_ignored(tmp_path, unchanged, key, probe):
     if probe and key in NOT_IN_A_PROBE:
         return
     config = config_for(probe)
-    config.update_from_flattened_dict({key: CHANGED[key]})
+    changed = CHANGED[key]
+    runs.override(
+        config, {f"{key}.{name}": value for name, value in changed.items()} if type(changed) is dict else {key: changed}
+    )
     if key == "data.workers":
         config.data.mode = "resident"  # where there is nothing for workers to do
     try:

@@ -7,7 +7,7 @@ from flax import linen as nn
 
 import launch
 from configs import digits
-from plain56 import runs, training
+from plain56 import load_pretrained, runs, training
 from plain56.analysis.complexity import count_multiply_adds, parts
 from plain56.errors import UserError
 from plain56.models import Output, create_model, layers, list_models, registry
@@ -131,7 +131,7 @@ def test_listed_names_are_filtered():
         (("resnet50", 10), {"bottleneck_stride": "5x5"}, "model.bottleneck_stride must be one of 1x1, 3x3, not '5x5'"),
         (("plain20", 10), {"zero_init": True}, "no gradient"),
         (("resnet20", 10), {"zero_init": True, "pre_activation": True}, "may not both be True"),
-        (("resnet20", 10), {"dropout": 0.5}, "model.dropout is 0.5, and resnet20 has only the options shortcut, "),
+        (("resnet20", 10), {"dropout": 0.5}, "model.dropout is 0.5, and resnet20 takes only the options shortcut, "),
         (("vgg16", 10), {"dropout": 1.0}, "model.dropout must be at least 0 and below 1, not 1.0"),
         (("vgg16", 10), {"form": "tiny"}, "model.form must be one of imagenet, dense, small, not 'tiny'"),
         (("googlenet", 10), {"form": "dense"}, "model.form must be one of imagenet, small, not 'dense'"),
@@ -194,7 +194,10 @@ def test_a_registered_network_is_trained_and_described(monkeypatch, tmp_path, ca
     _, last = runs.Run(tmp_path / "run").metrics("gradients")
     assert list(last["kernels"]) == ["conv", "head"] and last["outputs"] == {}
     assert launch.main(["describe", "small3"]) == 0
-    assert launch.main(["export", f"--workdir={tmp_path / 'run'}", f"--weights={tmp_path / 'small3.safetensors'}"]) == 2
-    assert "weights/pytorch.py has no names for its layers" in capsys.readouterr().err
-    with pytest.raises(UserError, match="small3 has only the options –"):
+    file = tmp_path / "small3.safetensors"
+    assert launch.main(["export", f"--workdir={tmp_path / 'run'}", f"--weights={file}"]) == 0
+    _, variables, _ = load_pretrained(file)
+    trained = training.load_run(tmp_path / "run").state.params
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), variables["params"], trained))
+    with pytest.raises(UserError, match="model.dropout is 0.5, and small3 takes no options"):
         create_model("small3", 10, dropout=0.5)

@@ -6,13 +6,13 @@
 import contextlib
 import json
 import pathlib
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import base
 from plain56.data import Batch
 from plain56.errors import UserError
 from plain56.models import create_model
@@ -109,7 +109,8 @@ def test_training_pass(name, dtype):
 # in PyTorch as well.
 @pytest.mark.parametrize("name", slow_but(("resnet18",), ("resnet18", "googlenet_bn")))
 def test_one_step(name):
-    options = types.SimpleNamespace(momentum=0.9, weight_decay=1e-4, decay_all=True)
+    options = base.get_config().optimizer
+    options.decay_all = True
     optimizer = make_optimizer(options, lambda step: 1.0)
     images = formula.images("training", formula.training_shape(name))
     with arithmetic("float64"):

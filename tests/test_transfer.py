@@ -66,7 +66,8 @@ def step_with(chosen, momentum=0.9, **choices):
     """State before and after one step of a small network, whose statistics and gradients matter."""
     model = create_model("resnet8", 10, widths=(4, 4, 8), **choices)
     model = model.clone(numerics=model.numerics._replace(fixed_statistics=chosen.freeze_statistics))
-    settings = ConfigDict({"momentum": momentum, "weight_decay": 0.01, "decay_all": True})
+    settings = base.get_config().optimizer
+    settings.update(momentum=momentum, weight_decay=0.01, decay_all=True)
     decide, multiples = transfer.plan(chosen, model, (8, 8, 1))
     optimizer = make_optimizer(settings, lambda step: 0.1, multiples)
     state = jax.jit(lambda: create_train_state(model, optimizer, 0, (8, 8, 1), decide))()

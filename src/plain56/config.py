@@ -6,7 +6,8 @@ from itertools import pairwise
 from ml_collections import ConfigDict
 
 from plain56.errors import UserError, first_line
-from plain56.models import create_model, parse_name
+from plain56.models import create_model, is_own, parse_name
+from plain56.references import FORM, is_reference
 from plain56.runs import flatten
 
 
@@ -55,10 +56,24 @@ def _range(least, most):
     )
 
 
-# Where None is a value of its own: the default of the network, or of batch norm.
-OPTIONAL = re.compile(r"model\.(?!name$|dtype$)\w+|batch_norm\.epsilon")
+OPTIMIZERS = ("sgd", "adam", "adamw", "lars", "muon")
+
+# Where None is a value of its own: the default of the network, or of batch norm, or a step that is left out.
+OPTIONAL = re.compile(r"model\.(?!name$|dtype$|options$)\w+|batch_norm\.epsilon|optimizer\.clip_norm")
+
+
+def _is_literal(value):
+    return isinstance(value, bool | int | float | str | None) or (type(value) is tuple and all(map(_is_literal, value)))
+
+
+def _are_options(values):
+    return isinstance(values, dict) and all(key.isidentifier() and _is_literal(value) for key, value in values.items())
+
+
+OPTIONS = (_are_options, "options: names with numbers, texts, True, False, None, or tuples of these")
 
 RULES = {
+    **dict.fromkeys(("model.options", "optimizer.options"), OPTIONS),
     "model.name": _not_empty("the name of a network"),
     "model.dtype": TEXT,
     "model.dropout": _optional(FRACTION),
@@ -116,6 +131,11 @@ RULES = {
     "transfer.freeze": (lambda values: _all_are(TEXT, values), "a tuple of names of stages and layers, or of patterns"),
     **dict.fromkeys((f"transfer.{key}" for key in ("probe", "freeze_scales", "freeze_statistics")), BOOLEAN),
     "transfer.rate_factor": _number(lambda value: 0 < value <= 1, "a number above 0 and at most 1"),
+    "optimizer.name": (
+        lambda value: value in OPTIMIZERS or is_reference(value),
+        f"{', '.join(OPTIMIZERS)} or a function of your own as {FORM}",
+    ),
+    "optimizer.clip_norm": _optional(POSITIVE),
     "optimizer.learning_rate": POSITIVE,
     "optimizer.momentum": FRACTION,
     "optimizer.weight_decay": NOT_NEGATIVE,
@@ -136,6 +156,8 @@ def _is_folder(config):
 
 
 def _has_batch_norm(config):
+    if is_own(config.model.name):
+        return True  # for all that is known
     family = parse_name(config.model.name)[0]
     return config.model.normalise is not False if family in ("plain", "resnet") else config.model.name.endswith("_bn")
 
@@ -161,8 +183,17 @@ UNUSED = (
             "model.dropout": None,
             "optimizer.schedule.warmup_learning_rate": 0.0,
             "batch_norm.sync": True,
+            "optimizer.name": "sgd",
+            "optimizer.options": {},
+            "optimizer.clip_norm": None,
         },
     ),
+    (
+        "an optimizer of your own",
+        lambda config: is_reference(config.optimizer.name),
+        {"optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4, "optimizer.decay_all": False},
+    ),
+    ("Adam", lambda config: config.optimizer.name in ("adam", "adamw"), {"optimizer.momentum": 0.9}),
     ("the embedded digits", lambda config: config.data.name == "digits", {"data.dir": ""}),
     ("data that is not in a folder", lambda config: not _is_folder(config), {"data.test_share": 0.2}),
     (
@@ -192,7 +223,7 @@ UNUSED = (
 
 def check_used(config):
     """Raises UserError where a sound config of a run that is to be trained has a key that would change nothing."""
-    flat = flatten(config.to_dict())
+    flat = _values(config)
     for where, holds, values in UNUSED:
         for key, unused in values.items():
             if flat[key] != unused and holds(config):
@@ -214,11 +245,18 @@ def with_tuples(value):
     return tuple(map(with_tuples, value)) if isinstance(value, list | tuple) else value
 
 
-def build_model(config, num_classes):
-    """The network that a config describes."""
-    options = {key: value for key, value in config.model.items() if key != "name"}
+def build_model(config, num_classes, **numerics):
+    """The network that a config describes; `numerics` are fields of `layers.Numerics` that are no keys of the config."""
+    fields = {key: value for key, value in config.model.to_dict().items() if key != "name"}
     batch_norm = {key: config.batch_norm[key] for key in ("momentum", "epsilon")}
-    return create_model(config.model.name, num_classes, **options, **batch_norm)
+    return create_model(config.model.name, num_classes, numerics=numerics, **fields, **batch_norm)
+
+
+def _values(config):
+    """The values of a config by key; an open section is one value."""
+    nested = config.to_dict()
+    options = {f"{name}.options": nested[name].pop("options") for name in ("model", "optimizer") if "options" in nested[name]}
+    return flatten(nested) | options
 
 
 def check_value(key, value):
@@ -236,7 +274,7 @@ def check_value(key, value):
 
 def check(config):
     """Checks a resolved config without its data and devices; raises UserError with a key, its value and what is expected."""
-    flat = flatten(config.to_dict())
+    flat = _values(config)
     for key in RULES:
         if key not in flat:
             raise UserError(f"The config must have the key {key}, as configs/base.py has.")

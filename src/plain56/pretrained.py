@@ -21,7 +21,7 @@ from plain56.ops.native import portable
 from plain56.training import evaluate_variables
 from plain56.training.initial_weights import model_options, read, take_options
 from plain56.weights import formats
-from plain56.weights.variables import foreign, is_of_keras, is_small, to_variables
+from plain56.weights.variables import count_classes, foreign, is_of_keras, is_small, to_variables
 
 IMAGENET_CLASSES = Path(__file__).with_name("imagenet_classes.txt")  # one per line, in the usual order
 # A network of the ImageNet form for 224 pixels gets pictures resized to 256 (He et al. 2015, section 3.4), others in proportion.
@@ -36,7 +36,8 @@ def load_pretrained(source, model=None, num_classes=None, **options):
     Args:
         source: a file of a kind in `weights.formats.SUFFIXES`, a run directory, or a repository of the Hugging Face hub such as
             "timm/resnet50.tv_in1k".
-        model: the network's name, which must be given if the source does not say it.
+        model: the network's name, which must be given if the source does not say it, and if a file holds a network of a user's
+            own: no file causes an import by itself.
         num_classes: a new last layer for this many classes, drawn with seed 0; None keeps the trained one.
         options: of `create_model`, for foreign weights. By default bottlenecks have their stride in the 3×3 convolution, as
             torchvision's do; those of Keras are the paper's.
@@ -53,7 +54,7 @@ def load_pretrained(source, model=None, num_classes=None, **options):
 
 def _load(source, model=None, num_classes=None, options=()):
     """As `load_pretrained`, with the `About` instead of `preprocess`."""
-    tensors, about = read(source)
+    tensors, about = read(source, model)
     options = dict(options)
     if about is None:
         if model is None:
@@ -62,7 +63,7 @@ def _load(source, model=None, num_classes=None, options=()):
     elif model not in (None, about.model) or options:
         raise UserError(f"{source} holds {about.model} with the options {about.options}; neither can be changed.")
     variables = to_variables(source, tensors, about)
-    classes = variables["params"]["head"]["kernel"].shape[-1]
+    classes = count_classes(about.model, variables)
     module = create_model(about.model, classes if num_classes is None else num_classes, **about.options)
     if num_classes not in (None, classes):
         fresh = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, *about.image_shape)))["params"]
@@ -87,7 +88,7 @@ def preprocess(picture, about):
     return normalize(jnp.asarray(image[top : top + height, left : left + width])[None], about.mean, about.std)
 
 
-def save_pretrained(path, source):
+def save_pretrained(path, source, model=None):
     """Writes a trained network to a file, as weights or as a program, according to its name.
 
         .safetensors    tensors by PyTorch's names, and a description
@@ -95,7 +96,7 @@ def save_pretrained(path, source):
                         [N, H, W, C] of the network's size to logits float32 [N, classes]
 
     Args:
-        source: as for `load_pretrained`; it must say which network it holds.
+        source, model: as for `load_pretrained`; the source must say which network it holds.
 
     Raises UserError as `load_pretrained` does, or if the file cannot be written.
     """
@@ -103,12 +104,12 @@ def save_pretrained(path, source):
     if not stat.S_ISREG(formats.mode_of(path) or stat.S_IFREG):
         raise UserError(f"{path} exists and is not a file; it must be the name of a file to write.")
     if path.suffix == ".safetensors":
-        tensors, about = read(source)
+        tensors, about = read(source, model)
         if about is None:
             raise UserError(f"{source} does not say which network it holds, and cannot be described.")
         content = formats.serialize(tensors, about)
     elif path.suffix == ".stablehlo":
-        content = _program(source)
+        content = _program(source, model)
     else:
         raise UserError(f"The name of an export must end in .safetensors or .stablehlo, not {path.name!r}.")
     try:
@@ -118,8 +119,8 @@ def save_pretrained(path, source):
     runs.write_bytes(path, content)
 
 
-def _program(source):
-    module, variables, about = _load(source)
+def _program(source, model):
+    module, variables, about = _load(source, model)
 
     def logits(images):
         return module.apply(variables, normalize(images, about.mean, about.std)).logits
@@ -169,7 +170,7 @@ def evaluate_weights(config, source, *, protocol=None, sides=(), exact_statistic
     Raises UserError as `load_pretrained` and `training.evaluate_run` do, or if the weights do not fit the config or its data.
     """
     check(config)
-    tensors, about = read(source)
+    tensors, about = read(source, config.model.name)
     if about and about.model != config.model.name:
         raise UserError(f"{source} holds {about.model}, and the config asks for {config.model.name}.")
     config = copy.deepcopy(config)
@@ -188,7 +189,7 @@ def evaluate_weights(config, source, *, protocol=None, sides=(), exact_statistic
         names = (", ".join(names[:5]) for names in (about.class_names, dataset.class_names))
         raise UserError("{} is for the classes {} …, and the data set has {} ….".format(source, *names))
     variables = to_variables(source, tensors, needed._replace(image_shape=shape, options=model_options(config)))
-    classes = variables["params"]["head"]["kernel"].shape[-1]
+    classes = count_classes(config.model.name, variables)
     if classes != len(dataset.class_names):
         expected = f"the data set {config.data.name!r} has {len(dataset.class_names)}"
         raise UserError(f"{source} is for {classes} classes, and {expected}.")

@@ -1,8 +1,11 @@
 """Functions of the user's own, which a config names as `package.module:function`."""
 
+import contextlib
 import hashlib
 import importlib
+import inspect
 import sys
+import traceback
 from pathlib import Path
 
 from plain56.errors import UserError, first_line
@@ -36,6 +39,45 @@ def resolve(reference, key):
         kind = type(function).__name__
         raise UserError(f"{key} is {reference!r}, which must be a function, not a value of type {kind}.")
     return function
+
+
+def call(reference, key, arguments, options, options_key):
+    """What the function of a reference returns for these positional arguments and options.
+
+    Args:
+        reference, key: as of `resolve`.
+        options: a dict, which the config has as the section `options_key`.
+
+    Raises UserError as `resolve` does, if the function does not take the options, or if it raises anything.
+    """
+    function = resolve(reference, key)
+    check_options(function, reference, arguments, options, options_key)
+    with explaining(reference):
+        return function(*arguments, **options)
+
+
+@contextlib.contextmanager
+def explaining(reference):
+    """Raises UserError, with the line of the user's file, where what a reference stands for raises anything."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        file = getattr(sys.modules.get(reference.partition(":")[0]), "__file__", None)
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        where = f" ({Path(file).name}, line {lines[-1]})" if lines else ""
+        raise UserError(f"{reference} fails with {type(error).__name__}: {first_line(error)}{where}.") from error
+
+
+def check_options(function, name, arguments, options, key):
+    """Raises UserError where a function, called `name` in the sentence, does not take the options that the section `key` has."""
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*arguments, **options)
+    except TypeError as error:
+        taken = ", ".join(list(signature.parameters)[len(arguments) :]) or "no options"
+        raise UserError(f"{key} does not fit {name}, which takes {taken}: {first_line(error)}.") from error
 
 
 def is_reference(text):

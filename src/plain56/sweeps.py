@@ -65,7 +65,7 @@ def expand(config, sweep):
             del resolved.sweep
         resolved.lock()
         try:
-            resolved.update_from_flattened_dict(overrides)
+            runs.override(resolved, overrides)
         except (AttributeError, KeyError, TypeError) as error:
             raise UserError(f"The sweep's overrides {overrides} do not fit the config: {error.args[0]}.") from error
         if resolved.transfer.weights:
@@ -341,7 +341,7 @@ def _row(planned):
     errors = {f"{split}_error": last.get(split, {}).get("top1_error") for split in ("train", "train_clean", "validation", "test")}
     model = planned.overrides.get("model.name", "")
     try:
-        family, depth = parse_name(model)
+        family, depth = parse_name(model, planned.config.get("model", {}).get("options", {}))
     except UserError:
         family, depth = None, None
     return {

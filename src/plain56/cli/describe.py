@@ -1,5 +1,7 @@
 """The mode `describe`: what a network consists of and costs, stage by stage."""
 
+import functools
+
 from plain56.cli.flags import refuse_unused
 from plain56.cli.terminal import print_numbers, print_result, progress
 from plain56.errors import UserError
@@ -29,7 +31,7 @@ def _describe_one(options, arguments):
     refuse_unused(options, ("model.", "batch_norm.epsilon", "data.mean"))
     config = options.config or base.get_config()
     config.model.name = name = arguments[0] if arguments else config.model.name
-    model, size, rows, total = _measure(build_model(config, num_classes=2), options, len(config.data.mean))
+    model, size, rows, total = _measure(name, functools.partial(build_model, config), options, len(config.data.mean))
     _print_stages(name, model, size, rows, total)
     saved = savings.savings(model, size["image_shape"], rows)
     if saved:
@@ -46,7 +48,7 @@ def _describe_all(options, arguments):
     networks, names = [], list_models()
     with progress() as show:
         for i, name in enumerate(names, start=1):
-            _, size, _, total = _measure(create_model(name, num_classes=2), options)
+            _, size, _, total = _measure(name, functools.partial(create_model, name), options)
             networks.append({"model": name, "layers": parse_name(name)[1], **size, **total})
             show("describe", i / len(names))
     shown = [
@@ -57,13 +59,18 @@ def _describe_all(options, arguments):
     print_result({"networks": networks})
 
 
-def _measure(model, options, channels=3):
-    """The network with as many classes as the flags say, the size that it is described at, its stages, and their total."""
-    from plain56.analysis import complexity
+def _measure(name, build, options, channels=3):
+    """The network with as many classes as the flags say, the size that it is described at, its stages, and their total.
 
-    side, num_classes = complexity.PUBLISHED_SIZES[getattr(model, "form", "small")]
+    `build` is `num_classes -> module`.
+    """
+    from plain56.analysis import complexity
+    from plain56.models import own
+
+    side, num_classes = complexity.PUBLISHED_SIZES[getattr(build(2), "form", "small")]
     side, num_classes = options.image_size or side, options.num_classes or num_classes
-    model, size = model.clone(num_classes=num_classes), {"image_shape": (side, side, channels), "num_classes": num_classes}
+    model, size = build(num_classes), {"image_shape": (side, side, channels), "num_classes": num_classes}
+    own.check(name, model, num_classes, size["image_shape"])
     rows = complexity.parts(model, size["image_shape"])
     return model, size, rows, complexity.total(rows)._asdict()
 

@@ -1,5 +1,6 @@
 """The flags: which mode takes which ones, and how a command line is read."""
 
+import ast
 import difflib
 import functools
 import re
@@ -9,10 +10,12 @@ from ml_collections import config_flags
 
 from plain56.configs import base
 from plain56.errors import UserError
-from plain56.runs import flatten, read_json, upgraded, user_path
+from plain56.runs import OPEN_KEY, flatten, override, read_json, upgraded, user_path
 
 EXPERIMENT = "experiment"  # stands for every experiment where modes are listed
 WITH_ARGUMENTS = ("describe", "predict")  # the modes that also take positional arguments
+
+OPEN_FLAG = re.compile(rf"config\.({OPEN_KEY.pattern})")
 
 _text = functools.partial(flags.DEFINE_string, default=None)
 _switch = functools.partial(flags.DEFINE_boolean, default=False)
@@ -116,7 +119,13 @@ def required(options, name):
 
 def overridden(options):
     """The config keys that flags override."""
-    return list(config_flags.get_override_values(options["config"])) if options.config else []
+    return [*config_flags.get_override_values(options["config"]), *_open_overrides(options)] if options.config else []
+
+
+def _open_overrides(options):
+    """The keys of open sections that flags set, with their values."""
+    matches = filter(None, map(OPEN_FLAG.fullmatch, options))
+    return {match[1]: options[match[0]].value for match in matches}
 
 
 def refuse_unused(options, used):
@@ -135,6 +144,10 @@ def refuse_config(options, source):
 def _define(argv, config=None):
     """The flags of all modes. --config names a file, unless a config is given; flags override its keys."""
     options = flags.FlagValues()
+    is_open = [OPEN_FLAG.match(argument.lstrip("-")) for argument in argv]
+    for name in {match[0] for match in is_open if match}:
+        flags.DEFINE(_Literal(), name, None, "", flag_values=options, serializer=None)
+    argv = [argument for argument, match in zip(argv, is_open, strict=True) if not match]
     if config is None:
         config_flags.DEFINE_config_file(
             "config", None, "FILE.py[:ARGUMENT], or the config.json of a run", options, lock_config=True, sys_argv=argv
@@ -145,6 +158,16 @@ def _define(argv, config=None):
         for name, (define, text) in own.items():
             define(name=name, help=text, flag_values=options)
     return options
+
+
+class _Literal(flags.ArgumentParser):
+    """Reads a value as Python's literal; what is none is a text."""
+
+    def parse(self, argument):
+        try:
+            return ast.literal_eval(argument)
+        except Exception:  # of many kinds
+            return argument
 
 
 def _run_config(path):
@@ -163,17 +186,17 @@ def _run_config(path):
     config = base.get_config()
     known = flatten(config.to_dict())
     for key in stored:
-        if key not in known:
+        if key not in known and not OPEN_KEY.fullmatch(key):
             raise UserError(f"--config is {path}, whose key {key!r} does not exist.")
         check_value(key, stored[key])  # before it is converted to another type
-    config.update_from_flattened_dict(stored)
+    override(config, stored)
     return config
 
 
 def _parse(argv):
     """As `parse`, for the flags of all modes."""
-    override = re.compile(r"--?config\.([^=]*)")
-    given = [match[1] for match in map(override.match, argv) if match]
+    overriding = re.compile(r"--?config\.([^=]*)")
+    given = [match[1] for match in map(overriding.match, argv) if match]
     config = None
     for i, argument in enumerate(argv):
         value = re.fullmatch(r"--?config(?:=(.*))?", argument)
@@ -183,16 +206,19 @@ def _parse(argv):
             argv = argv[:i] + argv[i + (1 if value[1] else 2) :]
             break
     # First without the overrides, to tell an unknown key from a wrong value.
-    rest = ["launch.py", *(argument for argument in argv if not override.match(argument))]
+    rest = ["launch.py", *(argument for argument in argv if not overriding.match(argument))]
     options = _define(rest, config)
     options(rest)
     keys = flatten(options.config.to_dict()) if options.config else {}
     for key in given:
         if not keys:
             raise UserError(f"--config is missing, and --config.{key} overrides a key of it.")
-        if key not in keys:
+        if key not in keys and not OPEN_KEY.fullmatch(key):
             nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0)[0]
             raise UserError(f"There is no key {key!r} in the config; the nearest is {nearest!r}.")
     argv = ["launch.py", *argv]
     options = _define(argv, config)
-    return options, options(argv)[1:]
+    arguments = options(argv)[1:]
+    if opened := _open_overrides(options):
+        override(options.config, opened)
+    return options, arguments

@@ -1,4 +1,4 @@
-"""Networks by name: the only look-up by name in the project."""
+"""Networks by name: those that ship, and a user's own, which are named as `package.module:function`."""
 
 import dataclasses
 import difflib
@@ -9,9 +9,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from plain56 import references
 from plain56.errors import UserError
-from plain56.models import googlenet, resnet, vgg
-from plain56.models.layers import Numerics
+from plain56.models import googlenet, own, resnet, vgg
+from plain56.models.layers import Numerics, Variant
+from plain56.models.own import is_own
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
 
@@ -74,54 +76,69 @@ def _find(name):
             return entry, variant
     nearest = difflib.get_close_matches(name, list_models(), n=1, cutoff=0)[0]
     raise UserError(
-        f"There is no network {name!r}; there are {', '.join(entry.meant for entry in ENTRIES)}; the nearest is {nearest!r}."
+        f"There is no network {name!r}; there are {', '.join(entry.meant for entry in ENTRIES)}, and a function of your own as "
+        f"{references.FORM}; the nearest is {nearest!r}."
     )
 
 
-def parse_name(name):
-    """Splits "resnet56" into `("resnet", 56)`, "vgg16_bn" into `("vgg", 16)`; raises UserError if there is no such network."""
+def parse_name(name, options=()):
+    """Splits "resnet56" into `("resnet", 56)`, "vgg16_bn" into `("vgg", 16)`; raises UserError if there is no such network.
+
+    Of a user's own network, without importing it: the function's name, and the option `depth` or None.
+    """
+    if is_own(name):
+        return name.rpartition(":")[2], dict(options).get("depth")
     variant = _find(name)[1]
     return variant.family, variant.depth
 
 
 def is_cifar_form(name):
     """Whether a plain or residual network is in the CIFAR form; of another network, False."""
-    return _find(name)[1].fixed.get("form") == "cifar"
+    return not is_own(name) and _find(name)[1].fixed.get("form") == "cifar"
 
 
 def option_names(name):
     """The options of `create_model` that a network has, without those that all have."""
+    if is_own(name):
+        return ["options"]
     entry, variant = _find(name)
     return entry.options(variant)
 
 
-def create_model(name, num_classes, *, dtype="float32", momentum=0.9, epsilon=None, **options):
+def create_model(name, num_classes, *, dtype="float32", momentum=0.9, epsilon=None, options=(), numerics=(), **fields):
     """Builds the Flax module of a network.
 
     Args:
-        name: of `list_models()`, or another depth: "plain20", "resnet56", "resnet152_cifar", "resnet50", "vgg16_bn", "googlenet".
+        name: of `list_models()`, or another depth: "plain20", "resnet56", "resnet152_cifar", "resnet50", "vgg16_bn", "googlenet";
+            or "package.module:function", whose function is called with `(num_classes, numerics, **options)`.
         num_classes: at least two.
         dtype: of activations: "float32", "bfloat16" or "float64"; logits and parameters are float32, or float64 with the last.
         momentum, epsilon: of batch norm, in Flax's convention; epsilon is 1e-5 where it is None, and 1e-3 in googlenet_bn.
-        options: fields of the network's module (see there); None, or left out, means as published.
+        options: a dict, only for a user's own network.
+        numerics: a dict of other fields of `layers.Numerics`.
+        fields: of the network's module (see there); None, or left out, means as published.
 
     Raises UserError for an unknown name, an option that the network does not have, or a value out of range.
     """
-    entry, variant = _find(name)
     if num_classes < 2:
         raise UserError(f"A classifier needs at least two classes, not {num_classes}.")
     if dtype not in DTYPES:
         raise UserError(f"model.dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
     if dtype == "float64" and not jax.config.jax_enable_x64:
         raise UserError("model.dtype is 'float64', which JAX allows only with JAX_ENABLE_X64=1 in the environment.")
-    options = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items() if v is not None}
-    known = entry.options(variant)
-    for key in options:
+    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items() if v is not None}
+    fields |= {"options": dict(options)} if options else {}
+    known = option_names(name)
+    for key in fields:
         if key not in known:
-            raise UserError(f"model.{key} is {options[key]!r}, and {name} has only the options {', '.join(known) or '–'}.")
+            takes = f"only the options {', '.join(known)}" if known else "no options"
+            raise UserError(f"model.{key} is {fields[key]!r}, and {name} takes {takes}.")
+    entry, variant = (None, Variant(*parse_name(name, options), {}, {})) if is_own(name) else _find(name)
     defaults = {"epsilon": 1e-5} | variant.defaults
     published = defaults.pop("epsilon")
-    numerics = Numerics(DTYPES[dtype], momentum, published if epsilon is None else epsilon)
-    model = entry.build(num_classes=num_classes, numerics=numerics, **variant.fixed, **(defaults | options))
+    numerics = Numerics(DTYPES[dtype], momentum, published if epsilon is None else epsilon, **dict(numerics))
+    if entry is None:
+        return own.build(name, num_classes, numerics, dict(options))
+    model = entry.build(num_classes=num_classes, numerics=numerics, **variant.fixed, **(defaults | fields))
     entry.check(model)
     return model

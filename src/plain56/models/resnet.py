@@ -99,10 +99,11 @@ class Block(nn.Module):
                 y = norm(conv(y))
                 y = y if last else nn.relu(y)
         if self.options.residual:
-            y = y + self._shortcut(layers.Tap(name="shortcut")(x), y.shape[-1], train)
+            y = y + self.shortcut_of(layers.Tap(name="shortcut")(x), y.shape[-1], train)
         return layers.Tap(name="output")(y if self.options.pre_activation else nn.relu(y)), None
 
-    def _shortcut(self, x, filters, train):
+    def shortcut_of(self, x, filters, train):
+        """What the shortcut gives of a block's input, for a branch that ends with so many filters."""
         same_shape = self.strides == 1 and x.shape[-1] == filters
         if self.options.shortcut == "C" or (self.options.shortcut == "B" and not same_shape):
             x = layers.convolution(self.numerics, filters, 1, self.strides, name="shortcut_conv")(x)

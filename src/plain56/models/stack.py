@@ -15,7 +15,7 @@ from flax import traverse_util
 
 def is_stacked(path):
     """Whether the leaf at a path of a network's parameters has a leading `block` axis."""
-    return bool(re.fullmatch(r"stage\d", path[0]))
+    return bool(re.fullmatch(r"stage\d+", path[0]))
 
 
 def first_is_alone(layers, stage):
@@ -52,7 +52,7 @@ def _singles(flat):
             for block in range(leaf.shape[0]):
                 yield (f"{layer}.{begin + block}", *rest), path, block
         else:
-            yield (re.sub(r"(stage\d)_first", r"\1.0", layer), *rest), path, None
+            yield (re.sub(r"(stage\d+)_first", r"\1.0", layer), *rest), path, None
 
 
 def _part(leaf, block):
@@ -79,7 +79,9 @@ def stages(model, image_shape):
     """
     stage_of = getattr(model, "stage_of", lambda layer: layer.partition("_")[0])
     order, variables = _traced(model, image_shape)
-    found = {path[0]: stage_of(path[0]) for path in order if len(path) == 1 and path[0] in variables["params"]}
+    layers = [path[0] for path in order if len(path) == 1 and path[0] in variables["params"]]
+    others = [name for name in variables["params"] if name not in layers]  # parameters of the network itself
+    found = {layer: stage_of(layer) for layer in (*others, *layers)}
     position = {stage: number for number, stage in enumerate(found.values())}  # position of its last layer
     return dict(sorted(found.items(), key=lambda item: position[item[1]]))
 

@@ -6,6 +6,7 @@ No other code is there for the sake of older files.
 import copy
 import functools
 import json
+import re
 
 from plain56.configs import base
 from plain56.errors import UserError
@@ -26,8 +27,26 @@ NOT_IDENTITY = (
     "parallelism",
 )
 RENAMED = {"data.augment.colour": "data.augment.color"}
+# The keys of open sections, which a user's own function chooses: flags, sweeps and stored configs may add some.
+OPEN_KEY = re.compile(r"(model|optimizer)\.options\.(\w+)")
 # Removed keys, each with the one value that means the same as its absence, and why no other is accepted.
 REMOVED = {"train.seeds": (1, "several seeds are a sweep")}
+
+
+def override(config, overrides):
+    """Sets keys of a config, in place, by a flat dict; raises as `ConfigDict.update_from_flattened_dict` does.
+
+    A key of an open section need not be there, and may get a value of another type.
+    """
+    rest = {}
+    for key, value in overrides.items():
+        if match := OPEN_KEY.fullmatch(key):
+            section = config[match[1]].options
+            with section.unlocked(), section.ignore_type():
+                section[match[2]] = value
+        else:
+            rest[key] = value
+    config.update_from_flattened_dict(rest)
 
 
 def upgraded(config, source):
@@ -80,9 +99,14 @@ def _section(config, key):
 
 def differences(there, new):
     """The keys, with both values, that make two configs, as nested dicts, different runs; "" if one is empty."""
-    there, new = flatten(there), flatten(upgraded(json.loads(json.dumps(new)), "the config"))
+    there, new = _values(there), _values(upgraded(json.loads(json.dumps(new)), "the config"))
     keys = sorted(key for key in there.keys() | new.keys() if key not in NOT_IDENTITY and there.get(key) != new.get(key))
     if not (there and new and keys):
         return ""
     more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
     return ", ".join(f"{key} ({there.get(key)} there, {new.get(key)} now)" for key in keys[:5]) + more
+
+
+def _values(config):
+    """The values by key; an open section without keys has none."""
+    return {key: value for key, value in flatten(config).items() if value != {}}

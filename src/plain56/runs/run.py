@@ -121,6 +121,8 @@ class Run(NamedTuple):
         data = environment.get("data", {})
         if not (isinstance(data, dict) and all(holds(data[key]) for key, holds in DATA_TYPES.items() if key in data)):
             raise UserError(f"{path} is damaged: its section data does not describe a data set.")
+        if not isinstance(environment.get("own_sources", {}), dict):
+            raise UserError(f"{path} is damaged: its section own_sources has no checksums.")
         return environment
 
     def has_checkpoint(self):

@@ -14,12 +14,12 @@ from flax import traverse_util
 from plain56 import machine, parallel, runs
 from plain56.config import check, from_json
 from plain56.errors import UserError
-from plain56.models import stack
+from plain56.models import is_own, stack
 from plain56.training.stored import load_run
 from plain56.weights import formats
 from plain56.weights.formats import About
 from plain56.weights.pytorch import to_pytorch
-from plain56.weights.variables import foreign, is_of_keras, to_variables
+from plain56.weights.variables import count_classes, foreign, is_of_keras, to_variables
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +74,12 @@ def _layers(flat):
 def _transfer(program, drawn):
     """Variables with all layers of the weights but the last ones and the auxiliary heads."""
     config, source = program.config, program.config.transfer.weights
-    tensors, about = read(source)
+    tensors, about = read(source, config.model.name)
     needed = about or foreign(config.model.name, model_options(config), is_of_keras(tensors))
     given, fitting = (runs.flatten(c.to_dict()) for c in (config, _with(config, needed, source, source)))
     for key, value in fitting.items():
-        if given[key] != value:
-            raise UserError(f"The weights in {source} need {key} {value!r}, and the config has {given[key]!r}.")
+        if given.get(key) != value:
+            raise UserError(f"The weights in {source} need {key} {value!r}, and the config has {given.get(key)!r}.")
     trained = to_variables(source, tensors, needed)
     stages = stack.stages(program.model, program.image_shape)
     begun = {}
@@ -93,11 +93,20 @@ def _transfer(program, drawn):
 
 
 @machine.explaining_memory_errors()
-def read(source):
-    """As `formats.read`, also of a run directory; raises UserError if the run has no checkpoint."""
+def read(source, model=None):
+    """As `formats.read`, also of a run directory; raises UserError if the run has no checkpoint.
+
+    `model` is the network's name, if it is known. A file that holds a network of a user's own is refused without it: it would
+    decide what is imported.
+    """
     path = runs.user_path(source)
     if not path.is_dir():
-        return formats.read(source)
+        tensors, about = formats.read(source)
+        if about and is_own(about.model) and model != about.model:
+            raise UserError(
+                f"{source} holds a user's own network, whose code is imported only if you name it: model={about.model}."
+            )
+        return tensors, about
     trained, data = load_run(path), runs.read_run(path).environment()["data"]
     config = trained.config
     about = {"model": config.model.name, "options": model_options(config) | {"dtype": config.model.dtype}}
@@ -105,6 +114,7 @@ def read(source):
     about |= {key: data[key] for key in ("image_shape", "class_names")}
     about = formats.describe(path / "environment.json", about)
     variables = jax.device_get({"params": trained.state.params, "batch_stats": trained.state.batch_stats})
+    count_classes(about.model, variables)  # raises where it could not be read back
     tensors = to_pytorch(about.model, variables)
     return {name: formats.numbers(source, name, tensor) for name, tensor in tensors.items()}, about
 
@@ -126,7 +136,7 @@ def choose(config, model=None, workdir=None):
             about = About(begun.model.name, model_options(begun), (begun.data.image_size,) * 3, begun.data.mean, begun.data.std)
             _check_name(source, about, model)
             return _with(config, about, "the run", begun.transfer.weights)
-    tensors, about = read(source)
+    tensors, about = read(source, model or config.model.name)
     if about:
         _check_name(source, about, model)
     about = about or foreign(model or config.model.name, model_options(config), is_of_keras(tensors))
@@ -160,13 +170,20 @@ def _with(config, about, source, weights):
 
 def model_options(config):
     """The options of `create_model` that a config chooses, without `dtype`."""
-    options = {key: value for key, value in config.model.items() if key not in ("name", "dtype") and value is not None}
+    options = config.model.to_dict()
+    options = {key: value for key, value in options.items() if key not in ("name", "dtype") and value not in (None, {})}
     return options | ({"epsilon": config.batch_norm.epsilon} if config.batch_norm.epsilon else {})
 
 
 def take_options(config, about, source):
     """Gives a config the options that weights need; raises UserError where the config has others that change their results."""
+    own, chosen = about.options.get("options", {}), config.model.options.to_dict()
+    if chosen not in ({}, own):
+        raise UserError(f"The config asks for the options {chosen}, and the weights in {source} are for {own}.")
+    runs.override(config, {f"model.options.{key}": value for key, value in own.items()})
     for key, value in about.options.items():
+        if key == "options":
+            continue
         section = config.batch_norm if key in config.batch_norm else config.model
         if section[key] is None:
             section[key] = value

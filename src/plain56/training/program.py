@@ -15,6 +15,7 @@ from plain56.analysis import gradients
 from plain56.config import build_model, check
 from plain56.data import Pictures, Split, evaluation_batch, evaluation_stream, image_shape, load_dataset, normalize, train_stream
 from plain56.errors import UserError
+from plain56.models import own
 from plain56.training import cadence, transfer
 from plain56.training.metrics import Totals, add_batch, minimized_losses, split_totals
 from plain56.training.optimizer import make_optimizer, make_schedule
@@ -27,6 +28,7 @@ from plain56.training.step import Feed, Start, Update, streamed_step, train_step
 def load(config):
     """Loads a config's data set; raises UserError where the config does not fit the data, the devices or itself."""
     check(config)
+    make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.steps))  # raises where its options are wrong
     parallel.layout(config).check_batch_size(config.train.batch_size, config.train.accumulate)
     return load_dataset(config.data)
 
@@ -39,7 +41,9 @@ def prepare(config):
     parallel.check_same({key: value for key, value in found.items() if key != "times_crc32"})  # machines may have copies
     if isinstance(dataset.train, Split):
         dataset = dataset._replace(**layout.hold(dataset.splits))
-    return Program(config, layout, dataset, found, shape, build_model(config, len(dataset.class_names)))
+    model = build_model(config, len(dataset.class_names))
+    own.check(config.model.name, model, len(dataset.class_names), shape)
+    return Program(config, layout, dataset, found, shape, model)
 
 
 def _compiled(method):
@@ -192,7 +196,7 @@ class Program:
         return next(self._batches(few, size))
 
     def _with_numerics(self, **changed):
-        return self.model.clone(numerics=self.model.numerics._replace(**changed))
+        return build_model(self.config, len(self.dataset.class_names), **changed)
 
     def _placed(self, pictures, batch_size):
         """The batches of a streamed split in its own order, on the devices, with images as uint8."""

@@ -21,7 +21,7 @@ from plain56.ops import native
 from plain56.training import checkpoints, loop, probe, transfer
 from plain56.training.initial_weights import initial_weights
 from plain56.training.program import prepare
-from plain56.training.stored import check_data, decide_mode
+from plain56.training.stored import check_data, decide_mode, own_sources, warn_of_changed_sources
 
 # Besides JAX's own variables: the compiler's flags, and the width of its thread pool.
 VARIABLES = ("XLA_FLAGS", "NPROC")
@@ -104,9 +104,10 @@ def _write_beginning(run, config, found):
     before, now = run.environment().get("convolution"), native.describe()
     if before not in (None, now):
         logger.warning("The run began with the convolution %s and goes on with %s: its bits will differ.", before, now)
+    warn_of_changed_sources(run, config)
     run.write_config(config.to_dict())
     run.forget_error()
-    run.write_environment(_environment() | {"convolution": now, "data": found})
+    run.write_environment(_environment() | {"convolution": now, "data": found, "own_sources": own_sources(config)})
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from plain56 import parallel, runs
 from plain56.config import build_model, check, from_json
 from plain56.data import choose_mode
 from plain56.errors import UserError
+from plain56.references import checksum, is_reference
 from plain56.training import checkpoints, transfer
 from plain56.training.program import initial_state
 
@@ -39,6 +40,7 @@ def load_run(path):
         raise UserError(
             f"{run.path / 'environment.json'} does not say what data the run has; another version may have written it."
         )
+    warn_of_changed_sources(run, config)
     image_shape = tuple(data["image_shape"])
     model = build_model(config, len(data["class_names"]))
     whole = parallel.layout().whole
@@ -48,6 +50,20 @@ def load_run(path):
     with closing(checkpoints.open_checkpoints(run.checkpoints, read_only=True)) as manager:
         state, _ = checkpoints.restore(manager, shapes)
     return Trained(config, model, state, image_shape)
+
+
+def own_sources(config):
+    """Checksums of the files that hold a config's own network and optimizer, by their references."""
+    own = {name: checksum(name) for name in (config.model.name, config.optimizer.name) if is_reference(name)}
+    return {name: found for name, found in own.items() if found}
+
+
+def warn_of_changed_sources(run, config):
+    """Warns where a file of a user's own has changed since the run's newest start."""
+    before, now = run.environment().get("own_sources", {}), own_sources(config)
+    for name in now:
+        if before.get(name, now[name]) != now[name]:
+            logger.warning("The file of %s has changed since %s was trained; its results may differ.", name, run.path)
 
 
 def decide_mode(config, run):

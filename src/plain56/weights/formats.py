@@ -20,7 +20,7 @@ import safetensors.numpy
 from plain56 import machine, runs
 from plain56.config import check_value, with_tuples
 from plain56.errors import UserError, first_line
-from plain56.models import create_model, option_names
+from plain56.models import create_model, is_own, option_names
 from plain56.runs.files import parse_json
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th")
@@ -29,7 +29,7 @@ SUFFIXES = (".safetensors", *TORCH_SUFFIXES, KERAS_SUFFIX)
 # Before, a file could run code although only tensors were asked for (CVE-2025-32434).
 TORCH_VERSION = (2, 6)
 SAFETENSORS_TYPES = ("F64", "F32", "F16", "BF16", *(f"{sign}{bits}" for sign in "IU" for bits in (8, 16, 32, 64)))
-VARIANCES = ("running_var", "moving_variance")  # PyTorch's and Keras'
+VARIANCES = ("running_var", "moving_variance", ".var")  # PyTorch's, Keras' and ours
 
 METADATA = "plain56"  # the key of our description in a file's metadata
 MOST_PIXELS = 8192  # on a side, as of data.image_size
@@ -122,7 +122,8 @@ def _check(about):
         raise UserError(f"options must be of {', '.join(known)}, which {about.model} has, not {about.options!r}")
     for key, value in about.options.items():
         check_value("batch_norm.epsilon" if key == "epsilon" else f"model.{key}", value)
-    create_model(about.model, 2, **about.options)  # what a network refuses beyond that
+    if not is_own(about.model):  # a file causes no import
+        create_model(about.model, 2, **about.options)  # what a network refuses beyond that
     for key in ("mean", "std"):
         check_value(f"data.{key}", getattr(about, key))
     channels = len(about.mean)

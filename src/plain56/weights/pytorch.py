@@ -10,7 +10,8 @@ and export share it and no layer is listed twice. Networks in the ImageNet form,
     googlenet        googlenet_bn
 
 The CIFAR form has those of the PyTorch CIFAR ResNets that are widely used (`layer1.0.conv1`, `linear`, `layer2.0.shortcut.0` for
-projections). What has no counterpart there is named alike.
+projections). What has no counterpart there is named alike. Networks that PyTorch does not have, such as a user's own, keep our
+names and layouts: `stage1.0.conv1.kernel`.
 
 Running variances are taken as they are: PyTorch keeps the unbiased ones, and the published networks were measured with them.
 The published GoogLeNet takes images of mean and deviation 0.5 in every channel, the other networks those of ImageNet
@@ -28,6 +29,7 @@ import numpy as np
 from plain56.errors import UserError
 from plain56.models import create_model, is_cifar_form, parse_name, stack, vgg
 
+FAMILIES = ("plain", "resnet", "vgg", "googlenet")  # those that have names here
 PARAMETERS = {"kernel": "weight", "bias": "bias", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 IGNORED = "num_batches_tracked"
 # Channels of the maps that fully-connected layers flatten: in VGG, and in GoogLeNet's auxiliary heads.
@@ -61,18 +63,20 @@ class Place(NamedTuple):
     """Where one of PyTorch's tensors stands among our variables.
 
     `path` is that of our leaf in its collection, unstacked. `shape` is PyTorch's. `side` is that of the square map that a
-    fully-connected layer flattens, and 0 for other layers.
+    fully-connected layer flattens, 0 for other layers, and None where the layout is ours.
     """
 
     collection: str
     path: tuple[str, ...]
     name: str
     shape: tuple[int, ...]
-    side: int
+    side: int | None
 
 
 def _to_ours(tensor, side):
     """PyTorch's layouts are (out, in, H, W) and (out, in), ours (H, W, in, out) and (in, out); it flattens maps as C, H, W."""
+    if side is None:
+        return tensor
     if side:
         features = tensor.shape[0]
         return tensor.reshape(features, -1, side, side).transpose(2, 3, 1, 0).reshape(-1, features)
@@ -80,6 +84,8 @@ def _to_ours(tensor, side):
 
 
 def _to_theirs(kernel, side):
+    if side is None:
+        return kernel
     if side:
         features = kernel.shape[-1]
         return kernel.reshape(side, side, -1, features).transpose(3, 2, 0, 1).reshape(features, -1)
@@ -93,8 +99,12 @@ def places(name, variables):
         name: the network's.
         variables: ours, {"params": …, "batch_stats": …} or one of the two, or their shapes (`jax.ShapeDtypeStruct`).
     """
+    named = parse_name(name)[0] in FAMILIES
     for collection, tree in variables.items():
         for path, leaf in stack.unstack(tree).items():
+            if not named:
+                yield Place(collection, path, ".".join(path), leaf.shape, None)
+                continue
             *modules, parameter = path
             channels = FLATTENED_CHANNELS.get(modules[-1])
             side = math.isqrt(leaf.shape[0] // channels) if channels and parameter == "kernel" else 0
@@ -112,8 +122,6 @@ def _module(name, modules):
         return VGG_CLASSIFIER.get(first) or f"features.{_feature_indices(name)[first]}"
     if family == "googlenet":
         return ".".join([GOOGLENET.get(first, first), *(INSIDE_GOOGLENET.get(module, module) for module in rest)])
-    if family not in ("plain", "resnet"):
-        raise UserError(f"{name} cannot be read from a file or written to one: weights/pytorch.py has no names for its layers.")
     cifar = is_cifar_form(name)
     if first == "head" and cifar:
         return CIFAR_HEAD
@@ -169,9 +177,10 @@ def from_pytorch(name, tensors, image_shape=(224, 224, 3), **options):
 
 def _variable_shapes(name, tensors, image_shape, options):
     """Shapes of the variables of our network with as many classes as the tensors have."""
-    bias = tensors.get(f"{_module(name, ['head'])}.bias")
-    # Where the bias is missing, the check says so, whatever the number of classes is.
-    num_classes = 2 if bias is None else bias.size
+    named = parse_name(name)[0] in FAMILIES
+    last = tensors.get(f"{_module(name, ['head'])}.bias" if named else "head.kernel")
+    # Where it is missing or has no axes, the check says so, whatever the number of classes is.
+    num_classes = last.shape[-1] if last is not None and last.ndim else 2
     if name.startswith("googlenet"):
         options = {"auxiliary": any(key.startswith("aux") for key in tensors)} | options
     model = create_model(name, num_classes, **options)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plain56.errors import UserError, first_line
-from plain56.models import create_model, is_cifar_form, parse_name
+from plain56.models import create_model, is_cifar_form, is_own, parse_name
 from plain56.weights import keras
 from plain56.weights.formats import About
 from plain56.weights.pytorch import from_pytorch
@@ -33,10 +33,20 @@ def to_variables(source, tensors, about):
             raise UserError(f"weights by Keras' names are read for {', '.join(keras.NAMES)}; the network is {name}.")
     except UserError as error:
         raise UserError(f"{source} cannot be loaded as {name}: {first_line(error)}.") from error
-    classes = variables["params"]["head"]["kernel"].shape[-1]
+    classes = count_classes(name, variables)
     if len(about.class_names) not in (0, classes):
         raise UserError(f"{source} has names for {len(about.class_names)} classes, and its last layer has {classes}.")
     return variables
+
+
+def count_classes(name, variables):
+    """The number of classes of a network's variables, by its last layer; raises UserError where that is not called "head"."""
+    try:
+        return variables["params"]["head"]["kernel"].shape[-1]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{name} must call its last layer head for its weights to be read from a file or written to one."
+        ) from error
 
 
 def foreign(model, options, of_keras=False):
@@ -54,4 +64,4 @@ def foreign(model, options, of_keras=False):
 
 def is_small(model, options):
     """Whether a network is in the form for small images, CIFAR's."""
-    return is_cifar_form(model) or options.get("form") == "small"
+    return is_own(model) or is_cifar_form(model) or options.get("form") == "small"

@@ -1,0 +1,355 @@
+"""A network of a user's own: one file, which is trained, tested, described, exported and compared like those that ship."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import launch
+from configs import digits
+from plain56 import load_pretrained, runs, sweeps, training
+from plain56.errors import UserError
+from plain56.models import own, parse_name
+from plain56.models.registry import create_model
+
+ROOT = Path(__file__).parent.parent
+SOURCE = """
+import jax.numpy as jnp
+from flax import linen as nn
+
+from plain56.models import Output, layers
+
+
+class Block(nn.Module):
+    filters: int
+    scale: float
+    numerics: layers.Numerics
+
+    @nn.compact
+    def __call__(self, x, train):
+        y = layers.convolution(self.numerics, self.filters, 3, name="conv")(x)
+        y = layers.BatchNorm(self.numerics, train, name="norm")(y)
+        return layers.Tap(name="output")(nn.leaky_relu(y + self.scale * x)), None
+
+
+class Scaled(nn.Module):
+    num_classes: int
+    numerics: layers.Numerics
+    blocks: int
+    scale: float
+    stage: str = "stage1"
+    logits: str = "float32"
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = layers.convolution(self.numerics, 4, 3, name="stem_conv")(images.astype(self.numerics.dtype))
+        fields = {"filters": 4, "scale": self.scale, "numerics": self.numerics, "name": self.stage}
+        x, _ = layers.scan_blocks(Block, self.blocks, False, **fields)(x, train)
+        logits = layers.head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2)))
+        return Output(logits.astype(self.logits))
+
+
+def scaled(num_classes, numerics, depth=5, scale=0.5, **others):
+    return Scaled(num_classes, numerics, depth - 2, scale, **others)
+
+
+class Single(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return Output(nn.Dense(self.num_classes, name="stage1")(jnp.mean(images, axis=(1, 2))))
+
+
+class Counting(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        self.variable("memory", "count", jnp.zeros, ())
+        return Output(nn.Dense(self.num_classes, name="head")(jnp.mean(images, axis=(1, 2))))
+
+
+class Bare(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Dense(self.num_classes)(jnp.mean(images, axis=(1, 2)))
+
+
+class Headless(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        scale = self.param("scale", nn.initializers.ones, ())
+        return Output(nn.Dense(self.num_classes, name="classes")(scale * jnp.mean(images, axis=(1, 2))))
+
+
+def single(num_classes, numerics):
+    return Single(num_classes)
+
+
+def counting(num_classes, numerics):
+    return Counting(num_classes)
+
+
+def bare(num_classes, numerics):
+    return Bare(num_classes)
+
+
+def headless(num_classes, numerics):
+    return Headless(num_classes)
+
+
+def none(num_classes, numerics):
+    return None
+
+
+def picky(num_classes, numerics, depth=8):
+    if depth % 6 != 2:
+        raise ValueError("depth must be 6n + 2")
+
+
+def signs(schedule, momentum=0.5):
+    import optax
+
+    return optax.chain(optax.trace(momentum), optax.scale_by_sign(), optax.scale_by_learning_rate(schedule))
+
+
+def no_optimizer(schedule):
+    return 3
+"""
+NAME = "own_network:scaled"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, with the user's file, whose module is forgotten at the end."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_network.py").write_text(SOURCE)
+    yield tmp_path
+    sys.modules.pop("own_network", None)
+
+
+def own_config(**options):
+    config = digits.get_config(NAME)
+    config.train.steps, config.train.batch_size, config.optimizer.schedule.warmup_steps = 8, 32, 2
+    config.train.steps_per_call = config.train.log_every = config.train.evaluate_every = config.train.checkpoint_every = 4
+    runs.override(config, {f"model.options.{key}": value for key, value in options.items()})
+    return config
+
+
+def last_json(capsys):
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_own_network_is_trained_tested_exported_and_read_like_any_other(folder, capsys):
+    config = own_config(depth=6)
+    config.train.gradients_every = 8
+    assert training.train(config, folder / "run").state == "finished"
+    run = runs.read_run(folder / "run")
+    logged, (gradients,) = run.metrics("test")[-1], run.metrics("gradients")[-1:]
+    assert list(gradients["outputs"]) == [f"stage1.{block}" for block in range(4)]
+    assert run.environment()["own_sources"].keys() == {NAME}
+    assert launch.main(["evaluate", "--workdir=run"]) == 0
+    assert last_json(capsys) | {"split": "test"} == {
+        key: logged[key] for key in ("loss", "top1_error", "top5_error", "step", "split")
+    } | {"examples": 449}
+    assert launch.main(["export", "--workdir=run", "--weights=own.safetensors"]) == 0
+    module, variables, _ = load_pretrained("own.safetensors", NAME)
+    trained = training.load_run("run").state
+    assert module.scale == 0.5 and variables["params"]["stage1"]["conv"]["kernel"].shape == (4, 3, 3, 4, 4)
+    assert jax.tree.all(jax.tree.map(np.array_equal, variables, {"params": trained.params, "batch_stats": trained.batch_stats}))
+    flags = [f"--config=configs/digits.py:{NAME}", "--config.model.options.depth=6"]
+    Path("configs").symlink_to(Path(digits.__file__).parent)
+    assert launch.main(["evaluate", "--weights=own.safetensors", *flags, "--config.train.batch_size=32"]) == 0
+    assert last_json(capsys)["loss"] == logged["loss"]
+    assert launch.main(["describe", "--image_size=8", *flags, "--config.data.mean=(0.5,)"]) == 0
+    assert (
+        last_json(capsys)["parameters"]
+        == run.status().parameters
+        == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    )
+
+
+def test_a_file_causes_no_import_by_itself(folder, capsys):
+    training.train(own_config(), "run")
+    launch.main(["export", "--workdir=run", "--weights=own.safetensors"])
+    sys.modules.pop("own_network")
+    (folder / "own_network.py").write_text("raise SystemExit('it was imported')")
+    (folder / "picture.png").write_bytes(b"")
+    for read in (
+        lambda: load_pretrained("own.safetensors"),
+        lambda: load_pretrained("own.safetensors", "resnet20"),
+        lambda: training.initial_weights.choose(digits_from("own.safetensors")),
+    ):
+        with pytest.raises(UserError, match="imported only if you name it: model=own_network:scaled"):
+            read()
+    assert launch.main(["predict", "--weights=own.safetensors", "picture.png"]) == 2
+    assert launch.main(["sweep", "--status", "--workdir=run"]) == 2  # no sweep, and no import either
+    assert "own_network" not in sys.modules
+    with pytest.raises(UserError, match="it was imported"):
+        load_pretrained("own.safetensors", NAME)
+
+
+def digits_from(weights):
+    config = digits.get_config()
+    config.transfer.weights = weights
+    return config
+
+
+def test_own_network_is_fine_tuned(folder):
+    training.train(own_config(depth=6), "run")
+    config = own_config()
+    config.transfer.weights, config.transfer.freeze, config.train.stop_after = "run", ("stem",), 4
+    config = training.initial_weights.choose(config, workdir="tuned")
+    assert config.model.options.depth == 6
+    training.train(config, "tuned")
+    before, after = (training.load_run(name).state.params for name in ("run", "tuned"))
+    assert np.array_equal(before["stem_conv"]["kernel"], after["stem_conv"]["kernel"])
+    assert not np.array_equal(before["stage1"]["conv"]["kernel"], after["stage1"]["conv"]["kernel"])
+
+
+def test_changed_file_is_told_and_the_run_goes_on(folder, caplog):
+    config = own_config()
+    config.train.stop_after = 4
+    training.train(config, "run")
+    (folder / "own_network.py").write_text(SOURCE + "# A comment.\n")
+    config.train.stop_after = 0
+    assert training.train(config, "run").state == "finished"
+    assert "The file of own_network:scaled has changed since run was trained" in caplog.text
+    caplog.clear()
+    training.load_run("run")
+    assert not caplog.text
+    (folder / "own_network.py").write_text(SOURCE)
+    training.load_run("run")
+    assert "has changed" in caplog.text
+
+
+def test_options_make_a_run_another_one(folder):
+    training.train(own_config(depth=5), "run")
+    for options, now in (({"depth": 6}, 6), ({}, None)):
+        with pytest.raises(UserError, match=rf"holds a different run: model.options.depth \(5 there, {now} now\); choose"):
+            training.train(own_config(**options), "run")
+
+
+def test_sweep_compares_own_networks_with_others(folder):
+    def elements(config):
+        for depth in (5, 6):
+            yield {"model.name": NAME, "model.options.depth": depth}
+        yield {"model.name": "plain8"}
+        yield {"model.name": "plain8", "optimizer.name": "adam", "optimizer.options.b2": 0.99}
+
+    config = own_config()
+    config.train.stop_after = 4
+    rows = sweeps.run_sweep(sweeps.expand(config, elements), "sweep")
+    assert [(row["model"], row["depth"]) for row in rows] == [(NAME, 5), (NAME, 6), ("plain8", 8), ("plain8", 8)]
+    assert all(row["steps"] == 4 for row in rows) and len({row["train_loss"] for row in rows}) == 4
+    assert sweeps.is_complete("sweep")
+
+
+def test_name_and_depth_are_known_without_an_import():
+    assert parse_name("no_such_module.part:network", {"depth": 56}) == ("network", 56)
+    assert parse_name("no_such_module.part:network") == ("network", None)
+
+
+def test_own_optimizer_is_used(folder):
+    config = own_config()
+    config.optimizer.name = "own_network:signs"
+    runs.override(config, {"optimizer.options.momentum": 0.0})
+    config.train.steps, config.train.stop_after, config.optimizer.schedule.warmup_steps = 8, 1, 0
+    config.model.name = "plain8"
+    training.train(config, "run")
+    trained, config = training.load_run("run").state.params, config.copy_and_resolve_references()
+    drawn = training.prepare(config).initial[0].params
+    steps = jax.tree.map(lambda after, before: np.abs(after - before).max(), trained, drawn)
+    np.testing.assert_allclose(jax.tree.leaves(steps), config.optimizer.learning_rate, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("own_network:absent", {}, "model.name is 'own_network:absent', but the module own_network has no function absent"),
+        ("absent_network:scaled", {}, "the module absent_network cannot be imported: ModuleNotFoundError"),
+        ("own_network", {}, "There is no network 'own_network'"),
+        ("own-network:scaled", {}, "model.name must name package.module:function, not 'own-network:scaled'"),
+        (NAME, {"dept": 3}, r"own_network:scaled fails with TypeError: .*'dept' \(own_network.py, line 3\d\)"),
+        ("own_network:picky", {"dept": 3}, "model.options does not fit own_network:picky, which takes depth: .*'dept'"),
+        ("own_network:picky", {"depth": 9}, r"fails with ValueError: depth must be 6n \+ 2 \(own_network.py, line"),
+        ("own_network:none", {}, "own_network:none must return a Flax module, not NoneType"),
+        ("own_network:bare", {}, r"own_network:bare must return plain56.models.Output\(logits\), not"),
+        ("own_network:single", {}, "its layer stage1 is called so, and has none"),
+        ("own_network:counting", {}, "must have variables in params and batch_stats, not in memory"),
+        (NAME, {"stage": "body"}, "its layer body has stacked blocks in body/conv"),
+        (NAME, {"logits": "bfloat16"}, "must return logits of shape .* in float32, not .* in bfloat16"),
+        (NAME, {"depth": {"a": 1}}, "model.options must be options: names with numbers, texts"),
+    ],
+)
+def test_mistakes_cost_a_sentence_and_leave_nothing(folder, name, options, message):
+    config = own_config()
+    config.model.name = name
+    runs.override(config, {f"model.options.{key}": value for key, value in options.items()})
+    with pytest.raises(UserError, match=message):
+        training.train(config, "run")
+    assert not Path("run").exists()
+
+
+def test_keys_of_shipped_networks_are_refused(folder):
+    config = own_config()
+    config.model.shortcut = "B"
+    with pytest.raises(UserError, match="model.shortcut is 'B', and own_network:scaled takes only the options options"):
+        training.train(config, "run")
+    with pytest.raises(UserError, match="model.options is {'depth': 3}, and resnet20 takes only the options"):
+        create_model("resnet20", 10, options={"depth": 3})
+    config = own_config()
+    config.optimizer.name = "own_network:no_optimizer"
+    with pytest.raises(UserError, match="must return an optax.GradientTransformation, not int"):
+        training.train(config, "run")
+
+
+def test_network_without_a_head_is_trained_and_not_exported(folder, capsys):
+    config = own_config()
+    config.model.name = "own_network:headless"
+    training.train(config, "run")
+    assert launch.main(["evaluate", "--workdir=run"]) == 0
+    assert launch.main(["export", "--workdir=run", "--weights=own.safetensors"]) == 2
+    assert "own_network:headless must call its last layer head" in capsys.readouterr().err
+    assert own.is_own("own_network:headless")
+
+
+def test_flags_add_literals_to_open_sections(folder):
+    from plain56.cli import flags
+
+    (folder / "mine.py").write_text("from configs import digits\nget_config = digits.get_config\n")
+    given = {"depth": "6", "scale": "0.25", "name": "text", "shape": "(1, 2)", "on": "True", "off": "None"}
+    argv = [f"--config=mine.py:{NAME}", *(f"--config.model.options.{key}={value}" for key, value in given.items())]
+    options, _ = flags.parse([*argv, "--config.optimizer.options.b2", "0.5"], "train")
+    config = options.config
+    assert config.model.options.to_dict() == {"depth": 6, "scale": 0.25, "name": "text", "shape": (1, 2), "on": True, "off": None}
+    assert config.optimizer.options.to_dict() == {"b2": 0.5}
+    assert {"model.options.depth", "optimizer.options.b2"} <= set(flags.overridden(options))
+    with pytest.raises(UserError, match="There is no key 'model.option.depth' in the config"):
+        flags.parse(["--config=mine.py", "--config.model.option.depth=6"], "train")
+
+
+@pytest.mark.slow
+def test_workers_and_several_processes_import_the_file(folder):
+    """Each is a process of its own that begins in the user's folder, with one CPU device."""
+    (folder / "sweep.py").write_text(
+        "from configs import digits\n\n\ndef get_config():\n    config = digits.get_config()\n    config.train.stop_after = 2\n"
+        "    return config\n\n\ndef sweep(config):\n    for depth in (4, 5):\n"
+        f"        yield {{'model.name': {NAME!r}, 'model.options.depth': depth}}\n"
+    )
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", ROOT)))}
+    command = [sys.executable, ROOT / "launch.py", "sweep", "--config=sweep.py", "--workdir=sweep", "--workers=2"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout.splitlines()[-1])["runs"]
+    assert [(row["depth"], row["steps"]) for row in rows] == [(4, 2), (5, 2)]
