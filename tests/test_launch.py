@@ -12,7 +12,9 @@ import jax
 import pytest
 
 import launch
+import plain56
 from plain56 import cli, runs, training
+from plain56.cli.flags import parse
 from tests.killed import wait_until
 from tests.test_models import PARAMETERS
 
@@ -179,6 +181,24 @@ def test_help_is_quick_because_it_imports_no_jax():
     assert result.returncode == 0, result.stderr
     assert "launch.py train" in result.stdout
     assert "--workdir" in result.stdout
+
+
+def test_recipes_are_found_from_any_folder_but_a_users_own_come_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for flags in (["--config=configs/digits.py:plain32"], ["--config", "configs/digits.py:plain32"]):
+        config = parse(flags)[0].config
+        assert (config.model.name, config.data.name) == ("plain32", "digits")
+    own = "from plain56.configs import cifar10\n\n\ndef get_config(name):\n    return cifar10.get_config(name)\n"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "digits.py").write_text(own)
+    assert parse(["--config=configs/digits.py:plain32"])[0].config.data.name == "cifar10"
+    # The other recipes are still there, and are made of the shipped ones.
+    assert parse(["--config=configs/sweeps/degradation.py"])[0].config.data.name == "digits"
+
+
+def test_version(capsys):
+    assert launch.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"plain56 {plain56.__version__}\n"
 
 
 def described(capsys, *arguments):
