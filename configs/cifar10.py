@@ -2,7 +2,7 @@
 
 To make choices, train on 45,000 images and compare on the other 5,000: --config.data.validation_examples=5000.
 
-    TFDS_DATA_DIR=FOLDER python launch.py train --config=configs/cifar10.py:resnet56 --workdir=runs/resnet56
+    TFDS_DATA_DIR=FOLDER plain56 train --config=configs/cifar10.py:resnet56 --workdir=runs/resnet56
 
 FOLDER holds cifar10 prepared for TFDS. Test error in the paper (Table 6): ResNet-20 8.75 %, -32 7.51 %, -44 7.17 %, -56 6.97 %,
 -110 6.43 %; plain networks get worse with depth, and plain-110 stays above 60 % (section 4.2).
@@ -10,7 +10,7 @@ FOLDER holds cifar10 prepared for TFDS. Test error in the paper (Table 6): ResNe
 
 import re
 
-from configs import base
+from plain56.configs import base
 
 # "0.1 is slightly too large to start converging" at 110 layers: 0.01 for about 400 iterations (section 4.2).
 DEEP = 110

@@ -1,9 +1,9 @@
 """scikit-learn's 8×8 digits: the degradation result in minutes on two cores. Trains on all 1,348 training images.
 
-python launch.py train --config=configs/digits.py:resnet20 --workdir=runs/resnet20
+plain56 train --config=configs/digits.py:resnet20 --workdir=runs/resnet20
 """
 
-from configs import base
+from plain56.configs import base
 
 
 def get_config(name="resnet20"):

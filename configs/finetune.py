@@ -1,6 +1,6 @@
-"""Training a network further on a small data set: `launch.py finetune`.
+"""Training a network further on a small data set: `plain56 finetune`.
 
-    python launch.py finetune --config=configs/finetune.py --weights=timm/resnet50.tv_in1k --model=resnet50 \\
+    plain56 finetune --config=configs/finetune.py --weights=timm/resnet50.tv_in1k --model=resnet50 \\
         --config.data.name=folder:PATH --workdir=runs/finetuned
 
 The last layer is new and random, with as many outputs as the data set has classes. --config.transfer.freeze="('*',)" trains only
@@ -9,7 +9,7 @@ each stage to the one before it. configs/finetune.py:probe fits the last layer t
 common practice, not a paper's: a small rate that falls as a cosine, and crops that keep most of a picture.
 """
 
-from configs import base
+from plain56.configs import base
 
 
 def get_config(approach="all"):

@@ -1,6 +1,6 @@
 """ImageNet as in the papers of the three networks: schedules in iterations, batch size, weight decay, crops and dropout.
 
-    TFDS_DATA_DIR=FOLDER python launch.py train --config=configs/imagenet.py:resnet50 --workdir=runs/resnet50
+    TFDS_DATA_DIR=FOLDER plain56 train --config=configs/imagenet.py:resnet50 --workdir=runs/resnet50
 
 FOLDER holds imagenet2012 prepared for TFDS. It has 180 GiB at 224 pixels and is read while the network trains, by threads or by
 --config.data.workers=N processes. --config.data.name=folder:PATH takes your own pictures, whose statistics are then to be set by
@@ -10,7 +10,7 @@ All networks begin from He et al. 2015's initialization. VGG's paper drew from N
 networks (--config.train.warm_start=RUN); GoogLeNet's does not say how it began.
 """
 
-from configs import base
+from plain56.configs import base
 
 
 def get_config(name="resnet50"):

@@ -3,7 +3,7 @@
 Reads only the run directories of a sweep, such as that of configs/sweeps/landmarks.py. Without a sweep it draws only what
 GoogLeNet's 1×1 reductions and VGG's stacks of 3×3 convolutions save at 224 pixels:
 
-    python -m experiments.costs [--workdir=runs/landmarks]
+    python -m plain56.experiments.costs [--workdir=runs/landmarks]
 """
 
 import sys

@@ -3,7 +3,7 @@
 He et al. 2015, Fig. 1 and Fig. 6: "the deeper network has higher training error, and thus test error" if it is plain, but not if
 it is residual. Runs the sweep, draws the figure from its run directories and checks the claim:
 
-    python -m experiments.degradation [--workdir=runs/degradation] [--config.sweep.depths='(20,32,44,56)']
+    python -m plain56.experiments.degradation [--workdir=runs/degradation] [--config.sweep.depths='(20,32,44,56)']
 
 The rule, on final training errors averaged over seeds: from the shallowest to the deepest network, the error of plain networks
 rises by at least 20 percentage points, that of residual ones by at most 2.

@@ -1,6 +1,6 @@
 """GoogLeNet's parameters and operations, block by block, beside the paper's: Szegedy et al. 2014, Table 1. Nothing is trained.
 
-python -m experiments.googlenet_table1
+python -m plain56.experiments.googlenet_table1
 """
 
 from plain56 import cli

@@ -3,7 +3,7 @@
 Measures the norm of the gradient of one batch's loss at every block, draws it against depth, and prints the factor by which it
 grows with each block on its way back to the images:
 
-    python -m experiments.gradient_flow [--workdir=runs/gradient_flow] [--config.sweep.depths='(20,56)']
+    python -m plain56.experiments.gradient_flow [--workdir=runs/gradient_flow] [--config.sweep.depths='(20,56)']
 
 --config=configs/sweeps/degradation.py:cifar10 measures on CIFAR-10. He et al. 2015, section 4.1, say that the gradients of plain
 networks have "healthy norms with BN", and leave open why these networks train slowly.
@@ -11,8 +11,8 @@ networks have "healthy norms with BN", and leave open why these networks train s
 
 import copy
 
-from configs.sweeps import degradation
 from plain56 import cli, runs
+from plain56.configs.sweeps import degradation
 from plain56.figures import gradient_flow
 
 DEFAULTS = {

@@ -3,7 +3,7 @@
 Reads only the run directories of a sweep. Takes the shallowest and the deepest plain and residual networks, on the training split
 without augmentation, along one direction, and the deepest also over the plane of two:
 
-    python -m experiments.landscape [--workdir=runs/degradation]
+    python -m plain56.experiments.landscape [--workdir=runs/degradation]
 """
 
 import numpy as np

@@ -2,7 +2,7 @@
 
 Reads only the run directories of a sweep. Tests its shallowest and deepest plain and residual networks on the test split:
 
-    python -m experiments.lesions [--workdir=runs/degradation]
+    python -m plain56.experiments.lesions [--workdir=runs/degradation]
 """
 
 import functools

@@ -2,7 +2,7 @@
 
 In every folder of experiments/results, or in and under another folder:
 
-    python -m experiments.redraw [--workdir=experiments/results/gradient_flow]
+    python -m plain56.experiments.redraw [--workdir=experiments/results/gradient_flow]
 """
 
 from pathlib import Path

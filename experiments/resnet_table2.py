@@ -3,9 +3,9 @@
 Runs the sweep, draws the figure and prints the errors beside the paper's. By default on the digits, at 32 pixels and for 200
 steps; on ImageNet as in the paper:
 
-    python -m experiments.resnet_table2 [--config=configs/sweeps/degradation.py:imagenet] [--workdir=runs/resnet_table2]
+    python -m plain56.experiments.resnet_table2 [--config=configs/sweeps/degradation.py:imagenet] [--workdir=runs/resnet_table2]
 
-The paper tests ten crops of ImageNet's validation images, as does `launch.py evaluate --protocol=ten_crop`.
+The paper tests ten crops of ImageNet's validation images, as does `plain56 evaluate --protocol=ten_crop`.
 """
 
 from plain56 import cli

@@ -3,12 +3,12 @@
 Reads only a sweep over depths, for CIFAR-10 that of configs/sweeps/degradation.py:cifar10. With another data set, the paper's
 errors are only a comparison:
 
-    python -m experiments.resnet_table6 [--workdir=runs/degradation]
+    python -m plain56.experiments.resnet_table6 [--workdir=runs/degradation]
 
 Writes curves.csv beside the sweep's summary.csv. These two files, in any folder, are enough for the same command to print the
 table and redraw the figure:
 
-    python -m experiments.resnet_table6 --workdir=experiments/results/cifar10_degradation/full_recipe
+    python -m plain56.experiments.resnet_table6 --workdir=experiments/results/cifar10_degradation/full_recipe
 """
 
 import statistics

@@ -2,7 +2,7 @@
 
 Reads only the run directories of a sweep. Measures every depth, plain and residual, over the training split without augmentation:
 
-    python -m experiments.responses [--workdir=runs/degradation]
+    python -m plain56.experiments.responses [--workdir=runs/degradation]
 """
 
 from plain56 import cli, runs, sweeps

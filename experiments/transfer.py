@@ -4,7 +4,7 @@ Trains a network on half of a data set's classes, then networks on a few example
 values, only the last layer on the features of the first network, and all layers beginning from it. Draws the figure, prints the
 table and checks the claim:
 
-    python -m experiments.transfer [--config=configs/sweeps/transfer.py:cifar10] [--workdir=runs/transfer]
+    python -m plain56.experiments.transfer [--config=configs/sweeps/transfer.py:cifar10] [--workdir=runs/transfer]
 
 The rule, on test errors averaged over seeds, with the fewest examples per class: the probe and fine-tuning are both at least 5
 percentage points better than training from scratch.
@@ -14,8 +14,8 @@ import copy
 import sys
 from pathlib import Path
 
-from configs.sweeps.transfer import source, sweep
 from plain56 import cli, runs
+from plain56.configs.sweeps.transfer import source, sweep
 from plain56.figures import transfer
 
 SWEEP = "configs/sweeps/transfer.py"

@@ -3,7 +3,7 @@
 Trains all of them, and tests each at one scale by the paper's dense evaluation. By default on the digits, whose 8×8 pixels take
 the place of 224×224, and without the paper's warm start of the deeper networks:
 
-    python -m experiments.vgg_table3 [--config=configs/sweeps/vgg.py:imagenet] [--workdir=runs/vgg]
+    python -m plain56.experiments.vgg_table3 [--config=configs/sweeps/vgg.py:imagenet] [--workdir=runs/vgg]
 """
 
 from pathlib import Path

@@ -12,7 +12,9 @@ import jax
 import pytest
 
 import launch
+import plain56
 from plain56 import cli, runs, training
+from plain56.cli.flags import parse
 from tests.killed import wait_until
 from tests.test_models import PARAMETERS
 
@@ -27,7 +29,10 @@ MISTAKES = [
     (["tarin"], "There is no mode 'tarin'"),
     (["train"], "--config is missing"),
     (["train", DIGITS], "--workdir is missing"),
-    (["train", "--config=configs/nosuch.py"], "No such file or directory: 'configs/nosuch.py'"),
+    (
+        ["train", "--config=configs/nosuch.py"],
+        "There is no file 'configs/nosuch.py'; --config must be a file of your own or one of configs/base.py, ",
+    ),
     (["train", "--config=LICENSE"], "The command cannot be read"),
     (["train", "--config.seed=1"], "--config is missing"),
     (["train", DIGITS, "--config.train.stepz=1"], "no key 'train.stepz' in the config; the nearest is 'train.steps'"),
@@ -47,7 +52,7 @@ MISTAKES = [
     (["train", DIGITS, *ONE_OF_TWO, "--distributed", "--workdir=W"], "--distributed must be left out"),
     (["train", DIGITS, *ONE_OF_TWO[:2], "--process_id=2", "--workdir=W"], "--process_id must be from 0 to 1"),
     (["train", DIGITS, "--coordinator=here", *ONE_OF_TWO[1:], "--workdir=W"], "--coordinator must be HOST:PORT"),
-    (["sweep", SWEEP, "--distributed", "--workdir=W"], "--distributed belongs to launch.py train"),
+    (["sweep", SWEEP, "--distributed", "--workdir=W"], "--distributed belongs to train"),
     (
         ["train", DIGITS, "--config.optimizer.learning_rate=nan", "--workdir=W"],
         "must be a positive number below 1e38, not nan",
@@ -63,7 +68,7 @@ MISTAKES = [
         "warmup_learning_rate must be positive, not 0",
     ),
     (["train", DIGITS, "--config.optimizer.schedule.boundaries=(3,2)", "--workdir=W"], "rising positive integers"),
-    (["train", DIGITS, "--config.data.name=mnist", "--config.data.dir=W", "--workdir=W"], "install the extra 'prepare'"),
+    (["train", DIGITS, "--config.data.name=mnist", "--config.data.dir=W", "--workdir=W"], "pip install 'plain56[prepare]'"),
     (["train", DIGITS, WIDE, "--workdir=W"], "widths may not decrease"),
     (["train", DIGITS, "--workdir=configs"], "configs exists and is not a run directory"),
     (["evaluate", "--workdir=W"], "is not a run directory"),
@@ -87,7 +92,7 @@ MISTAKES = [
     (["sweep", SWEEP, "--workdir=W", "--workers=0"], "workers=0"),
     (["sweep", "--workdir=W"], "is not a sweep directory"),
     (["sweep", "--status", "--workdir=W"], "is not a sweep directory"),
-    (["train", DIGITS, "--workdir=W", "--workers=2"], "--workers belongs to launch.py sweep"),
+    (["train", DIGITS, "--workdir=W", "--workers=2"], "--workers belongs to sweep"),
     (["train", "--config=W.json", "--workdir=W"], "which does not hold a run's config: there is no such file"),
     (
         ["train", DIGITS, "--config.data.augment.enlarge=(1.0,2.0)", "--workdir=W"],
@@ -113,7 +118,7 @@ MISTAKES = [
     (["describe", DIGITS, "--all"], "--all describes every network as published"),
     (["describe", "--all", "--image_size=64"], "--all describes every network as published"),
     (["describe", "--all", "--num_classes=10"], "--all describes every network as published"),
-    (["train", DIGITS, "--workdir=W", "--all"], "--all belongs to launch.py describe"),
+    (["train", DIGITS, "--workdir=W", "--all"], "--all belongs to describe"),
     (["describe", "vgg16", "--image_size=32"], "needs images of at least 224×224 pixels, not 32×32"),
     (["describe", "resnet56", "--image_size=2"], "4×4 pixels, not 2×2"),
     (["describe", "resnet56", "--image_size=-2"], "image_size=-2"),
@@ -176,6 +181,24 @@ def test_help_is_quick_because_it_imports_no_jax():
     assert result.returncode == 0, result.stderr
     assert "launch.py train" in result.stdout
     assert "--workdir" in result.stdout
+
+
+def test_recipes_are_found_from_any_folder_but_a_users_own_come_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for flags in (["--config=configs/digits.py:plain32"], ["--config", "configs/digits.py:plain32"]):
+        config = parse(flags)[0].config
+        assert (config.model.name, config.data.name) == ("plain32", "digits")
+    own = "from plain56.configs import cifar10\n\n\ndef get_config(name):\n    return cifar10.get_config(name)\n"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "digits.py").write_text(own)
+    assert parse(["--config=configs/digits.py:plain32"])[0].config.data.name == "cifar10"
+    # The other recipes are still there, and are made of the shipped ones.
+    assert parse(["--config=configs/sweeps/degradation.py"])[0].config.data.name == "digits"
+
+
+def test_version(capsys):
+    assert launch.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"plain56 {plain56.__version__}\n"
 
 
 def described(capsys, *arguments):

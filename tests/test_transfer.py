@@ -232,7 +232,7 @@ def test_mistakes(trained, tmp_path, monkeypatch, capsys):
     assert launch.main(["finetune", "--config=configs/digits.py", f"--workdir={tmp_path / 'run'}"]) == 2
     assert "--weights is missing" in capsys.readouterr().err
     assert launch.main(["train", "--config=configs/digits.py", "--weights=x", f"--workdir={tmp_path / 'run'}"]) == 2
-    assert "--weights belongs to launch.py evaluate, finetune" in capsys.readouterr().err
+    assert "--weights belongs to evaluate, finetune" in capsys.readouterr().err
     weights_flag = "--config.transfer.weights=digits.safetensors"
     assert launch.main(["train", "--config=configs/digits.py", weights_flag, f"--workdir={tmp_path / 'run'}"]) == 2
     assert "There are no weights digits.safetensors" in capsys.readouterr().err

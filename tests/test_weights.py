@@ -272,7 +272,7 @@ def test_a_hugging_face_repository(trained, monkeypatch):
     with pytest.raises(UserError, match="nobody/nothing cannot be taken from the Hugging Face hub: 404 Client Error"):
         pretrained.load_pretrained("nobody/nothing")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match="install the extra 'hub'"):
+    with pytest.raises(UserError, match=r"pip install 'plain56\[hub\]'"):
         pretrained.load_pretrained("somebody/digits.small")
     assert asked == [("somebody/digits.small", "model.safetensors"), ("nobody/nothing", "model.safetensors")]
 

@@ -1,15 +1,15 @@
 """{plain, resnet} × depths × seeds: does training error grow with depth, and do the additions repair it? (Fig. 1 and 6)
 
-python launch.py sweep --config=configs/sweeps/degradation.py --workdir=runs/degradation
-python launch.py sweep --config=configs/sweeps/degradation.py:cifar10 --workdir=runs/cifar10
-python launch.py sweep --config=configs/sweeps/degradation.py:imagenet --workdir=runs/imagenet
+plain56 sweep --config=configs/sweeps/degradation.py --workdir=runs/degradation
+plain56 sweep --config=configs/sweeps/degradation.py:cifar10 --workdir=runs/cifar10
+plain56 sweep --config=configs/sweeps/degradation.py:imagenet --workdir=runs/imagenet
 
 Other depths and seeds: --config.sweep.depths='(20,32,44,56,110)' --config.sweep.seeds='(0,1,2)'.
 """
 
 from ml_collections import ConfigDict
 
-from configs import base, cifar10, digits, imagenet
+from plain56.configs import base, cifar10, digits, imagenet
 
 RECIPES = {"digits": digits, "cifar10": cifar10, "imagenet": imagenet}
 

@@ -1,12 +1,12 @@
 """The landmark networks in their forms for small images, by one recipe: what does an error cost?
 
-python launch.py sweep --config=configs/sweeps/landmarks.py --workdir=runs/landmarks
-python launch.py sweep --config=configs/sweeps/landmarks.py:cifar10 --workdir=runs/landmarks
+plain56 sweep --config=configs/sweeps/landmarks.py --workdir=runs/landmarks
+plain56 sweep --config=configs/sweeps/landmarks.py:cifar10 --workdir=runs/landmarks
 """
 
 from ml_collections import ConfigDict
 
-from configs import cifar10, digits
+from plain56.configs import cifar10, digits
 
 RECIPES = {"digits": digits, "cifar10": cifar10}
 

@@ -1,7 +1,7 @@
 """{from scratch, linear probe, fine-tuning} × examples per class × seeds: does it help to know other classes?
 
-python -m experiments.transfer
-python -m experiments.transfer --config=configs/sweeps/transfer.py:cifar10 --workdir=runs/transfer
+python -m plain56.experiments.transfer
+python -m plain56.experiments.transfer --config=configs/sweeps/transfer.py:cifar10 --workdir=runs/transfer
 
 The experiment trains a network on half of the classes, and then runs this sweep on the other half. The seed also chooses the
 examples. The rates are the usual ones for random and for trained values, not tuned.
@@ -9,7 +9,7 @@ examples. The rates are the usual ones for random and for trained values, not tu
 
 from ml_collections import ConfigDict
 
-from configs import cifar10, digits
+from plain56.configs import cifar10, digits
 
 # The best of 1e-4, 1e-3, 1e-2, 3e-2 and 1e-1 on 2,000 validation images of CIFAR-10, with 50 and 250 examples per class.
 PROBE_DECAY = 1e-3

@@ -1,12 +1,12 @@
 """VGG's configurations A to E at the training scales of Simonyan & Zisserman 2014, Table 3.
 
-python -m experiments.vgg_table3
-python -m experiments.vgg_table3 --config=configs/sweeps/vgg.py:imagenet --workdir=runs/vgg
+python -m plain56.experiments.vgg_table3
+python -m plain56.experiments.vgg_table3 --config=configs/sweeps/vgg.py:imagenet --workdir=runs/vgg
 """
 
 from ml_collections import ConfigDict
 
-from configs import digits, imagenet
+from plain56.configs import digits, imagenet
 
 # The paper's letters.
 NETWORKS = {"A": "vgg11", "A-LRN": "vgg11_lrn", "B": "vgg13", "C": "vgg16_1x1", "D": "vgg16", "E": "vgg19"}

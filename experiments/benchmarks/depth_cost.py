@@ -1,6 +1,6 @@
 """What depth costs before and during training: seconds to trace and compile a training step, and the memory that it takes.
 
-    python -m experiments.benchmarks.depth_cost [--networks=resnet20,resnet1202] [--folder=runs/depth_cost]
+    python -m plain56.experiments.benchmarks.depth_cost [--networks=resnet20,resnet1202] [--folder=runs/depth_cost]
 
 Batches of 128 images of 32×32, each network in a process of its own, without the cache of compiled programs. Blocks of equal
 shape are one scan, so the program hardly grows with depth. Memory does grow, with `model.remat` less than half as much.
@@ -26,7 +26,7 @@ def measure(name, remat):
     import jax
     import jax.numpy as jnp
 
-    from configs import base
+    from plain56.configs import base
     from plain56.data import Batch
     from plain56.models import create_model
     from plain56.ops import native
@@ -67,7 +67,7 @@ def main():
     for name in options.networks.split(","):
         for run in ("kept", "remat"):
             print(f"{name}: {run}", file=sys.stderr, flush=True)
-            command = [sys.executable, "-m", "experiments.benchmarks.depth_cost", f"--networks={name}", f"--run={run}"]
+            command = [sys.executable, "-m", "plain56.experiments.benchmarks.depth_cost", f"--networks={name}", f"--run={run}"]
             environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_PLATFORMS": "cpu"}
             result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
             rows.append(json.loads(result.stdout))

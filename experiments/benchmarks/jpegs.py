@@ -1,6 +1,6 @@
 """A folder of JPEGs of natural size, made from scikit-learn's files: parts of two photographs, with a handwritten digit on each.
 
-    python -m experiments.benchmarks.jpegs FOLDER [--per_class=100] [--test_per_class=20]
+    python -m plain56.experiments.benchmarks.jpegs FOLDER [--per_class=100] [--test_per_class=20]
 
 They have about 500×375 pixels, the average of ImageNet; the class is the digit.
 """

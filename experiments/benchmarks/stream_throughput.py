@@ -1,6 +1,6 @@
 """How fast JPEGs are decoded and cropped, compared with a loop with Pillow and tf.data, and how long training waits for them.
 
-    python -m experiments.benchmarks.stream_throughput [--rounds=7] [--folder=runs/stream_throughput]
+    python -m plain56.experiments.benchmarks.stream_throughput [--rounds=7] [--folder=runs/stream_throughput]
 
 ResNet's preprocessing for training (He et al. 2015, section 3.4): decode, resize the shorter side to a random length from
 [256, 480], crop 224×224. `experiments/benchmarks/jpegs.py` makes the JPEGs. Programs take turns, as in `throughput.py`:
@@ -24,7 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from experiments.benchmarks.turns import Failed, describe_machine, python_with, serve, start_all, summary
+from plain56.experiments.benchmarks.turns import Failed, describe_machine, python_with, serve, start_all, summary
 
 PROGRAMS = ("plain56", "Pillow", "tf.data")
 BATCH, BATCHES = 64, 8
@@ -36,7 +36,7 @@ TENSORFLOW_PROGRAM = Path(__file__).with_name("stream_throughput_tf.py")
 
 def section(folder):
     """The config's `data` section for the JPEGs."""
-    from configs import imagenet
+    from plain56.configs import imagenet
 
     data = imagenet.get_config("resnet18").data
     data.name, data.mode, data.test_split = f"folder:{folder}", "stream", "test"
@@ -85,7 +85,7 @@ def run_pillow(folder):
 def command_of(program, folder):
     """The command that starts a program."""
     if program != "tf.data":
-        return [sys.executable, "-m", "experiments.benchmarks.stream_throughput", f"--run={program}", f"--jpegs={folder}"]
+        return [sys.executable, "-m", "plain56.experiments.benchmarks.stream_throughput", f"--run={program}", f"--jpegs={folder}"]
     python = python_with("tensorflow", "tensorflow-cpu")
     if isinstance(python, Failed):
         raise python
@@ -108,8 +108,8 @@ def measure(folder, rounds, show):
 
 def waiting_share(folder):
     """The share of the time of resnet18's training steps (224 pixels, batch 8) in which the stream has no batch ready."""
-    from configs import imagenet
     from plain56 import machine
+    from plain56.configs import imagenet
     from plain56.training import prepare
 
     machine.set_up()
@@ -151,7 +151,7 @@ def main():
         return
     show = functools.partial(print, file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as jpegs:
-        from experiments.benchmarks.jpegs import write
+        from plain56.experiments.benchmarks.jpegs import write
 
         write(jpegs, per_class=100, test_per_class=1)
         rates, versions, sentences = measure(jpegs, options.rounds, show)

@@ -4,10 +4,7 @@ import sys
 from pathlib import Path
 
 import tensorflow as tf
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from experiments.benchmarks.turns import serve
+from turns import serve
 
 
 def main(folder, *numbers):

@@ -1,6 +1,6 @@
 """How fast a training step and a forward pass are, compared with plain Flax and PyTorch on the same machine at the same time.
 
-    python -m experiments.benchmarks.throughput [--networks=resnet20,vgg16_bn] [--rounds=7] [--folder=runs/throughput]
+    python -m plain56.experiments.benchmarks.throughput [--networks=resnet20,vgg16_bn] [--rounds=7] [--folder=runs/throughput]
 
 Every program is a process of its own, and they take turns: in each round each one works for about a second while the others
 wait. Ratios are taken within a round, so that a machine that is busy for a while slows both sides. The programs are
@@ -11,7 +11,7 @@ wait. Ratios are taken within a round, so that a machine that is busy for a whil
     PyTorch        eager, channels last, in an environment of its own that is set up at the first call
     torch.compile  the same, compiled
 
-plain56 runs with the settings that launch.py makes for its process (`plain56.machine`), the others with their defaults; all in
+plain56 runs with the settings that its command makes for its process (`plain56.machine`), the others with their defaults; all in
 float32, with the same batch and SGD with momentum and weight decay. Writes throughput.json and its figure.
 """
 
@@ -24,7 +24,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from experiments.benchmarks.turns import Failed, describe_machine, python_with, serve, start_all, summary
+from plain56.experiments.benchmarks.turns import Failed, describe_machine, python_with, serve, start_all, summary
 
 # name: batch size, height and width of the images, number of classes
 NETWORKS = {
@@ -49,8 +49,8 @@ def run_jax(name, plain):
     import jax.numpy as jnp
     import numpy as np
 
-    from configs import base
     from plain56 import machine
+    from plain56.configs import base
     from plain56.data import Batch
     from plain56.models import create_model
     from plain56.training.optimizer import make_optimizer, make_schedule
@@ -114,7 +114,7 @@ def _write_as_plain_flax():
 def command_of(program, name):
     """The command that starts a program for a network."""
     if program in ("plain56", "Flax"):
-        return [sys.executable, "-m", "experiments.benchmarks.throughput", f"--run={program}", f"--networks={name}"]
+        return [sys.executable, "-m", "plain56.experiments.benchmarks.throughput", f"--run={program}", f"--networks={name}"]
     python = python_with("torch", "torch", "torchvision")
     if isinstance(python, Failed):
         raise python

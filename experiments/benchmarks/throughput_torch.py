@@ -2,17 +2,13 @@
 
 import os
 import sys
-from pathlib import Path
 
 import torch
 import torchvision
 from torch import nn
 from torch.nn import functional
 from torchvision.models.googlenet import BasicConv2d
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from experiments.benchmarks.turns import serve
+from turns import serve
 
 
 class Block(nn.Module):

@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 TURN_SECONDS = 1.0
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Failed(Exception):
@@ -28,7 +27,7 @@ class Program:
     def __init__(self, command, environment=None):
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
-        self.process = subprocess.Popen(command, **pipes, text=True, env=environment, cwd=ROOT)
+        self.process = subprocess.Popen(command, **pipes, text=True, env=environment)
         self.about = self.read()
 
     def read(self):

@@ -10,11 +10,12 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**27))
 # compiled with two preferences of the compiler ("prefer-no-gather", "prefer-no-scatter") that are not features of a processor.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-__all__ = ["load_pretrained"]
+__all__ = ["__version__", "load_pretrained"]
+__version__ = "0.1.0"
 
 
 def __getattr__(name):
-    # Imported late, so that `launch.py --help` does not wait seconds for JAX.
+    # Imported late, so that `plain56 --help` does not wait seconds for JAX.
     if name == "load_pretrained":
         from plain56.pretrained import load_pretrained
 

@@ -46,7 +46,7 @@ class Job:
 def check():
     """Raises UserError if there is no submitit or no Slurm."""
     if importlib.util.find_spec("submitit") is None:
-        raise UserError("--executor=slurm needs submitit: install the extra 'slurm'.")
+        raise UserError("--executor=slurm needs submitit; install it by: pip install 'plain56[slurm]'.")
     if not (shutil.which("sbatch") and shutil.which("srun")):
         raise UserError("--executor=slurm finds no Slurm on this machine: there is no sbatch or no srun; use --executor=local.")
 

@@ -4,7 +4,7 @@
 class UserError(ValueError):
     """A mistake in a command, config or input file: one sentence says what is wrong, what was given and what is expected.
 
-    `launch.py` prints the sentence without a traceback and exits with status 2.
+    The command line prints the sentence without a traceback and exits with status 2.
     """
 
     def __init__(self, sentence):

@@ -48,7 +48,7 @@ def expand(config, sweep):
     Args:
         config: the sweep's config. Its section `sweep` chooses the elements and is not part of a run's config.
         sweep: `config -> iterable of flat overrides`. Their key "name" is the run's name, which is otherwise made of the other
-            keys. What `transfer.weights` names is trained further, as by `launch.py finetune`.
+            keys. What `transfer.weights` names is trained further, as by the mode `finetune`.
 
     Raises UserError if a run's config is wrong, two runs are the same, or there is none.
     """

@@ -27,7 +27,7 @@ def _describe_one(options, arguments):
     from plain56.models import parse_name
 
     if len(arguments) + bool(options.config) != 1:
-        raise UserError("describe takes one network, by name or by config, for example: launch.py describe resnet56.")
+        raise UserError("describe takes one network, by name or by config, for example: describe resnet56.")
     refuse_unused(options, ("model.", "batch_norm.epsilon", "data.mean"))
     config = options.config or base.get_config()
     config.model.name = name = arguments[0] if arguments else config.model.name

@@ -4,6 +4,7 @@ import ast
 import difflib
 import functools
 import re
+from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -14,6 +15,7 @@ from plain56.runs import OPEN_KEY, flatten, override, read_json, upgraded, user_
 
 EXPERIMENT = "experiment"  # stands for every experiment where modes are listed
 WITH_ARGUMENTS = ("describe", "predict")  # the modes that also take positional arguments
+PACKAGE = Path(base.__file__).parents[1]
 
 OPEN_FLAG = re.compile(rf"config\.({OPEN_KEY.pattern})")
 
@@ -99,7 +101,7 @@ def parse(argv, mode=EXPERIMENT):
         given = [name for name in own if options[name].present]
         if given and modes and mode not in modes:
             named = ", ".join(owner for owner in modes if owner != EXPERIMENT)
-            raise UserError(f"--{given[0]} belongs to launch.py {named}, and is not allowed here.")
+            raise UserError(f"--{given[0]} belongs to {named}, and is not allowed here.")
     if arguments and mode not in WITH_ARGUMENTS:
         raise UserError(f"{arguments[0]!r} must be a flag, such as --workdir=FOLDER (see --help).")
     return options, arguments
@@ -193,6 +195,21 @@ def _run_config(path):
     return config
 
 
+def _config_file(value):
+    """The value FILE.py[:ARGUMENT] of --config, whose file is the user's own or else the one that ships with the package.
+
+    Raises UserError if there is neither.
+    """
+    name, *argument = value.split(":", 1)
+    path = Path(name)
+    if not path.exists() and path.parts[:1] == ("configs",):
+        path = PACKAGE / path
+    if not path.exists():
+        shipped = sorted(str(file.relative_to(PACKAGE)) for file in (PACKAGE / "configs").rglob("[!_]*.py"))
+        raise UserError(f"There is no file {name!r}; --config must be a file of your own or one of {', '.join(shipped)}.")
+    return ":".join([str(path), *argument])
+
+
 def _parse(argv):
     """As `parse`, for the flags of all modes."""
     overriding = re.compile(r"--?config\.([^=]*)")
@@ -201,12 +218,15 @@ def _parse(argv):
     for i, argument in enumerate(argv):
         value = re.fullmatch(r"--?config(?:=(.*))?", argument)
         path = value and (value[1] or "".join(argv[i + 1 : i + 2]))
-        if path and path.endswith(".json"):
-            config = _run_config(path)
-            argv = argv[:i] + argv[i + (1 if value[1] else 2) :]
+        if path:
+            rest = argv[i + (1 if value[1] else 2) :]
+            if path.endswith(".json"):
+                config, argv = _run_config(path), argv[:i] + rest
+            else:
+                argv = [*argv[:i], f"--config={_config_file(path)}", *rest]
             break
     # First without the overrides, to tell an unknown key from a wrong value.
-    rest = ["launch.py", *(argument for argument in argv if not overriding.match(argument))]
+    rest = ["plain56", *(argument for argument in argv if not overriding.match(argument))]
     options = _define(rest, config)
     options(rest)
     keys = flatten(options.config.to_dict()) if options.config else {}
@@ -216,7 +236,7 @@ def _parse(argv):
         if key not in keys and not OPEN_KEY.fullmatch(key):
             nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0)[0]
             raise UserError(f"There is no key {key!r} in the config; the nearest is {nearest!r}.")
-    argv = ["launch.py", *argv]
+    argv = ["plain56", *argv]
     options = _define(argv, config)
     arguments = options(argv)[1:]
     if opened := _open_overrides(options):

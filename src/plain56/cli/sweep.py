@@ -12,8 +12,6 @@ from plain56.cli.terminal import FAILED, percent, print_result, print_table, pro
 from plain56.cluster import INTERRUPTED
 from plain56.errors import UserError
 
-LAUNCH = Path(__file__).resolve().parents[3] / "launch.py"  # of this checkout
-
 
 def sweep(options, arguments):
     """Runs a sweep, submits it to Slurm, or shows its elements or their states."""
@@ -51,7 +49,8 @@ def _submit(options):
 
 def _sweep_command(workdir):
     """The command that runs the sweep whose elements are in a directory."""
-    return [sys.executable, str(LAUNCH), "sweep", f"--workdir={workdir}"]
+    # -P: the process does not import what has the same name in the current folder.
+    return [sys.executable, "-P", "-m", "plain56", "sweep", f"--workdir={workdir}"]
 
 
 def run_sweep(options):

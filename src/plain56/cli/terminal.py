@@ -70,6 +70,8 @@ def _standard_streams():
 def _prepare_process():
     """Sends warnings to stderr, and makes SIGTERM interrupt as Ctrl-C does."""
     absl.logging.set_verbosity(absl.logging.FATAL)  # what concerns a user is also raised as an exception
+    if "" not in sys.path:  # as with `python -m`, a user's config may import what is in the current folder
+        sys.path.append("")
     logger = logging.getLogger("plain56")
     logger.handlers, logger.propagate, logger.level = [_ToStderr()], False, logging.INFO
     # Both signals interrupt at once, until training holds them back to save. A test may run this outside the main thread.

@@ -223,9 +223,9 @@ def _prepare(name, folder):
 
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
-            f"The data set {name!r} is not prepared in {folder} (data.dir, or TFDS_DATA_DIR); install the extra 'prepare' and "
-            f"launch again, prepare it elsewhere with `{_command(name, folder)}`, or choose 'digits', which needs nothing, or "
-            "'folder:PATH'."
+            f"The data set {name!r} is not prepared in {folder} (data.dir, or TFDS_DATA_DIR), and preparing needs TensorFlow: "
+            f"pip install 'plain56[prepare]' and launch again, prepare it elsewhere with `{_command(name, folder)}`, "
+            "or choose 'digits', which needs nothing, or 'folder:PATH'."
         )
     import tensorflow as tf
 

@@ -142,7 +142,7 @@ def read_summary(folder):
     path = Path(folder) / "summary.json"
     rows = read_value(path, [])
     if not (isinstance(rows, list) and all(map(_is_row, rows))):
-        raise UserError(f"{path} is damaged: it must hold the summary's rows, which `launch.py report` rewrites.")
+        raise UserError(f"{path} is damaged: it must hold the summary's rows, which the mode `report` rewrites.")
     return rows
 
 

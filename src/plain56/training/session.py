@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 
-from plain56 import machine, parallel, runs
+from plain56 import __version__, machine, parallel, runs
 from plain56.config import check, check_used
 from plain56.errors import UserError
 from plain56.ops import native
@@ -137,9 +137,12 @@ def _write_end(run, state, reason):
 
 def _environment():
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    checkout = Path(__file__).parents[3]
+    git = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40"]
+    # An installed package may lie in a folder of another project, whose commit says nothing about this one.
+    environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(checkout.parent)}
     try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+        commit = subprocess.run(git, capture_output=True, text=True, check=False, env=environment).stdout.strip()
     except OSError:
         commit = ""
     return {
@@ -148,7 +151,7 @@ def _environment():
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "packages": {"plain56": __version__} | {name: importlib.metadata.version(name) for name in packages},
         "devices": [str(device) for device in jax.devices()],
         "variables": {name: os.environ[name] for name in sorted(os.environ) if name in VARIABLES or name.startswith("JAX_")},
         "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

@@ -239,7 +239,8 @@ def _download(repository):
     try:
         import huggingface_hub
     except ImportError as error:
-        raise UserError(f"{repository} lies on the Hugging Face hub, if anywhere: install the extra 'hub'.") from error
+        wanted = "a repository of the Hugging Face hub needs huggingface_hub; install it by: pip install 'plain56[hub]'"
+        raise UserError(f"There are no weights {repository} here, and {wanted}.") from error
     try:
         return Path(huggingface_hub.hf_hub_download(repository, "model.safetensors"))
     except Exception as error:  # of the network, the hub, and the disk
