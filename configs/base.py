@@ -102,6 +102,8 @@ def _add_training(config):
     config.train.evaluate_train_every = 0  # error on the whole training split without augmentation, also at the end; 0: never
     config.train.gradients_every = 0  # gradient norms at every block and of every kernel, on one batch; 0: never
     config.train.checkpoint_every = 1_000
+    # What shows the records besides metrics.jsonl: "tensorboard", "wandb", functions of your own as "package.module:function".
+    config.train.loggers = ("tensorboard",)
 
     config.transfer = ConfigDict()  # for fine-tuning
     config.transfer.weights = ""  # what the run begins with: a file, a run, or a Hugging Face repository; `finetune` sets it

@@ -112,14 +112,15 @@ def launch_and_kill(moment, occurrence, delay, arguments):
 
                 def append_or_die(*records, sync):
                     nonlocal remaining
+                    written = []
                     for record in records:
                         remaining -= 1
                         if remaining == 0:
                             with (run.path / "metrics.jsonl").open("a") as file:
                                 file.write(f'{{"step": {record["step"]}, "epo')
                             os.kill(os.getpid(), signal.SIGKILL)
-                        append(record)
-                    append(sync=sync)
+                        written += append(record)
+                    return written + append(sync=sync)
 
                 yield append_or_die
 

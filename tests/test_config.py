@@ -63,6 +63,7 @@ CHANGED = {
     "train.evaluate_train_every": 2,
     "train.gradients_every": 2,
     "train.checkpoint_every": 1,
+    "train.loggers": (),
     "transfer.weights": "nowhere",
     "transfer.freeze": ("stem",),
     "transfer.probe": True,
@@ -119,14 +120,14 @@ def config_for(probe):
 
 
 def outcome(config, workdir):
-    """What a run has come to, as far as a user can see: parameters, records, and which checkpoints there are."""
+    """What a run has come to, as far as a user can see: parameters, records, and which checkpoints and event files there are."""
     training.train(config, workdir)
     clock = ("seconds", "images_per_second")
     records = [{key: record[key] for key in record if key not in clock} for record in runs.Run(workdir).metrics()]
     saved = sorted(folder.name for folder in (workdir / "checkpoints").iterdir() if folder.name.isdigit())
     state = load_run(workdir).state
     leaves = [np.asarray(leaf).tobytes() for leaf in (*_leaves(state.params), *_leaves(state.batch_stats))]
-    return leaves, json.dumps(records), saved
+    return leaves, json.dumps(records), saved, (workdir / "tensorboard").exists()
 
 
 def _leaves(tree):

@@ -28,7 +28,7 @@ def made_up_sweep(folder, errors):
     runs.write_sweep(folder, elements)
     for (family, depth), values in errors.items():
         for seed, error in enumerate(values):
-            with runs.hold(folder / f"{family}{depth}-seed{seed}") as run, run.open_log(0, start=0.0) as append:
+            with runs.hold(folder / f"{family}{depth}-seed{seed}") as run, run.open_log(0) as append:
                 run.write_config({"seed": seed})
                 for step in (10, 20):
                     for split in ("train", "test"):
@@ -63,7 +63,7 @@ def test_seeds_are_drawn_as_mean_and_range(tmp_path):
 def test_unfinished_runs_are_drawn_as_far_as_they_came(tmp_path):
     made_up_sweep(tmp_path, {("plain", 20): [0.1, 0.3], ("resnet", 20): [0.1]})
     run = runs.Run(tmp_path / "plain20-seed1")
-    with run.open_log(10, start=0.0):
+    with run.open_log(10):
         pass  # forgets what came after step 10
     run.write_status(runs.Status("diverged", 10))
     sweeps.summarize(tmp_path)
@@ -90,7 +90,7 @@ def test_a_figure_that_cannot_be_written(tmp_path):
 
 def test_degradation_figure_shows_no_other_networks(tmp_path):
     runs.write_sweep(tmp_path, {"vgg": {"overrides": {"model.name": "vgg11", "seed": 0}, "config": {}}})
-    with runs.hold(tmp_path / "vgg") as run, run.open_log(0, start=0.0) as append:
+    with runs.hold(tmp_path / "vgg") as run, run.open_log(0) as append:
         append({"step": 1, "split": "train", "loss": 2.0, "top1_error": 0.9, "seconds": 1.0})
     sweeps.summarize(tmp_path)
     with pytest.raises(UserError, match="has vgg11; this figure shows only plain and residual networks"):

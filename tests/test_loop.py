@@ -221,19 +221,6 @@ def test_signal_in_the_last_call_is_not_lost(tmp_path, tiny_config):
     assert runs.read_run(tmp_path / "run").status().state == "finished"
 
 
-def test_event_files_equal_the_records(finished_run):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    board = EventAccumulator(str(finished_run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    shown = [(tag, event.step, event.value) for tag in board.Tags()["scalars"] for event in board.Scalars(tag)]
-    records = [
-        (f"{record['split']}/{key}", record["step"], np.float32(record[key]))
-        for record in runs.read_run(finished_run).metrics()
-        for key in record.keys() - {"step", "split", "seconds"}
-    ]
-    assert sorted(shown) == sorted(records)
-
-
 def test_failed_run_says_why(tmp_path, tiny_config, monkeypatch):
     def broken(*arguments):
         raise OSError("No space left on device")

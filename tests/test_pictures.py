@@ -248,6 +248,85 @@ def test_a_stripe_is_enlarged_in_its_middle():
     np.testing.assert_array_equal(resize(page, 8), cv2.resize(page, (8, 80), interpolation=cv2.INTER_LINEAR))
 
 
+def picture_files(folder):
+    """Files of all kinds that PIL writes, some of them turned by their EXIF data."""
+    from PIL import Image
+
+    smooth = cv2.resize(noise(1, 5, 6, 3)[0], (31, 23), interpolation=cv2.INTER_CUBIC)
+    color, turned = Image.fromarray(smooth), Image.Exif()
+    turned[0x112] = 6  # the camera was held upright
+    seen_through = color.convert("RGBA")
+    seen_through.putalpha(Image.fromarray(noise(1, 23, 31)[0]))
+    deep = Image.fromarray(smooth[..., 0] * np.uint16(256) + noise(1, 23, 31)[0])
+    images = {"color": color, "gray": color.convert("L"), "seen_through": seen_through, "deep": deep}
+    images |= {"palette": color.quantize(17), "bits": color.convert("1"), "gray_alpha": seen_through.convert("LA")}
+    for name, image in images.items():
+        image.save(folder / f"{name}.png", exif=turned if name == "palette" else Image.Exif())
+    for name in ("color", "gray"):
+        images[name].save(folder / f"{name}.jpg", quality=70)
+        images[name].save(folder / f"{name}.webp", quality=70)
+    color.convert("CMYK").save(folder / "print.jpg", quality=70)
+    for suffix in ("jpg", "webp"):
+        color.save(folder / f"turned.{suffix}", quality=70, exif=turned)
+    return sorted(folder.iterdir())
+
+
+def test_an_image_of_pil_is_what_its_file_is(tmp_path):
+    from PIL import Image
+
+    for path in picture_files(tmp_path):
+        for channels in (1, 3):
+            expected = read_picture(path, channels)
+            with Image.open(path) as image:
+                found = read_picture(image, channels)
+                np.testing.assert_array_equal(found, expected, err_msg=path.name)
+                image.load()
+                loaded = read_picture(image, channels)
+            assert found.shape == ((31, 23, channels) if path.stem in ("turned", "palette") else (23, 31, channels))
+            # Once decoded, a JPEG's own gray is gone, and ink has been mixed by PIL.
+            few = 6 * (path.suffix == ".jpg" and (channels == 1 or path.stem == "print"))
+            assert np.abs(loaded.astype(int) - expected).max() <= few, path.name
+
+
+def test_arrays_are_pictures(tmp_path):
+    color, gray = noise(1, 4, 5, 3)[0], noise(1, 4, 5)[0]
+    (tmp_path / "color.png").write_bytes(png(color))
+    np.testing.assert_array_equal(read_picture(color, 3), read_picture(tmp_path / "color.png", 3))
+    for picture in (gray, gray[..., None]):
+        np.testing.assert_array_equal(read_picture(picture, 1), gray[..., None])
+        np.testing.assert_array_equal(read_picture(picture, 3), np.stack([gray] * 3, axis=-1))
+
+
+@pytest.mark.parametrize(
+    ("picture", "given"),
+    [
+        (np.zeros((4, 5, 3), np.float32), "float32 [4, 5, 3]"),
+        (np.zeros((3, 4, 5), np.uint8), "uint8 [3, 4, 5]"),
+        (np.zeros((2, 4, 5, 3), np.uint8), "uint8 [2, 4, 5, 3]"),
+        (np.zeros((0, 5, 3), np.uint8), "uint8 [0, 5, 3]"),
+        (np.zeros(4, np.uint8), "uint8 [4]"),
+        (None, "a value of type NoneType"),
+        (b"picture.png", "a value of type bytes"),
+        ([[0, 1], [2, 3]], "a value of type list"),
+    ],
+    ids=str,
+)
+def test_what_is_no_picture_costs_a_sentence(picture, given):
+    with pytest.raises(UserError) as raised:
+        read_picture(picture, 3)
+    kinds = "a path, an image of PIL, or an array uint8 [H, W], [H, W, 1] or [H, W, 3] (RGB)"
+    assert str(raised.value) == f"A picture must be {kinds}, not {given}."
+
+
+def test_an_image_of_pil_that_is_cut_off_costs_a_sentence(tmp_path):
+    from PIL import Image
+
+    path = tmp_path / "cut.png"
+    path.write_bytes(png(noise(1, 40, 40, 3)[0])[:300])
+    with Image.open(path) as image, pytest.raises(UserError, match=r"The picture .*cut\.png cannot be read: "):
+        read_picture(image, 3)
+
+
 def test_a_picture_is_read_from_home(tmp_path, monkeypatch):
     image = noise(1, 4, 4, 3)[0]
     (tmp_path / "picture.png").write_bytes(png(image))

@@ -32,60 +32,40 @@ def records_of(steps, splits=("train", "test")):
 def test_records_come_back_in_order_and_by_split(tmp_path):
     run = make_run(tmp_path / "run", {"seed": 0})
     records = records_of((10, 20, 30))
-    with run.open_log(0, start=0.0) as append:
+    with run.open_log(0) as append:
         for record in records:
             append(record)
     assert run.metrics() == records
     assert [record["step"] for record in run.metrics("test")] == [10, 20, 30]
-    with run.open_log(20, start=0.0) as append:
+    with run.open_log(20) as append:
         assert run.metrics() == records[:4]
         append(*records[2:])  # those of step 20 once more, as of a network that diverges there
     assert run.metrics() == records
-    with run.open_log(20, start=0.0):
+    with run.open_log(20):
         assert run.metrics() == records[:4]
 
 
 def test_half_written_record_is_left_out(tmp_path):
     run = make_run(tmp_path / "run", {"seed": 0})
     first, second = records_of((10, 20), ["train"])
-    with run.open_log(0, start=0.0) as append:
+    with run.open_log(0) as append:
         append(first)
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 20, "spl')
     assert run.metrics() == [first]
-    with run.open_log(10, start=0.0) as append:
+    with run.open_log(10) as append:
         append(second)
     assert run.metrics() == [first, second]
 
 
 def test_numbers_that_are_not_finite_are_null(tmp_path):
     run = make_run(tmp_path / "run", {"seed": 0})
-    with run.open_log(0, 0.0) as append:
+    with run.open_log(0) as append:
         norms = {"stem": float("inf"), "head": 1.0}
         append({"step": 1, "split": "gradients", "loss": float("nan"), "outputs": norms, "top1_error": 0.5, "seconds": 1.0})
     (record,) = map(json.loads, (run.path / "metrics.jsonl").read_text().splitlines())
     assert record == run.metrics()[0]
     assert (record["loss"], record["outputs"], record["top1_error"]) == (None, {"stem": None, "head": 1.0}, 0.5)
-
-
-def test_event_files_hold_the_records(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    run = make_run(tmp_path / "run", {"seed": 0})
-    records = [record | {"loss": 1 / record["step"], "top1_error": record["step"] / 100} for record in records_of((10, 20, 30))]
-    with run.open_log(0, start=1e9) as append:
-        for record in records[:5]:
-            append(record)
-    with run.open_log(20, start=1e9) as append:  # a fifth record was logged and is forgotten
-        for record in records[4:]:
-            append(record)
-    board = EventAccumulator(str(run.path / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    assert sorted(board.Tags()["scalars"]) == ["test/loss", "test/top1_error", "train/loss", "train/top1_error"]
-    for tag in board.Tags()["scalars"]:
-        split, key = tag.split("/")
-        expected = [(record["step"], pytest.approx(record[key])) for record in records if record["split"] == split]
-        assert [(event.step, event.value) for event in board.Scalars(tag)] == expected
-        assert {event.wall_time for event in board.Scalars(tag)} == {1e9 + 1}
 
 
 def test_identity_leaves_out_what_changes_no_result(tmp_path):

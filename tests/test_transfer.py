@@ -14,16 +14,17 @@ from ml_collections import ConfigDict
 from sklearn.linear_model import LogisticRegression
 
 import launch
-from configs import base
+from configs import base, finetune
 from plain56 import pretrained, runs, training
 from plain56.config import from_json
 from plain56.data import Batch, load_dataset, normalize
 from plain56.errors import UserError
 from plain56.models import create_model, list_models
-from plain56.training import load_run, probe, transfer
+from plain56.training import initial_weights, load_run, probe, transfer
 from plain56.training.optimizer import make_optimizer
 from plain56.training.state import create_train_state
 from plain56.training.step import Update, train_step
+from tests.fixtures.sets import write_folder
 from tests.killed import last_line
 
 ROOT = Path(__file__).parent.parent
@@ -239,6 +240,35 @@ def test_mistakes(trained, tmp_path, monkeypatch, capsys):
     status, captured = finetuned(trained, tmp_path / "run", capsys, "--config.transfer.probe=True")
     assert status == 2 and "data.augment.pad must be 0 with a probe, which fits the last layer" in captured.err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("mean", "channels", "sentence"),
+    [
+        ((0.5,), 3, "for gray images, and the pictures of {} are in color, so they are made gray; weights for images in color"),
+        ((0.5,) * 3, 1, "for images in color, and the pictures of {} are gray; weights for gray images"),
+        ((0.5,), 1, None),
+        ((0.5,) * 3, 3, None),
+    ],
+)
+def test_weights_and_pictures_that_differ_in_color_are_told(tmp_path, caplog, mean, channels, sentence):
+    write_folder(tmp_path / "pets", {"cat": 30, "dog": 30}, (6, 6, channels))
+    config = finetune.get_config()
+    config.data.name, config.data.mean, config.transfer.weights = f"folder:{tmp_path / 'pets'}", mean, "some/weights"
+    initial_weights.warn_of_mismatch(config)
+    expected = [f"The weights in some/weights are {sentence.format(config.data.name)} would fit better."] if sentence else []
+    assert [record.getMessage() for record in caplog.records] == expected
+
+
+def test_warm_up_that_is_longer_than_the_run_is_told(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    _, captured = finetuned(trained, tmp_path / "run", capsys, "--config.train.stop_after=3")
+    assert (
+        "warning: The warm-up takes 3 steps and the run ends after 3, so it never reaches its learning rate; choose fewer "
+        "optimizer.schedule.warmup_steps, or more steps.\n" in captured.err
+    )
+    _, captured = finetuned(trained, tmp_path / "run", capsys, "--config.train.stop_after=4")
+    assert "warning" not in captured.err
 
 
 def test_weights_that_moved_do_not_end_a_run(trained, tmp_path, monkeypatch, capsys):

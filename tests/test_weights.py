@@ -147,6 +147,31 @@ def test_pictures_that_are_not_square():
     assert pretrained.preprocess(np.zeros((90, 50, 1), np.uint8), about).shape == (1, 28, 20, 1)
 
 
+def test_a_list_of_pictures_is_a_batch(trained, tmp_path):
+    import cv2
+    from PIL import Image
+
+    gray = np.random.default_rng(0).integers(0, 256, (12, 10), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "picture.png"), gray)
+    _, _, preprocess = plain56.load_pretrained(trained / "digits.safetensors")
+    kinds = [tmp_path / "picture.png", str(tmp_path / "picture.png"), Image.fromarray(gray), gray, jnp.asarray(gray)[..., None]]
+    batch = preprocess(kinds)
+    assert batch.shape == (5, 8, 8, 1) and preprocess(gray).shape == (1, 8, 8, 1)
+    for image in batch:
+        np.testing.assert_array_equal(image, preprocess(gray)[0])
+    with pytest.raises(UserError, match="A list of pictures must have at least one, not none"):
+        preprocess([])
+
+
+def test_classes_have_names_in_the_order_of_the_logits(trained, tmp_path):
+    digits = tuple(map(str, range(10)))
+    for source in (trained / "run", trained / "digits.safetensors"):
+        assert plain56.load_pretrained(source)[2].class_names == digits
+    assert plain56.load_pretrained(trained / "run", num_classes=3)[2].class_names == ("0", "1", "2")
+    named = changed(trained, tmp_path / "named.safetensors", lambda tensors: None, class_names=[f"the {name}" for name in digits])
+    assert plain56.load_pretrained(named)[2].class_names == tuple(f"the {name}" for name in digits)
+
+
 def test_a_new_last_layer_for_other_classes(trained):
     _, old, _ = pretrained.load_pretrained(trained / "run")
     module, variables, preprocess = pretrained.load_pretrained(trained / "run", num_classes=3)
@@ -175,10 +200,10 @@ def test_predict_names_the_classes(trained, tmp_path, monkeypatch, capsys):
         assert probabilities == sorted(probabilities, reverse=True) and 0.5 < sum(probabilities) < 1.0001
 
 
-def changed(trained, path, change):
+def changed(trained, path, change, **described):
     tensors, about = formats.read(trained / "digits.safetensors")
     change(tensors)
-    safetensors.numpy.save_file(tensors, path, {"plain56": json.dumps(about._asdict())})
+    safetensors.numpy.save_file(tensors, path, {"plain56": json.dumps(about._asdict() | described)})
     return path
 
 

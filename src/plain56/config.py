@@ -127,6 +127,14 @@ RULES = {
     "train.evaluate_train_every": _count(0),
     "train.gradients_every": _count(0),
     "train.checkpoint_every": _count(1),
+    "train.loggers": (
+        lambda values: (
+            type(values) is tuple
+            and len(set(values)) == len(values)
+            and all(value in ("tensorboard", "wandb") or is_reference(value) for value in values)
+        ),
+        "a tuple of different loggers: 'tensorboard', 'wandb' or 'package.module:function'",
+    ),
     "transfer.weights": TEXT,
     "transfer.freeze": (lambda values: _all_are(TEXT, values), "a tuple of names of stages and layers, or of patterns"),
     **dict.fromkeys((f"transfer.{key}" for key in ("probe", "freeze_scales", "freeze_statistics")), BOOLEAN),

@@ -5,6 +5,7 @@ import logging
 import math
 import stat
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import jax
@@ -43,13 +44,25 @@ def load_pretrained(source, model=None, num_classes=None, **options):
             torchvision's do; those of Keras are the paper's.
 
     Returns:
-        `(module, variables, preprocess)`: `module.apply(variables, preprocess(picture)).logits`, where a picture is a path or
-        uint8 [H, W, 3].
+        `(module, variables, preprocess)`: `module.apply(variables, preprocess(picture)).logits` are float32 [1, classes], and
+        `preprocess.class_names` has the name of each class, in their order. A picture is a path, an image of PIL, or an array,
+        uint8 [H, W], [H, W, 1] or [H, W, 3] (RGB); a list of pictures makes a batch.
 
     Raises UserError if there is no such file, it is damaged or would run code, or it does not hold this network.
     """
     module, variables, about = _load(source, model, num_classes, options)
-    return module, variables, lambda picture: preprocess(picture, about)
+    classes = variables["params"]["head"]["kernel"].shape[-1]
+    return module, variables, Preprocess(about, tuple(_class_names(about.class_names, classes)))
+
+
+class Preprocess(NamedTuple):
+    """Makes pictures what a network takes; `class_names` has a name for each of its classes, in the order of the logits."""
+
+    about: formats.About
+    class_names: tuple[str, ...]
+
+    def __call__(self, pictures):
+        return preprocess(pictures, self.about)
 
 
 def _load(source, model=None, num_classes=None, options=()):
@@ -73,8 +86,16 @@ def _load(source, model=None, num_classes=None, options=()):
     return module, variables, about
 
 
-def preprocess(picture, about):
-    """A picture, a path or uint8 [H, W, 3], as a network takes it: the center, normalized, [1, h, w, C]."""
+def preprocess(pictures, about):
+    """The center of a picture, as `read_picture` takes it, or of each in a list of them, normalized: [N, h, w, C]."""
+    pictures = pictures if isinstance(pictures, list | tuple) else [pictures]
+    if not pictures:
+        raise UserError("A list of pictures must have at least one, not none.")
+    return normalize(jnp.asarray(np.stack([_center(picture, about) for picture in pictures])), about.mean, about.std)
+
+
+def _center(picture, about):
+    """The center of a picture, uint8 [h, w, C] of the size that a network takes."""
     height, width, channels = about.image_shape
     image = read_picture(picture, channels)
     scale = max(height / image.shape[0], width / image.shape[1]) * (1 if is_small(about.model, about.options) else RESIZED)
@@ -85,7 +106,7 @@ def preprocess(picture, about):
         resized = cv2.resize(image, to, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
         image = resized.reshape(*resized.shape[:2], channels)
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
-    return normalize(jnp.asarray(image[top : top + height, left : left + width])[None], about.mean, about.std)
+    return image[top : top + height, left : left + width]
 
 
 def save_pretrained(path, source, model=None):

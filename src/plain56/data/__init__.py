@@ -5,6 +5,7 @@ from plain56.data.datasets import (
     UNREADABLE_SHARE,
     Dataset,
     Split,
+    are_in_color,
     choose_mode,
     image_shape,
     leave_out,

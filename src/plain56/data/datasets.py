@@ -20,6 +20,9 @@ DEFAULT_DATA_DIR = "~/tensorflow_datasets"
 # A few broken files are left out; more of them mean that something is wrong with the set as a whole.
 UNREADABLE_SHARE = 0.05
 
+LOOKED_AT = 20  # pictures of a set, to see whether they are in color
+SAME_GRAY = 8  # levels of 255 by which the three channels of a gray picture may differ, as lossy compression makes them
+
 logger = logging.getLogger(__name__)
 
 
@@ -76,6 +79,14 @@ def choose_mode(data):
 def open_test_split(data):
     """The test split's `Pictures`, each of its own size, and the names of the classes; raises as `load_dataset`."""
     return _open(**_where(data))[1:]
+
+
+def are_in_color(data):
+    """Whether some training pictures are in color, of a few that are looked at; raises as `load_dataset`."""
+    pictures = _open(**_where(data))[0]
+    places = np.unique(np.linspace(0, pictures.count - 1, LOOKED_AT).astype(int)).tolist()
+    images = [decoded[0] for decoded in (pictures.decode(i, 3) for i in places) if decoded]
+    return any(np.ptp(image, axis=-1).max() > SAME_GRAY for image in images)
 
 
 def _where(data):

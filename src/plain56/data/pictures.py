@@ -1,8 +1,11 @@
 """Single pictures, read, decoded and resized, and splits that are read picture by picture."""
 
 import errno
+import functools
+import io
 import os
 import stat
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -115,16 +118,60 @@ def _decode(source, channels):
 
 
 def read_picture(picture, channels):
-    """A picture, a path or uint8 [H, W, C], as uint8 [H, W, channels]; raises UserError if it cannot be read."""
-    path = None if isinstance(picture, np.ndarray) else user_path(picture)
+    """A picture as uint8 [H, W, channels]; raises UserError if it cannot be read.
+
+    Args:
+        picture: a path, an image of PIL, or an array, uint8 [H, W], [H, W, 1] or [H, W, 3] (RGB).
+    """
+    if isinstance(picture, str | os.PathLike):
+        name, read = str(picture), functools.partial(read_file, user_path(picture))
+    elif _is_of_pil(picture):
+        name, read = str(getattr(picture, "filename", "")), functools.partial(_source_of, picture)
+    else:
+        return _decode(_checked(picture), channels)
     try:
-        return _decode(read_file(path) if path else picture, channels)
-    except (OSError, ValueError, MemoryError, cv2.error) as error:
+        return _decode(read(), channels)
+    except (OSError, ValueError, SyntaxError, MemoryError, cv2.error) as error:  # the third: PIL, of a damaged PNG
         if lack := told_lack(error):
             raise lack from error
         if isinstance(error, ValueError):
-            raise UserError(f"{picture} {error}.") from error
-        raise UserError(f"The picture {picture} cannot be read: {_reason(error)}.") from error
+            raise UserError(f"{name or 'The image'} {error}.") from error
+        raise UserError(f"The picture {name} cannot be read: {_reason(error)}.") from error
+
+
+def _is_of_pil(picture):
+    """Whether it is an image of PIL, which need not be installed: if it is not imported, it has made none."""
+    return "PIL.Image" in sys.modules and isinstance(picture, sys.modules["PIL.Image"].Image)
+
+
+def _source_of(image):
+    """What `_decode` takes of an image of PIL: the bytes of a file, or an array."""
+    from PIL import ImageOps
+
+    # PIL and OpenCV decode the same colors, and from them make slightly different grays. The file is there until it is decoded.
+    if image.format == "JPEG" and image.tile:
+        image.fp.seek(0)
+        return image.fp.read()
+    upright = ImageOps.exif_transpose(image)
+    if image.format == "PNG" or image.mode.startswith("I"):  # also 16 bits, of which a PNG file keeps the upper 8
+        file = io.BytesIO()
+        upright.save(file, "PNG", compress_level=1)
+        return file.getvalue()
+    array = np.asarray(upright.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+    return array if array.ndim == 3 else array[..., None]
+
+
+def _checked(picture):
+    """An array uint8 [H, W, C] of what is one, or nearly; raises UserError for anything else."""
+    is_array = hasattr(picture, "__array__")
+    array = np.asarray(picture) if is_array else np.empty(0)
+    image = array[..., None] if array.ndim == 2 else array
+    if not (image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] in (1, 3) and image.size):
+        given = f"{array.dtype} {list(array.shape)}" if is_array else f"a value of type {type(picture).__name__}"
+        raise UserError(
+            f"A picture must be a path, an image of PIL, or an array uint8 [H, W], [H, W, 1] or [H, W, 3] (RGB), not {given}."
+        )
+    return image
 
 
 def resize(image, side):

@@ -20,6 +20,7 @@ NOT_IDENTITY = (
     "train.evaluate_train_every",
     "train.gradients_every",
     "train.checkpoint_every",
+    "train.loggers",
     "train.steps_per_call",
     "data.dir",
     "data.mode",

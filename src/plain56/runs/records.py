@@ -1,13 +1,11 @@
-"""A run's log: records in metrics.jsonl, and the same ones as TensorBoard's event files."""
+"""A run's log: the records in metrics.jsonl."""
 
 import contextlib
 import json
 import os
-import shutil
-import sys
 
 from plain56.errors import UserError
-from plain56.runs.files import finite, flatten, is_count, is_number, parse_json, read_text, refusing_os_errors, write_text
+from plain56.runs.files import finite, is_count, is_number, parse_json, read_text, refusing_os_errors, write_text
 
 MOST_STEPS = 2**31  # steps are int32 on the devices
 
@@ -45,72 +43,38 @@ def _is_record(value):
 
 
 @contextlib.contextmanager
-def open_log(folder, step, start):
-    """Yields the function that appends records to metrics.jsonl and tensorboard/; a number that is not finite becomes null.
+def open_log(folder, step):
+    """Yields the function that appends records to metrics.jsonl, and returns them; a number that is not finite becomes null.
 
     With `sync=True` the function returns when all records are on the disk. Records after the restored `step` are removed
-    first, so that none comes twice, and the event files are rewritten to hold what metrics.jsonl holds.
-
-    Args:
-        start: when the run would have started, had it not been cut, as a time of the computer's clock.
+    first, and those that are there already are neither appended nor returned, so that none comes twice.
 
     Raises:
-        UserError: metrics.jsonl is damaged; or a file cannot be written, which the function raises as well.
+        UserError: metrics.jsonl is damaged; or it cannot be written, which the function raises as well.
     """
-    EventsWriter, Event, scalar = _event_files()
     kept = [record for record in read(folder) if record["step"] <= step]
     # The last finite step of a network that diverges may be that of the checkpoint before.
     there = {(record["step"], record["split"]) for record in kept}
     write_text(folder / "metrics.jsonl", "".join(_line(record) for record in kept))
-    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-
-    def show(record):
-        for key, value in flatten(record).items():
-            if key not in ("step", "split", "seconds") and isinstance(value, int | float):
-                summary = scalar(f"{record['split']}/{key}", value)
-                board.write_event(Event(summary=summary, step=record["step"], wall_time=start + record["seconds"]))
 
     def append(*records, sync=False):
-        records = [record for record in records if (record["step"], record["split"]) not in there]
+        new = [finite(record) for record in records if (record["step"], record["split"]) not in there]
         with refusing_os_errors("run", folder):
-            file.write("".join(map(_line, records)))
+            file.write("".join(map(_line, new)))
             file.flush()
             if sync:
                 os.fsync(file.fileno())
-            for record in records:
-                show(finite(record))
-            board.flush()
+        return new
 
     with contextlib.ExitStack() as stack:
         with refusing_os_errors("run", folder):
-            (folder / "tensorboard").mkdir(exist_ok=True)
             file = stack.enter_context(_closing((folder / "metrics.jsonl").open("a", encoding="utf-8")))
-            board = stack.enter_context(_closing(EventsWriter(str(folder / "tensorboard" / "events"))))
-            for record in kept:
-                show(record)
-            board.flush()
         yield append
-
-
-def _event_files():
-    """The parts of tensorboardX's SummaryWriter, which itself would wait forever for a thread that died of a full disk.
-
-    Imported only when needed, and without PyTorch, which tensorboardX tries to import.
-    """
-    hidden = sys.modules.setdefault("torch", None) is None
-    try:
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.summary import scalar
-    finally:
-        if hidden:
-            del sys.modules["torch"]
-    return EventsWriter, Event, scalar
 
 
 def _line(record):
     """A record as a line of JSON."""
-    return json.dumps(finite(record), allow_nan=False) + "\n"
+    return json.dumps(record, allow_nan=False) + "\n"
 
 
 @contextlib.contextmanager

@@ -2,7 +2,8 @@
 
 config.json       the resolved config
 metrics.jsonl     one JSON object per record, in order of steps; errors are fractions in [0, 1]
-tensorboard/      the same records as event files
+tensorboard/      the same records as event files, written by the logger `tensorboard`
+wandb/            files of the logger `wandb`, and `id`, the run's name there
 status.json       state, step, reason, parameters, seconds
 environment.json  command, versions, devices, commit and data of the newest start
 checkpoints/      written by `plain56.training.checkpoints`
@@ -156,9 +157,9 @@ class Run(NamedTuple):
         """The records of one split or of all, in order of steps. A last line that was cut off is left out."""
         return records.read(self.path, split)
 
-    def open_log(self, step, start):
+    def open_log(self, step):
         """See `records.open_log`."""
-        return records.open_log(self.path, step, start)
+        return records.open_log(self.path, step)
 
 
 class Held(UserError):

@@ -13,8 +13,10 @@ from flax import traverse_util
 
 from plain56 import machine, parallel, runs
 from plain56.config import check, from_json
+from plain56.data import are_in_color
 from plain56.errors import UserError
 from plain56.models import is_own, stack
+from plain56.training import cadence
 from plain56.training.stored import load_run
 from plain56.weights import formats
 from plain56.weights.formats import About
@@ -117,6 +119,24 @@ def read(source, model=None):
     count_classes(about.model, variables)  # raises where it could not be read back
     tensors = to_pytorch(about.model, variables)
     return {name: formats.numbers(source, name, tensor) for name, tensor in tensors.items()}, about
+
+
+def warn_of_mismatch(config):
+    """Warns where weights for gray images meet pictures in color, or the reverse, and where the rate never reaches its value."""
+    gray, in_color = len(config.data.mean) == 1, are_in_color(config.data)
+    if gray == in_color:
+        kinds = ("gray images", "in color, so they are made gray") if gray else ("images in color", "gray")
+        logger.warning(
+            "The weights in %s are for %s, and the pictures of %s are %s; weights for %s would fit better.",
+            *(config.transfer.weights, kinds[0], config.data.name, kinds[1], "images in color" if gray else "gray images"),
+        )
+    last, warmup = cadence.last_step(config), config.optimizer.schedule.warmup_steps
+    if warmup >= last and not config.transfer.probe:
+        logger.warning(
+            "The warm-up takes %d steps and the run ends after %d, so it never reaches its learning rate; choose fewer "
+            "optimizer.schedule.warmup_steps, or more steps.",
+            *(warmup, last),
+        )
 
 
 def choose(config, model=None, workdir=None):

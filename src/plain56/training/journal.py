@@ -4,6 +4,7 @@ import time
 from contextlib import ExitStack
 
 from plain56 import parallel, runs
+from plain56.training.loggers import open_loggers
 
 
 class Journal:
@@ -13,18 +14,19 @@ class Journal:
 
     Args:
         run: held by process 0.
+        config: names the loggers.
         step: the updates done in earlier launches; later records are dropped.
         parameters: the number of trained values.
         examples: in the training split: so many make an epoch.
         batch_size: of the whole batch.
     """
 
-    def __init__(self, run, step, parameters, examples, batch_size):
-        self.run, self.examples, self.batch_size = run, examples, batch_size
+    def __init__(self, run, config, step, parameters, examples, batch_size):
+        self.run, self.config, self.examples, self.batch_size = run, config, examples, batch_size
         seconds = parallel.on_first(lambda: run.status().seconds)
         self.status = runs.Status("running", step, "", parameters, seconds)
         self._start, self._begin = time.perf_counter() - seconds, time.time() - seconds
-        self._records, self._append, self._stack = [], None, ExitStack()
+        self._records, self._append, self._show, self._stack = [], None, None, ExitStack()
         self.write_status()
         self.restart_clock()
 
@@ -36,7 +38,10 @@ class Journal:
         self._stack.close()
 
     def _open(self):
-        self._append = self._stack.enter_context(self.run.open_log(self.status.step, self._begin))
+        with ExitStack() as stack:
+            self._append = stack.enter_context(self.run.open_log(self.status.step))
+            self._show = stack.enter_context(open_loggers(self.config, self.run.path, self._begin))
+            self._stack = stack.pop_all()
 
     def advance(self, step, state="running", reason=""):
         """Sets the status to that of a step."""
@@ -49,8 +54,8 @@ class Journal:
         self._records.append({"step": self.status.step, "epoch": epoch, "split": split, **values, "seconds": self.status.seconds})
 
     def flush(self, sync=False):
-        """Writes all new records, with `sync` to the disk itself; an error stops all processes."""
-        parallel.on_first(lambda: self._append(*self._records, sync=sync))
+        """Writes all new records, with `sync` to the disk itself, and shows them to the loggers; an error stops all processes."""
+        parallel.on_first(lambda: self._show(self._append(*self._records, sync=sync)))
         self._records.clear()
 
     def lacks(self, split):

@@ -40,7 +40,8 @@ def train(program, run, manager, initial, on_progress):
     requested, unread = int(totals.examples), 0  # examples since the totals were zero, and since this launch
     stream, steps_per_call = program.stream(step), 1
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    with Journal(run, step, parameters, program.found["train"], batch_size) as journal, postponed_interrupts() as interrupts:
+    journal = Journal(run, program.config, step, parameters, program.found["train"], batch_size)
+    with journal, postponed_interrupts() as interrupts:
         on_progress(0.0, 0.0)
         if options.gradients_every and step == 0 and journal.lacks("gradients"):
             measure(program, journal, state, "gradients")

@@ -85,7 +85,7 @@ def train(program, run, manager, initial, on_progress):
     state, totals = checkpoints.restore(manager, initial, set_aside=True)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     # An update sees every example once: it is an epoch.
-    with Journal(run, 0, parameters, examples, examples) as journal:
+    with Journal(run, config, 0, parameters, examples, examples) as journal:
         inputs, labels = _computed_features(program, state, on_progress)
         loop.check_readable("train", examples - len(labels), examples)
         decay = {"weight_decay": config.optimizer.weight_decay, "decay_all": config.optimizer.decay_all}

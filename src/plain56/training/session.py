@@ -18,8 +18,8 @@ from plain56 import __version__, machine, parallel, runs
 from plain56.config import check, check_used
 from plain56.errors import UserError
 from plain56.ops import native
-from plain56.training import checkpoints, loop, probe, transfer
-from plain56.training.initial_weights import initial_weights
+from plain56.training import checkpoints, loggers, loop, probe, transfer
+from plain56.training.initial_weights import initial_weights, warn_of_mismatch
 from plain56.training.program import prepare
 from plain56.training.stored import check_data, decide_mode, own_sources, warn_of_changed_sources
 
@@ -61,10 +61,12 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None):
             return runs.Status(*status)
         check(config)
         check_used(config)
+        parallel.on_first(loggers.check, config.train.loggers)
         program = prepare(decide_mode(config, run))
         parallel.on_first(check_data, run, program.found)
         if config.transfer.weights and parallel.is_first():
             _log_stages(program)
+            warn_of_mismatch(config)
         new = not parallel.on_first(run.has_checkpoint)
         initial = initial_weights(program) if new else program.initial
         parallel.on_first(_write_beginning, run, config, program.found)
