@@ -303,38 +303,52 @@ def is_complete(workdir):
 def summarize(workdir):
     """Writes and returns a row for every run of the sweep, read only from the run directories.
 
-    Errors are fractions, or None if a run has not come that far or does not measure them. `train_error` and `train_loss` are
-    means over the last logging interval, in training mode with augmentation. `train_clean_error`, `validation_error` and
-    `test_error` are without; each is the newest that was measured, at an earlier step if the run was cut.
+    Each config key in which the runs differ is a column by its full name. Errors are fractions, or None if a run has not come
+    that far or does not measure them. `train_error` and `train_loss` are means over the last logging interval, in training mode
+    with augmentation. `train_clean_error`, `validation_error` and `test_error` are without; each is the newest that was measured,
+    at an earlier step if the run was cut.
     """
-    runs.read_sweep(workdir)  # it must be one before anything is written there
-    return runs.write_summary(workdir, lambda: [_row(planned) for planned in runs.read_sweep(workdir)])
+    runs.require_sweep(workdir)  # before anything is written there
+    return runs.write_summary(workdir, lambda: _rows(runs.read_sweep(workdir)))
 
 
 def finished_runs(workdir):
-    """`(run, row of the summary)` of the first finished seed of each network, plain ones first, by depth.
+    """`(run, row of the summary)` of the first finished seed of each network and overrides, plain ones first, by depth.
 
     Raises UserError if none is finished.
     """
     rows = [row for row in summarize(workdir) if row["state"] == "finished"]
     if not rows:
         raise UserError(f"{workdir} has no finished run; it must be a sweep that has ended, such as that of `make degradation`.")
-    rows.sort(key=lambda row: (row["residual"], row["depth"], row["seed"]))
-    first = {(row["residual"], row["depth"], row["model"]): row for row in reversed(rows)}
-    return [(runs.Run(Path(workdir) / row["run"]), row) for _, row in sorted(first.items())]
+    rows.sort(key=lambda row: (row["residual"], row["depth"] or 0, row["model"], row["seed"]))
+    keys, first = runs.group_keys(rows), {}
+    for row in rows:
+        first.setdefault((row["model"], *(row[key] for key in keys)), row)
+    return [(runs.Run(Path(workdir) / row["run"]), row) for row in first.values()]
 
 
 def shallowest_and_deepest(workdir):
-    """As `finished_runs`, for the shallowest and the deepest plain and residual networks. Raises UserError if there are none."""
+    """As `finished_runs`, for the shallowest and the deepest plain and residual networks of each group of overrides.
+
+    Raises UserError if there are none.
+    """
     found = [(run, row) for run, row in finished_runs(workdir) if row["model"].startswith(("plain", "resnet"))]
     if not found:
         raise UserError(f"{workdir} has no finished run of a plain or residual network.")
-    by_family = [[member for member in found if member[1]["residual"] == residual] for residual in (False, True)]
-    return [members[i] for members in by_family for i in sorted({0, len(members) - 1}) if members]
+    keys, families = runs.group_keys([row for _, row in found]), {}
+    for run, row in found:
+        families.setdefault((row["residual"], *(row[key] for key in keys)), []).append((run, row))
+    return [members[i] for members in families.values() for i in sorted({0, len(members) - 1})]
 
 
-def _row(planned):
-    status, _, records = planned.view()
+def _rows(planned):
+    views = [run.last_view() for run in planned]
+    keys = runs.differing_keys([view.config for view in views if view.config and view.status.state != "damaged"])
+    return [_row(run, view, keys) for run, view in zip(planned, views, strict=True)]
+
+
+def _row(planned, view, keys):
+    status, config, records = view
     if status.state == "damaged":  # the other runs are independent of it
         logger.error("%s is damaged: %s", planned.run.path.name, status.reason)
     last = {record["split"]: record for record in records}
@@ -350,6 +364,7 @@ def _row(planned):
         "depth": depth,
         "residual": family == "resnet",
         "seed": planned.overrides.get("seed"),
+        **{key: runs.cell(config.get(key)) for key in keys},
         "steps": status.step,
         "state": status.state,
         **errors,
