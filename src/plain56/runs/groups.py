@@ -53,6 +53,7 @@ def short_names(row):
 
 
 def label(row, keys):
-    """What a row has in some config columns, for people: "momentum 0.5, widths (16, 16, 32)"."""
+    """What a row has in some config columns, for people: "momentum 0.5, widths (16, 16, 32)"; only the name where it has none."""
     names = short_names(row)
-    return ", ".join(f"{names[key]} {'–' if row[key] is None else row[key]}" for key in keys)
+    told = [f"{names[key]} {row[key]}" for key in keys if row[key] is not None]
+    return ", ".join(told or [f"no {names[key]}" for key in keys])
