@@ -10,7 +10,8 @@
     python launch.py predict  --weights=resnet56.safetensors picture.png …
 
 A flag overrides any key of the config: --config.train.steps=1000. --config=RUN/config.json repeats a run. A sweep that has begun
-needs only its --workdir to go on, also with --workers=N or, one element at a time, with --index=K. The published test protocols
+needs only its --workdir to go on, also with --workers=N or, one element at a time, with --index=K; --dry_run --time says how long
+it will take. The published test protocols
 are evaluate --protocol=center, ten_crop or dense; --exact_statistics takes batch norm's statistics over the whole training split.
 
 Tables go to stdout, whose last line is one JSON object; progress goes to stderr. Exit status: 0 done; 1 ran but failed; 2 a

@@ -8,8 +8,9 @@ GoogLeNet's 1×1 reductions and VGG's stacks of 3×3 convolutions save at 224 pi
 
 import sys
 
-from plain56 import cli, runs, sweeps
+from plain56 import cli, runs
 from plain56.figures import costs as figure
+from plain56.summary import summarize
 
 
 def costs_of(workdir):
@@ -17,7 +18,7 @@ def costs_of(workdir):
     from plain56.analysis import complexity
     from plain56.config import build_model, from_json
 
-    rows, summary = [], sweeps.summarize(workdir)
+    rows, summary = [], summarize(workdir)
     keys = runs.group_keys(summary)
     for planned, row in zip(runs.read_sweep(workdir), summary, strict=True):
         if row["state"] == "finished":

@@ -13,10 +13,11 @@ table and redraw the figure:
 
 import statistics
 
-from plain56 import cli, runs, sweeps
+from plain56 import cli, runs
 from plain56.errors import UserError
 from plain56.figures import degradation
 from plain56.figures.style import grouped
+from plain56.summary import summarize
 
 FAMILIES = ("plain", "resnet")
 SPLITS = {"train": "training error", "test": "test error"}
@@ -53,7 +54,7 @@ def tabulate(options, arguments):
     """Prints the table, and draws the figure."""
     cli.refuse_config(options, "only the run directories")
     if runs.is_sweep(options.workdir):
-        sweeps.summarize(options.workdir)
+        summarize(options.workdir)
         degradation.write_curves(options.workdir)
     rows = [row for row, _ in degradation.read(options.workdir) if row["model"].startswith(FAMILIES)]
     if not rows:

@@ -13,7 +13,7 @@ import launch
 from configs import digits
 from experiments import costs, resnet_table6
 from experiments.degradation import check_claim, check_groups
-from plain56 import runs, sweeps
+from plain56 import runs, summary
 from plain56.figures import degradation as figure
 from plain56.figures import responses
 from tests.killed import one_device
@@ -71,7 +71,7 @@ def test_columns_are_the_keys_in_which_runs_differ(tmp_path):
     widths = {"model.name": "resnet20", "model.widths": [4, 4, 8], "train.log_every": 5, "data.dir": "x"}
     options = {"model.name": "resnet20", "seed": 7, "optimizer.options.nesterov": True}
     make_sweep(tmp_path, [({"model.name": "plain20"}, [0.5]), (widths, [0.5]), (options, [0.5])])
-    rows = sweeps.summarize(tmp_path)
+    rows = summary.summarize(tmp_path)
     keys = ["model.widths", "optimizer.options.nesterov"]  # neither the name, the seed, nor what makes no identity
     assert [key for key in rows[0] if "." in key] == keys
     assert [[row[key] for key in keys] for row in rows] == [[None, None], ["(4, 4, 8)", None], [None, True]]
@@ -80,13 +80,13 @@ def test_columns_are_the_keys_in_which_runs_differ(tmp_path):
         assert [[row[key] for key in keys] for row in csv.DictReader(file)] == [["", ""], ["(4, 4, 8)", ""], ["", "True"]]
     # One run, or runs that differ in no such key, have no such column.
     make_sweep(tmp_path / "seeds", [({"model.name": "plain20", "seed": seed}, [0.5]) for seed in (0, 1)])
-    assert not any("." in key for key in sweeps.summarize(tmp_path / "seeds")[0])
+    assert not any("." in key for key in summary.summarize(tmp_path / "seeds")[0])
 
 
 def test_a_key_without_an_override_has_the_configs_value(tmp_path):
     slow = {"model.name": "plain20", "optimizer.momentum": 0.5}
     make_sweep(tmp_path, [({"model.name": "plain20"}, [0.5]), (slow, [0.5])])
-    assert [row["optimizer.momentum"] for row in sweeps.summarize(tmp_path)] == [BASE["optimizer"]["momentum"], 0.5]
+    assert [row["optimizer.momentum"] for row in summary.summarize(tmp_path)] == [BASE["optimizer"]["momentum"], 0.5]
 
 
 def test_short_names_stand_for_one_column():
@@ -124,7 +124,7 @@ def test_status_needs_no_jax(tmp_path):
 def test_groups_never_mix(tmp_path):
     """Seeds of one group are averaged; the claim, the table, the choice of runs and the figure keep the groups apart."""
     make_sweep(tmp_path, depths([(FAST, [0.01, 0.6, 0.01, 0.02]), (SLOW, [0.02, 0.1, 0.02, 0.03])], seeds=(0, 1)))
-    rows = sweeps.summarize(tmp_path)
+    rows = summary.summarize(tmp_path)
     held, sentence = check_groups(rows)
     first, second = sentence.splitlines()
     assert not held
@@ -132,9 +132,9 @@ def test_groups_never_mix(tmp_path):
     assert second.startswith("With momentum 0.5: The claim did not hold") and "+8.0 points in plain" in second
     assert check_groups(rows[:8]) == check_claim(rows[:8])
 
-    found = sweeps.finished_runs(tmp_path)
+    found = summary.finished_runs(tmp_path)
     assert len(found) == 8 and all(row["seed"] == 0 for _, row in found)
-    chosen = [(row["model"], row["optimizer.momentum"]) for _, row in sweeps.shallowest_and_deepest(tmp_path)]
+    chosen = [(row["model"], row["optimizer.momentum"]) for _, row in summary.shallowest_and_deepest(tmp_path)]
     assert sorted(chosen) == sorted((row["model"], row["optimizer.momentum"]) for _, row in found)
 
     lines = resnet_table6.lines(rows)
@@ -163,7 +163,7 @@ def test_a_key_that_follows_the_network_makes_no_group(tmp_path):
     members = [({"model.name": f"{family}20"}, [0.1]) for family in ("plain", "resnet")]
     members += [({"model.name": f"{family}110", **warm}, [0.5 if family == "plain" else 0.1]) for family in ("plain", "resnet")]
     make_sweep(tmp_path, members)
-    rows = sweeps.summarize(tmp_path)
+    rows = summary.summarize(tmp_path)
     assert "optimizer.schedule.warmup_steps" in rows[0] and runs.group_keys(rows) == []
     assert check_groups(rows) == check_claim(rows)
     figure.draw(tmp_path)
@@ -178,7 +178,7 @@ def test_the_figure_has_a_column_for_each_group(tmp_path):
     wide = {"model.widths": [32, 64, 128], "optimizer.momentum": 0.9}
     groups = [(FAST, [0.01, 0.6, 0.01, 0.02]), (SLOW, [0.02, 0.7, 0.02, 0.03]), (wide, [0.01, 0.5, 0.01, 0.01])]
     make_sweep(tmp_path, depths(groups, seeds=(0, 1)))
-    sweeps.summarize(tmp_path)
+    summary.summarize(tmp_path)
     figure.draw(tmp_path)
     shown = texts(tmp_path / "degradation.svg")
     titles = ["momentum 0.9", "momentum 0.5", "widths (32, 64, 128), momentum 0.9"]
@@ -196,7 +196,7 @@ def test_the_figure_has_a_column_for_each_group(tmp_path):
 def test_one_group_is_drawn_as_without_groups(tmp_path):
     for name, group in (("none", {}), ("one", SLOW)):
         make_sweep(tmp_path / name, depths([(group, [0.01, 0.6, 0.01, 0.02])]))
-        sweeps.summarize(tmp_path / name)
+        summary.summarize(tmp_path / name)
         figure.draw(tmp_path / name)
     assert (tmp_path / "none" / "degradation.svg").read_bytes() == (tmp_path / "one" / "degradation.svg").read_bytes()
 
@@ -232,7 +232,7 @@ def test_a_thousand_runs_are_read_only_as_far_as_a_row_needs(thousand, monkeypat
         return file
 
     monkeypatch.setattr(Path, "open", counting_open)
-    rows = sweeps.summarize(thousand)
+    rows = summary.summarize(thousand)
     for row, last in zip(rows, slow, strict=True):
         assert (row["train_error"], row["train_loss"]) == (last["train"]["top1_error"], last["train"]["loss"])
         assert (row["test_error"], row["state"]) == (last["test"]["top1_error"], "finished")
@@ -255,7 +255,7 @@ def test_damage_in_one_of_a_thousand_runs(thousand, tmp_path, capsys):
     (folder / names[1] / "metrics.jsonl").write_bytes((folder / names[1] / "metrics.jsonl").read_bytes() + b"{}\n")
     middle = (folder / names[2] / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / names[2] / "metrics.jsonl").write_text("".join([*middle[:50], "\0\n", *middle[51:]]))
-    states = [row["state"] for row in sweeps.summarize(folder)]
+    states = [row["state"] for row in summary.summarize(folder)]
     # A row needs only the end of a log. Whoever reads all of it says what is wrong.
     assert states == ["damaged", "damaged", "finished", "finished"]
     assert launch.main(["report", f"--workdir={folder}"]) == 0

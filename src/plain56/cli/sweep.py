@@ -18,6 +18,8 @@ LAUNCH = Path(__file__).resolve().parents[3] / "launch.py"  # of this checkout
 
 def sweep(options, arguments):
     """Runs a sweep, submits it to Slurm, or shows its elements or their states."""
+    if options.time and not options.dry_run:
+        raise UserError("--time belongs to --dry_run; both show a sweep without running it.")
     if options.status or options.dry_run:
         return _show_elements(options)
     from plain56 import sweeps  # not before: a look at many runs should not wait for JAX
@@ -90,7 +92,7 @@ def _elements(options):
 
 
 def _show_elements(options):
-    """Prints the elements of a sweep (--dry_run), or the states of its runs (--status). Runs and writes nothing."""
+    """Prints the elements of a sweep (--dry_run), their time (--time), or their states (--status). Trains and writes nothing."""
     if options.status:
         required(options, "workdir")
     if options.config:
@@ -109,7 +111,34 @@ def _show_elements(options):
             row |= {"state": status.state, "step": status.step, "of": steps, "seconds": status.seconds, "reason": status.reason}
         rows.append(row if options.workdir else row | {"steps": steps})
     print_table("sweep", [row | {"reason": row["reason"] or ""} if "reason" in row else row for row in _told_apart(rows)])
-    print_result({"workdir": options.workdir, "runs": rows})
+    time = {"time": _print_time(options, planned)} if options.time else {}
+    print_result({"workdir": options.workdir, "runs": rows, **time})
+
+
+def _print_time(options, planned):
+    """Prints how long the runs that are left will take, by network, and returns it."""
+    from plain56 import duration, machine
+    from plain56.config import from_json
+
+    machine.set_up()
+    statuses = [run.status() if options.workdir else runs.Status() for run in planned]
+    left = [
+        (from_json(run.config), status.step)
+        for run, status in zip(planned, statuses, strict=True)
+        if status.state not in (*runs.ENDED, "damaged")
+    ]
+    with progress() as show:
+        networks = duration.measure(left, show)
+    sums = {key: sum(row[key] for row in networks) for key in ("runs", "steps", "hours")}
+    total = {key: "" for key in networks[0]} if networks else {}
+    shown = [*networks, total | {"network": "all", **sums}]
+    shown = [{key: f"{row[key]:.3g}" if isinstance(row[key], float) else row[key] for key in row} for row in shown]
+    names = runs.short_names(total)
+    print_table("time", [{names.get(key, key): row[key] for key in row} for row in shown])
+    print("Measured with one process on all cores. It counts compiling and measuring errors, but not saving.")
+    if options.workers > 1:
+        print(f"{options.workers} workers share these cores: they take about as long, or less if one leaves some cores idle.")
+    return {"networks": networks, "hours": sums["hours"]}
 
 
 def _told_apart(rows):
@@ -122,11 +151,11 @@ def _told_apart(rows):
 
 def report(options, arguments):
     """Writes the figure, the table and the report of a sweep from its run directories."""
-    from plain56 import sweeps
     from plain56.figures import report as page
+    from plain56.summary import summarize
 
     refuse_config(options, "only the run directories")
-    rows, figure = sweeps.summarize(required(options, "workdir")), draw_degradation(options.workdir)
+    rows, figure = summarize(required(options, "workdir")), draw_degradation(options.workdir)
     path = page.write(options.workdir, rows)
     _print_summary(rows)
     print(f"figure: {figure}\nreport: {path}")
