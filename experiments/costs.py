@@ -8,8 +8,9 @@ GoogLeNet's 1×1 reductions and VGG's stacks of 3×3 convolutions save at 224 pi
 
 import sys
 
-from plain56 import cli, runs, sweeps
+from plain56 import cli, runs
 from plain56.figures import costs as figure
+from plain56.summary import summarize
 
 
 def costs_of(workdir):
@@ -17,13 +18,15 @@ def costs_of(workdir):
     from plain56.analysis import complexity
     from plain56.config import build_model, from_json
 
-    rows = []
-    for planned, row in zip(runs.read_sweep(workdir), sweeps.summarize(workdir), strict=True):
+    rows, summary = [], summarize(workdir)
+    keys = runs.group_keys(summary)
+    for planned, row in zip(runs.read_sweep(workdir), summary, strict=True):
         if row["state"] == "finished":
             data = planned.run.environment()["data"]
             model = build_model(from_json(planned.run.config()), len(data["class_names"]))
             total = complexity.total(complexity.parts(model, tuple(data["image_shape"])))
             kept = {key: row[key] for key in ("run", "model", "seed", "train_error", "test_error", "seconds")}
+            kept["model"] = ", ".join(filter(None, (row["model"], runs.label(row, keys))))
             rows.append(kept | {"multiply_adds": total.multiply_adds, "parameters": total.parameters})
     return rows
 

@@ -6,11 +6,12 @@ it is residual. Runs the sweep, draws the figure from its run directories and ch
     python -m plain56.experiments.degradation [--workdir=runs/degradation] [--config.sweep.depths='(20,32,44,56)']
 
 The rule, on final training errors averaged over seeds: from the shallowest to the deepest network, the error of plain networks
-rises by at least 20 percentage points, that of residual ones by at most 2.
+rises by at least 20 percentage points, that of residual ones by at most 2. Where a sweep overrides other keys, too, each group
+of runs with the same overrides is judged by itself.
 """
 
-from plain56 import cli
-from plain56.figures import degradation
+from plain56 import cli, runs
+from plain56.figures.style import grouped
 
 PLAIN_RISE_AT_LEAST, RESIDUAL_RISE_AT_MOST = 0.20, 0.02
 
@@ -38,11 +39,24 @@ def check_claim(rows):
     )
 
 
+def check_groups(rows):
+    """As `check_claim`, of each group of overrides by itself: the claim holds if it holds in all of them."""
+    keys = runs.group_keys(rows)
+    groups = grouped(rows, lambda row: tuple(row[key] for key in keys)).values()
+    judged = [check_claim(members) for members in groups]
+    if len(judged) == 1:
+        return judged[0]
+    named = zip(groups, judged, strict=True)
+    sentence = "\n".join(f"With {runs.label(members[0], keys)}: {sentence}" for members, (_, sentence) in named)
+    verdicts = [held for held, _ in judged]
+    return next((held for held in (False, None) if held in verdicts), True), sentence
+
+
 def reproduce(options, arguments):
     """Runs the sweep, draws the figure and judges the claim; returns the exit status, 1 if the claim did not hold."""
     rows = cli.run_sweep(options)
-    held, sentence = check_claim(rows)
-    figure = degradation.draw(options.workdir) if any(row["steps"] for row in rows) else None
+    held, sentence = check_groups(rows)
+    figure = cli.draw_degradation(options.workdir) if any(row["steps"] for row in rows) else None
     return cli.print_claim(held, sentence, figure)
 
 

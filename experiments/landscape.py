@@ -8,7 +8,7 @@ without augmentation, along one direction, and the deepest also over the plane o
 
 import numpy as np
 
-from plain56 import cli, runs, sweeps
+from plain56 import cli, runs, summary
 from plain56.figures import landscape as figure
 
 WORKDIR = "runs/degradation"
@@ -47,7 +47,7 @@ def look_around(options, arguments):
 
     cli.refuse_config(options, "only the run directories")
     machine.set_up()
-    found = sweeps.shallowest_and_deepest(options.workdir)
+    found = summary.shallowest_and_deepest(options.workdir)
     deepest = max(row["depth"] for _, row in found)
     line, axis = (np.linspace(-REACH, REACH, points) for points in (LINE_POINTS, SIDE_POINTS))
     rows = []

@@ -9,7 +9,7 @@ import functools
 
 import numpy as np
 
-from plain56 import cli, runs, sweeps
+from plain56 import cli, runs, summary
 from plain56.figures import lesions as figure
 
 WORKDIR = "runs/degradation"
@@ -68,7 +68,7 @@ def damage(options, arguments):
     machine.set_up()
     rows = []
     with cli.progress() as show:
-        found = sweeps.shallowest_and_deepest(options.workdir)
+        found = summary.shallowest_and_deepest(options.workdir)
         for part, (run, row) in enumerate(found):
             trained = load_run(run.path)
             measure = evaluator(trained, load_resident(trained.config.data).test)

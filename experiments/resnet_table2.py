@@ -8,8 +8,9 @@ steps; on ImageNet as in the paper:
 The paper tests ten crops of ImageNet's validation images, as does `plain56 evaluate --protocol=ten_crop`.
 """
 
-from plain56 import cli
+from plain56 import cli, runs
 from plain56.figures import degradation
+from plain56.figures.style import grouped
 
 DEFAULTS = {
     "config": "configs/sweeps/degradation.py",
@@ -29,11 +30,13 @@ def compare(options, arguments):
     """Runs the sweep, draws the figure and prints the table."""
     rows = cli.run_sweep(options)
     figure = degradation.draw(options.workdir)
-    lines = []
-    for depth in sorted({row["depth"] for row in rows}):
-        line = {"layers": depth}
+    lines, keys = [], runs.group_keys(rows)
+    groups = grouped(rows, lambda row: (row["depth"], *(row[key] for key in keys)))
+    for (depth, *_), members in sorted(groups.items(), key=lambda group: group[0][0]):
+        line = {"layers": depth, **({"overrides": runs.label(members[0], keys)} if keys else {})}
         for family, published in PAPER.items():
-            errors = [row["test_error"] for row in rows if row["model"] == f"{family}{depth}" and row["test_error"] is not None]
+            of_family = [row for row in members if row["model"] == f"{family}{depth}"]
+            errors = [row["test_error"] for row in of_family if row["test_error"] is not None]
             line[family] = f"{100 * sum(errors) / len(errors):.2f}" if errors else "–"
             line[f"{family}, paper on ImageNet"] = published.get(depth, "–")
         lines.append(line)

@@ -13,9 +13,11 @@ table and redraw the figure:
 
 import statistics
 
-from plain56 import cli, runs, sweeps
+from plain56 import cli, runs
 from plain56.errors import UserError
 from plain56.figures import degradation
+from plain56.figures.style import grouped
+from plain56.summary import summarize
 
 FAMILIES = ("plain", "resnet")
 SPLITS = {"train": "training error", "test": "test error"}
@@ -25,30 +27,34 @@ PAPER_PLAIN = {110: "> 60"}
 
 
 def lines(rows):
-    """Means ± standard deviations of the last errors (%) in a sweep's summary, finished or not, by depth and family."""
-    table = []
+    """Means ± standard deviations of last errors (%) in a sweep's summary, finished or not, by depth, family and overrides."""
+    table, keys = [], runs.group_keys(rows)
     for depth in sorted({row["depth"] for row in rows}):
         for residual, published in ((False, PAPER_PLAIN), (True, PAPER)):
-            members = [row for row in rows if (row["depth"], row["residual"]) == (depth, residual)]
-            if not members:
-                continue
-            line = {"network": members[0]["model"], "runs": str(len(members))}
-            line["steps"] = " or ".join(f"{steps:,}" for steps in sorted({row["steps"] for row in members}))
-            for split, title in SPLITS.items():
-                errors = [100 * row[f"{split}_error"] for row in members if row[f"{split}_error"] is not None]
-                deviation = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
-                line[title] = f"{statistics.mean(errors):.2f}{deviation}" if len(errors) == len(members) else "–"
-            line["paper's test error"] = published.get(depth, "–")
-            line["parameters"] = " or ".join(f"{count:,}" for count in sorted({row["parameters"] for row in members}))
-            table.append(line)
+            found = [row for row in rows if (row["depth"], row["residual"]) == (depth, residual)]
+            for members in grouped(found, lambda row: tuple(row[key] for key in keys)).values():
+                table.append(_line(members, runs.label(members[0], keys), published.get(depth, "–")))
     return table
+
+
+def _line(members, overrides, published):
+    """A line for runs that differ only in their seeds."""
+    line = {"network": ", ".join(filter(None, (members[0]["model"], overrides))), "runs": str(len(members))}
+    line["steps"] = " or ".join(f"{steps:,}" for steps in sorted({row["steps"] for row in members}))
+    for split, title in SPLITS.items():
+        errors = [100 * row[f"{split}_error"] for row in members if row[f"{split}_error"] is not None]
+        deviation = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
+        line[title] = f"{statistics.mean(errors):.2f}{deviation}" if len(errors) == len(members) else "–"
+    line["paper's test error"] = published
+    line["parameters"] = " or ".join(f"{count:,}" for count in sorted({row["parameters"] for row in members}))
+    return line
 
 
 def tabulate(options, arguments):
     """Prints the table, and draws the figure."""
     cli.refuse_config(options, "only the run directories")
     if runs.is_sweep(options.workdir):
-        sweeps.summarize(options.workdir)
+        summarize(options.workdir)
         degradation.write_curves(options.workdir)
     rows = [row for row, _ in degradation.read(options.workdir) if row["model"].startswith(FAMILIES)]
     if not rows:

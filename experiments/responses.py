@@ -5,7 +5,7 @@ Reads only the run directories of a sweep. Measures every depth, plain and resid
     python -m plain56.experiments.responses [--workdir=runs/degradation]
 """
 
-from plain56 import cli, runs, sweeps
+from plain56 import cli, runs, summary
 from plain56.figures import responses as figure
 
 WORKDIR = "runs/degradation"
@@ -20,7 +20,7 @@ def measure(options, arguments):
     machine.set_up()
     rows = []
     with cli.progress() as show:
-        found = sweeps.finished_runs(options.workdir)
+        found = summary.finished_runs(options.workdir)
         for number, (run, row) in enumerate(found):
             show(run.path.name, number / len(found))
             trained = training.load_run(run.path)

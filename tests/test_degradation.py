@@ -93,7 +93,7 @@ def test_degradation_figure_shows_no_other_networks(tmp_path):
     with runs.hold(tmp_path / "vgg") as run, run.open_log(0) as append:
         append({"step": 1, "split": "train", "loss": 2.0, "top1_error": 0.9, "seconds": 1.0})
     sweeps.summarize(tmp_path)
-    with pytest.raises(UserError, match="has vgg11; this figure shows only plain and residual networks"):
+    with pytest.raises(UserError, match="has vgg11; this figure shows plain and residual networks, and others of known depth"):
         figure.draw(tmp_path)
 
 

@@ -10,6 +10,7 @@ import pytest
 from configs import base
 from plain56 import runs
 from plain56.errors import UserError
+from plain56.runs import files
 
 
 def test_untouched_run_reads_as_queued(tmp_path):
@@ -56,6 +57,25 @@ def test_half_written_record_is_left_out(tmp_path):
     with run.open_log(10) as append:
         append(second)
     assert run.metrics() == [first, second]
+
+
+@pytest.mark.parametrize("block", [1, 7, 1 << 13])  # a block may begin or end anywhere, and the file in one
+def test_the_newest_records_are_read_from_the_end(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(files, "BLOCK_BYTES", block)
+    run = make_run(tmp_path / "run", {"seed": 0})
+    assert run.newest({"train"}) == {}
+    records = [*records_of((10,), ["validation"]), *records_of(range(20, 2020, 10)), *records_of((2020,), ["gradients", "train"])]
+    for record in records:
+        record |= {"outputs": {"ü": 1.0} if record["split"] == "gradients" else None}
+    log = run.path / "metrics.jsonl"
+    log.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records) + '{"step": 2030, "spl')
+    for splits in ({"train", "test"}, {"train", "validation"}, {"test", "train_clean"}):
+        assert run.newest(splits) == {record["split"]: record for record in run.metrics() if record["split"] in splits}
+    # What lies before the newest ones is not read.
+    log.write_bytes(b"\xff" * 10**6 + log.read_bytes())
+    assert run.newest({"train", "test"}) == {"test": records[-3], "train": records[-1]}
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged: line 403, counted from the last one, is not a record"):
+        run.newest({"train_clean"})
 
 
 def test_numbers_that_are_not_finite_are_null(tmp_path):

@@ -92,7 +92,12 @@ def test_sweep_over_any_key(tmp_path, tiny_config):
     for _ in range(2):  # launched again, nothing is left to do
         rows = sweeps.run_sweep(elements, tmp_path)
         assert [(row["model"], row["seed"], row["state"]) for row in rows] == [("resnet8", 0, "preempted")] * 2
-    with pytest.raises(UserError, match="differ in more than depth"):
+        assert [row["optimizer.learning_rate"] for row in rows] == [0.01, 0.03]
+    assert figure.draw(tmp_path).exists()
+    # What has no columns, as a table of an earlier version, does not say which is which.
+    table = [{key: row[key] for key in row if "." not in key} for row in rows]
+    runs.write_summary(tmp_path, lambda: table)
+    with pytest.raises(UserError, match="have the same network, seed and overrides"):
         figure.draw(tmp_path)
 
 

@@ -5,11 +5,13 @@ import copy
 import hashlib
 import logging
 import os
+import pickle
 import re
 import signal
 import subprocess
 import time
 import traceback
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +20,7 @@ from plain56.analysis.complexity import count_multiply_adds
 from plain56.config import build_model, check, check_used, from_json
 from plain56.data import image_shape, load_dataset
 from plain56.errors import UserError
-from plain56.models import parse_name
+from plain56.summary import summarize
 from plain56.training import initial_weights, load, train
 from plain56.training.cadence import last_step
 
@@ -57,13 +59,14 @@ def expand(config, sweep):
     except Exception as error:  # it is a user's program, and may raise anything
         reason = str(error) or type(error).__name__
         raise UserError(f"The sweep fails, or its section of the config holds a value of the wrong type: {reason}.") from error
+    recipe = copy.deepcopy(config).unlock()
+    if "sweep" in recipe:
+        del recipe.sweep
+    copied = pickle.dumps(recipe.lock())  # read again, it is a copy in a fifth of the time of `deepcopy`
     elements = []
     for overrides in all_overrides:
         given_name = overrides.pop("name", None)
-        resolved = copy.deepcopy(config).unlock()
-        if "sweep" in resolved:
-            del resolved.sweep
-        resolved.lock()
+        resolved = pickle.loads(copied)
         try:
             runs.override(resolved, overrides)
         except (AttributeError, KeyError, TypeError) as error:
@@ -76,10 +79,10 @@ def expand(config, sweep):
         if not runs.is_name(name):
             raise UserError(f"The sweep names a run {name!r}; a name must be {runs.NAMES_ARE}.")
         elements.append(Element(_cut(name), overrides, resolved))
-    names = [element.name for element in elements]
+    names = Counter(element.name for element in elements)
     if not names:
         raise UserError("The sweep is empty: it needs at least one depth and one seed.")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in names.items() if count > 1)
     if twice:
         raise UserError(f"The sweep names a run twice: {', '.join(twice)}.")
     return elements
@@ -156,10 +159,13 @@ def run_sweep(elements, workdir, on_progress=lambda name, share, images_per_seco
             raise UserError(f"--index is {index}; it must be from 0 to {count - 1}.")
         write(elements, workdir)
         elements = [read(workdir)[index]]
-    todo = {element.name: _work_left(element, workdir) for element in elements}
+    costs = {}
+    todo = {element.name: _work_left(element, workdir, costs) for element in elements}
     write(elements, workdir)
     summary, total, done = summarize(workdir), max(1, sum(todo.values())), 0
     for element in elements:
+        if element.planned(workdir).status().state in runs.ENDED:
+            continue
 
         def show(share, images_per_second, name=element.name, before=done / total, work=todo[element.name] / total):
             on_progress(name, before + share * work, images_per_second)
@@ -279,14 +285,20 @@ def _start_worker(command, number, count, log):
     return process
 
 
-def _work_left(element, workdir):
-    """Checks an element against its data, and returns the multiply-adds that it has left to do, up to a factor."""
+def _work_left(element, workdir, costs):
+    """Checks an element against its data, and returns the multiply-adds that it has left to do, up to a factor.
+
+    `costs` keeps those of one image by network and image size, which many elements share.
+    """
     steps = _steps_left(element, workdir)
     if not steps:
         return 0
     dataset = load(element.config)
-    model = build_model(element.config, len(dataset.class_names))
-    return steps * count_multiply_adds(model, image_shape(dataset.train, element.config.data))
+    shape, classes = image_shape(dataset.train, element.config.data), len(dataset.class_names)
+    network = repr((element.config.model.to_dict(), shape, classes))
+    if network not in costs:
+        costs[network] = count_multiply_adds(build_model(element.config, classes), shape)
+    return steps * costs[network]
 
 
 def _steps_left(element, workdir):
@@ -298,62 +310,3 @@ def _steps_left(element, workdir):
 def is_complete(workdir):
     """Whether every run of the sweep has ended or reached its `train.stop_after`, so that another launch would do nothing."""
     return not any(_steps_left(element, workdir) for element in read(workdir))
-
-
-def summarize(workdir):
-    """Writes and returns a row for every run of the sweep, read only from the run directories.
-
-    Errors are fractions, or None if a run has not come that far or does not measure them. `train_error` and `train_loss` are
-    means over the last logging interval, in training mode with augmentation. `train_clean_error`, `validation_error` and
-    `test_error` are without; each is the newest that was measured, at an earlier step if the run was cut.
-    """
-    runs.read_sweep(workdir)  # it must be one before anything is written there
-    return runs.write_summary(workdir, lambda: [_row(planned) for planned in runs.read_sweep(workdir)])
-
-
-def finished_runs(workdir):
-    """`(run, row of the summary)` of the first finished seed of each network, plain ones first, by depth.
-
-    Raises UserError if none is finished.
-    """
-    rows = [row for row in summarize(workdir) if row["state"] == "finished"]
-    if not rows:
-        raise UserError(f"{workdir} has no finished run; it must be a sweep that has ended, such as that of `make degradation`.")
-    rows.sort(key=lambda row: (row["residual"], row["depth"], row["seed"]))
-    first = {(row["residual"], row["depth"], row["model"]): row for row in reversed(rows)}
-    return [(runs.Run(Path(workdir) / row["run"]), row) for _, row in sorted(first.items())]
-
-
-def shallowest_and_deepest(workdir):
-    """As `finished_runs`, for the shallowest and the deepest plain and residual networks. Raises UserError if there are none."""
-    found = [(run, row) for run, row in finished_runs(workdir) if row["model"].startswith(("plain", "resnet"))]
-    if not found:
-        raise UserError(f"{workdir} has no finished run of a plain or residual network.")
-    by_family = [[member for member in found if member[1]["residual"] == residual] for residual in (False, True)]
-    return [members[i] for members in by_family for i in sorted({0, len(members) - 1}) if members]
-
-
-def _row(planned):
-    status, _, records = planned.view()
-    if status.state == "damaged":  # the other runs are independent of it
-        logger.error("%s is damaged: %s", planned.run.path.name, status.reason)
-    last = {record["split"]: record for record in records}
-    errors = {f"{split}_error": last.get(split, {}).get("top1_error") for split in ("train", "train_clean", "validation", "test")}
-    model = planned.overrides.get("model.name", "")
-    try:
-        family, depth = parse_name(model, planned.config.get("model", {}).get("options", {}))
-    except UserError:
-        family, depth = None, None
-    return {
-        "run": planned.run.path.name,
-        "model": model,
-        "depth": depth,
-        "residual": family == "resnet",
-        "seed": planned.overrides.get("seed"),
-        "steps": status.step,
-        "state": status.state,
-        **errors,
-        "train_loss": last.get("train", {}).get("loss"),
-        "parameters": status.parameters,
-        "seconds": status.seconds,
-    }

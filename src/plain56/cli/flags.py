@@ -50,6 +50,7 @@ FLAGS = {
         "index": (_number(0), "sweep: run only this element, counted from 0"),
         "status": (_switch, "sweep: only show the state of the runs"),
         "dry_run": (_switch, "sweep: only show the elements"),
+        "time": (_switch, "sweep --dry_run: also measure a few steps of each network, and show how long the sweep would take"),
         "executor": (_choice("local", "slurm", default="local"), "sweep: where it runs; slurm submits a job per run and returns"),
         "partition": (_text, "sweep --executor=slurm: partition of the jobs; Slurm's default if left out"),
         "gpus": (_number(1), "sweep --executor=slurm: GPUs per run"),

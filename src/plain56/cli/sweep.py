@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ml_collections import config_flags
 
+from plain56 import runs
 from plain56.cli.flags import SLURM, overridden, refuse_config, required
 from plain56.cli.terminal import FAILED, percent, print_result, print_table, progress
 from plain56.cluster import INTERRUPTED
@@ -15,10 +16,12 @@ from plain56.errors import UserError
 
 def sweep(options, arguments):
     """Runs a sweep, submits it to Slurm, or shows its elements or their states."""
-    from plain56 import sweeps
-
+    if options.time and not options.dry_run:
+        raise UserError("--time belongs to --dry_run; both show a sweep without running it.")
     if options.status or options.dry_run:
         return _show_elements(options)
+    from plain56 import sweeps  # not before: a look at many runs should not wait for JAX
+
     given = [name for name in SLURM if options[name].value is not None]
     if options.executor == "slurm":
         return _submit(options)
@@ -88,33 +91,70 @@ def _elements(options):
 
 
 def _show_elements(options):
-    """Prints the elements of a sweep (--dry_run), or the states of its runs (--status). Runs and writes nothing."""
-    elements = _elements(options)
+    """Prints the elements of a sweep (--dry_run), their time (--time), or their states (--status). Trains and writes nothing."""
     if options.status:
         required(options, "workdir")
+    if options.config:
+        planned = [element.planned(options.workdir or "") for element in _elements(options)]
+    else:
+        planned = runs.read_sweep(required(options, "workdir"))
+    configs = [runs.flatten(run.config) for run in planned]
+    keys = runs.differing_keys([config for config in configs if config])
     rows = []
-    for index, element in enumerate(elements):
-        name, overrides, config, damage = element
-        row, steps = {"index": index, "run": name}, None if damage else config.train.steps
-        if options.dry_run:
-            row |= {"model": overrides.get("model.name", config and config.model.name)}
-            row |= {"seed": overrides.get("seed", config and config.seed), "steps": steps}
-            row |= {"other overrides": {key: overrides[key] for key in overrides.keys() - {"model.name", "seed"}}}
+    for index, (run, config) in enumerate(zip(planned, configs, strict=True)):
+        row = {"index": index, "run": run.run.path.name, "model": config.get("model.name"), "seed": config.get("seed")}
+        row |= {key: runs.cell(config.get(key)) for key in keys}
+        steps = config.get("train.steps")
         if options.workdir:
-            status = element.planned(options.workdir).status()
+            status = run.status()
             row |= {"state": status.state, "step": status.step, "of": steps, "seconds": status.seconds, "reason": status.reason}
-        rows.append(row)
-    print_table("sweep", [row | {key: row[key] or "" for key in ("reason", "other overrides") if key in row} for row in rows])
-    print_result({"workdir": options.workdir, "runs": rows})
+        rows.append(row if options.workdir else row | {"steps": steps})
+    print_table("sweep", [row | {"reason": row["reason"] or ""} if "reason" in row else row for row in _told_apart(rows)])
+    time = {"time": _print_time(options, planned)} if options.time else {}
+    print_result({"workdir": options.workdir, "runs": rows, **time})
+
+
+def _print_time(options, planned):
+    """Prints how long the runs that are left will take, by network, and returns it."""
+    from plain56 import duration, machine
+    from plain56.config import from_json
+
+    machine.set_up()
+    statuses = [run.status() if options.workdir else runs.Status() for run in planned]
+    left = [
+        (from_json(run.config), status.step)
+        for run, status in zip(planned, statuses, strict=True)
+        if status.state not in (*runs.ENDED, "damaged")
+    ]
+    with progress() as show:
+        networks = duration.measure(left, show)
+    sums = {key: sum(row[key] for row in networks) for key in ("runs", "steps", "hours")}
+    total = {key: "" for key in networks[0]} if networks else {}
+    shown = [*networks, total | {"network": "all", **sums}]
+    shown = [{key: f"{row[key]:.3g}" if isinstance(row[key], float) else row[key] for key in row} for row in shown]
+    names = runs.short_names(total)
+    print_table("time", [{names.get(key, key): row[key] for key in row} for row in shown])
+    print("Measured with one process on all cores. It counts compiling and measuring errors, but not saving.")
+    if options.workers > 1:
+        print(f"{options.workers} workers share these cores: they take about as long, or less if one leaves some cores idle.")
+    return {"networks": networks, "hours": sums["hours"]}
+
+
+def _told_apart(rows):
+    """The rows of a sweep for a table: config keys by short names, and the run's name only where the columns need it."""
+    names = runs.short_names(rows[0])
+    apart = len({(row["model"], row["seed"], *(row[key] for key in names)) for row in rows}) == len(rows)
+    hidden = {"run"} if apart else {"model", "depth", "residual"}
+    return [{names.get(key, key): row[key] for key in row if key not in hidden} for row in rows]
 
 
 def report(options, arguments):
     """Writes the figure, the table and the report of a sweep from its run directories."""
-    from plain56 import sweeps
     from plain56.figures import report as page
+    from plain56.summary import summarize
 
     refuse_config(options, "only the run directories")
-    rows, figure = sweeps.summarize(required(options, "workdir")), draw_degradation(options.workdir)
+    rows, figure = summarize(required(options, "workdir")), draw_degradation(options.workdir)
     path = page.write(options.workdir, rows)
     _print_summary(rows)
     print(f"figure: {figure}\nreport: {path}")
@@ -134,17 +174,14 @@ def draw_degradation(workdir):
 
 def _print_summary(rows):
     """Prints the rows of a sweep's summary as a table, errors in percent, without the columns that say nothing."""
-    # Where network and seed tell all runs apart, the name says nothing more; elsewhere it says more than these columns.
-    apart = len({(row["model"], row["seed"]) for row in rows}) == len(rows)
-    hidden = {"run"} if apart else {"model", "depth", "residual"}
     # These two are measured only on request.
-    hidden |= {key for key in ("train_clean_error", "validation_error") if all(row[key] is None for row in rows)}
+    hidden = {key for key in ("train_clean_error", "validation_error") if all(row[key] is None for row in rows)}
     shown = [{key: row[key] for key in row if key not in hidden} for row in rows]
     for row in shown:
-        row |= {key: percent(row[key]) for key in row if key.endswith("_error")}
+        row |= {key: percent(row[key]) for key in row if key.endswith("_error") and "." not in key}
         row["train_loss"] = "–" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
         row["parameters"] = f"{row['parameters']:,}"
-    print_table("sweep", shown)
+    print_table("sweep", _told_apart(shown))
 
 
 def _sweep_function(options):

@@ -4,28 +4,29 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from plain56 import runs
-from plain56.figures.style import COLORS, grouped, kind_of, name_of, save, styled
+from plain56.figures.style import COLORS, grouped, networks, save, styled
 
 LESIONS = {"without": "one block left out", "swapped": "swapped with the next block", "several": "several left out"}
 
 
 def _read(folder):
-    """Test errors in percent, `{run: {lesion: [(place, number of blocks, error)]}}`, and their (residual, depth)."""
-    errors, kinds = {}, {}
-    for name, rows in grouped(runs.read_table(folder, "lesions"), lambda row: row["run"]).items():
-        kinds[name] = kind_of(rows[0])
-        errors[name] = {
-            lesion: [(int(r["position"]), len(r["blocks"].split()), 100 * float(r["top1_error"])) for r in found]
-            for lesion, found in grouped(rows, lambda row: row["lesion"]).items()
+    """The networks, each with its test errors in percent: `{lesion: [(place, number of blocks, error)]}`."""
+    read = []
+    for network in networks(runs.read_table(folder, "lesions")):
+        by_lesion = grouped(network.rows, lambda row: row["lesion"])
+        errors = {
+            lesion: [(int(r["position"]), len(r["blocks"].split()), 100 * float(r["top1_error"])) for r in rows]
+            for lesion, rows in by_lesion.items()
         }
-    return errors, kinds
+        read.append((network, errors))
+    return read
 
 
 def table(folder):
     """The median and the worst error of each lesion, as text by column, from the folder's lesions.csv."""
     lines = []
-    for name, found in _read(folder)[0].items():
-        line = {"run": name, "undamaged": f"{found['none'][0][-1]:.1f}"}
+    for network, found in _read(folder):
+        line = {"run": network.rows[0]["run"], "undamaged": f"{found['none'][0][-1]:.1f}"}
         for lesion in ("without", "swapped"):
             values = [error for *_, error in found.get(lesion, [])]
             line[LESIONS[lesion]] = f"median {np.median(values):.1f}, worst {max(values):.1f}" if values else "–"
@@ -36,17 +37,19 @@ def table(folder):
 @styled
 def draw(folder):
     """Draws lesions.png and .svg from the folder's lesions.csv, and returns the path of the PNG."""
-    errors, kinds = _read(folder)
-    depths = sorted({depth for _, depth in kinds.values()})
+    read = _read(folder)
+    depths = sorted({network.depth for network, _ in read})
+    alone = len({(network.residual, network.depth) for network, _ in read}) == len(read)
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
-    for name, found in errors.items():
-        residual, depth = kinds[name]
-        color, marker = COLORS[2 * depths.index(depth) + (not residual)], "o" if residual else "s"
+    for network, found in read:
+        # A depth's two networks have neighboring colors.
+        color = COLORS[2 * depths.index(network.depth) + (not network.residual)] if alone else network.color
+        marker = "o" if network.residual else "s"
         for axis, lesion in zip(axes, ("without", "swapped"), strict=False):
             values = found.get(lesion, [])
             axis.plot([place for place, *_ in values], [error for *_, error in values], marker, ms=4, color=color)
-        axes[2].plot([], [], marker, color=color, label=name_of(kinds[name]))
+        axes[2].plot([], [], marker, color=color, label=network.title)
         several = grouped(found.get("several", []), lambda lesion: lesion[1])
         if several:
             errors_of = [[error for *_, error in drawn] for drawn in several.values()]

@@ -28,7 +28,7 @@ def write(workdir, rows):
     keys = sorted(set().union(*(run["config"] for run in described)))
     begun = [run["config"] for run in described if run["config"]]
     differences = [key for key in keys if len({json.dumps(config.get(key)) for config in begun}) > 1]
-    states = [row["state"] for row in rows]
+    states = [run["row"]["state"] for run in described]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     data = {"runs": described, "differences": differences, "facts": f"{len(rows)} runs: {counts}."}
     page = string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
@@ -59,6 +59,8 @@ def _describe(planned, row, number):
         else:
             records.append({key: record.get(key) for key in CURVES})
     row = row | {"step": row["steps"], "reason": status.reason}
+    if status.state == "damaged":  # in a part of its log that the summary does not read
+        row["state"] = "damaged"
     style = {"color": COLORS[number % len(COLORS)], "dash": DASHES[number // len(COLORS) % len(DASHES)]}
     return {"name": row["run"], "row": row, "records": records, "gradients": gradients, "config": config, **style}
 

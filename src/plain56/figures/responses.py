@@ -4,40 +4,37 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from plain56 import runs
-from plain56.figures.style import color_by_depth, grouped, kind_of, name_of, save, styled
+from plain56.figures.style import networks, save, styled
 
 
 def _read(folder):
-    """The responses of each network in the order of its layers: `{(residual, depth): [N]}`."""
-    networks = grouped(runs.read_table(folder, "responses"), kind_of)
-    return {kind: np.array([float(row["response"]) for row in rows]) for kind, rows in sorted(networks.items())}
+    """The networks, each with its responses [N] in the order of its layers."""
+    found = networks(runs.read_table(folder, "responses"))
+    return [(network, np.array([float(row["response"]) for row in network.rows])) for network in found]
 
 
 def table(folder):
     """Median and range of each network's responses, as text by column, from the folder's responses.csv."""
     return [
         {
-            "network": name_of(kind),
+            "network": network.title,
             "median": f"{np.median(values):.3f}",
             "smallest": f"{values.min():.3f}",
             "largest": f"{values.max():.3f}",
         }
-        for kind, values in _read(folder).items()
+        for network, values in _read(folder)
     ]
 
 
 @styled
 def draw(folder):
     """Draws responses.png and .svg from the folder's responses.csv, and returns the path of the PNG."""
-    found = _read(folder)
-    colors = color_by_depth(depth for _, depth in found)
     figure = Figure(figsize=(7.5, 5.5), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True, sharey=True)
-    for kind, values in found.items():
-        residual, depth = kind
-        style = {"color": colors[depth], "linestyle": "-" if residual else "--", "linewidth": 1.2}
+    for network, values in _read(folder):
+        style = {"color": network.color, "linestyle": "-" if network.residual else "--", "linewidth": 1.2}
         layers = 1 + np.arange(len(values))
-        axes[0].plot(layers, values, label=name_of(kind), **style)
+        axes[0].plot(layers, values, label=network.title, **style)
         axes[1].plot(layers, np.sort(values)[::-1], **style)
     axes[0].set(title="in the order of the layers", ylabel="standard deviation", ylim=(0, None))
     axes[1].set(title="sorted by size", xlabel="layer", ylabel="standard deviation")

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -36,6 +37,32 @@ def name_of(kind):
     """The name of a kind `(residual, depth)` of network in legends."""
     residual, depth = kind
     return f"{FAMILIES[residual]}, {depth} layers"
+
+
+class Measured(NamedTuple):
+    """A network that a table has rows of, with its title in legends and its color."""
+
+    title: str
+    residual: bool
+    depth: int
+    color: str
+    rows: list
+
+
+def networks(rows):
+    """The `Measured` networks of a table's rows that were read from a file, plain ones first, by depth.
+
+    A network is known by its kind; where runs of different overrides have one kind, by its run, with a color for each.
+    """
+    found = sorted(grouped(rows, lambda row: (*kind_of(row), row["run"])).items())
+    depths = color_by_depth(depth for (_, depth, _), _ in found)
+    alone = len({kind[:2] for kind, _ in found}) == len(found)
+    return [
+        Measured(name_of((residual, depth)), residual, depth, depths[depth], members)
+        if alone
+        else Measured(run, residual, depth, COLORS[number % len(COLORS)], members)
+        for number, ((residual, depth, run), members) in enumerate(found)
+    ]
 
 
 def color_by_depth(depths):

@@ -87,7 +87,8 @@ def parse_name(name, options=()):
     Of a user's own network, without importing it: the function's name, and the option `depth` or None.
     """
     if is_own(name):
-        return name.rpartition(":")[2], dict(options).get("depth")
+        depth = dict(options).get("depth")
+        return name.rpartition(":")[2], depth if type(depth) is int else None
     variant = _find(name)[1]
     return variant.family, variant.depth
 

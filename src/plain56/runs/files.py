@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import itertools
 import json
 import os
 import stat
@@ -16,6 +17,7 @@ from plain56.errors import UserError, first_line
 
 PART = ".{}.{}.part"  # a file being written
 MOST_LEVELS = 20  # of JSON: four times what our own files have
+BLOCK_BYTES = 1 << 13  # read at first from the end of a file
 
 
 def user_path(text):
@@ -33,16 +35,47 @@ def user_path(text):
 
 def read_text(path):
     """The text of a file, or None if there is none. Raises UserError if it cannot be read or is not a text file."""
+    with _opened(path) as file:
+        try:
+            return file and file.read().decode()
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: {error}.") from error
+
+
+def lines_from_end(path):
+    """Yields the lines of a file, as bytes, from the last one to the first, and reads no more of it than that takes.
+
+    What comes after the last line break was cut off while being written, and is left out. A missing file has no lines.
+    Raises UserError if it cannot be read.
+    """
+    with _opened(path) as file:
+        yield from itertools.islice(_parts_from_end(file), 1, None) if file else ()
+
+
+def _parts_from_end(file):
+    """Yields what lies between the line breaks of a file, from its end."""
+    begin, size, part = file.seek(0, os.SEEK_END), BLOCK_BYTES, b""
+    while begin:
+        end, begin = begin, max(0, begin - size)
+        file.seek(begin)
+        part, *later = (file.read(end - begin) + part).split(b"\n")
+        yield from reversed(later)
+        size *= 2  # a long line is not copied many times
+    yield part
+
+
+@contextlib.contextmanager
+def _opened(path):
+    """Yields a file that is opened to read bytes, or None if there is none. Raises UserError if it cannot be read."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
             raise UserError(f"{path} is damaged: it must be a file.")
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            yield file
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        yield None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}.") from error
 
 
 def parse_json(text):
@@ -53,7 +86,8 @@ def parse_json(text):
 
     try:
         value = json.loads(text, parse_constant=refuse)
-        deep = _is_deeper(value, MOST_LEVELS)
+        # Most texts have too few brackets to be nested so deep.
+        deep = text.count("[") + text.count("{") > MOST_LEVELS and _is_deeper(value, MOST_LEVELS)
     except RecursionError:
         deep = True
     if deep:
@@ -62,9 +96,14 @@ def parse_json(text):
 
 
 def _is_deeper(value, levels):
-    if not isinstance(value, dict | list):
-        return False
-    return not levels or any(_is_deeper(part, levels - 1) for part in (value.values() if isinstance(value, dict) else value))
+    nested = _nested([value])
+    for _ in range(levels):
+        nested = _nested(part for some in nested for part in (some.values() if isinstance(some, dict) else some))
+    return bool(nested)
+
+
+def _nested(values):
+    return [value for value in values if isinstance(value, dict | list)]
 
 
 def read_value(path, otherwise):

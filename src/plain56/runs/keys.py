@@ -61,7 +61,7 @@ def upgraded(config, source):
 
 def renamed(config, source):
     """A stored config, or some of its sections, with the names of today; arguments and errors as of `upgraded`."""
-    config = copy.deepcopy(config)
+    config = _copied(config)
     for key, (accepted, reason) in REMOVED.items():
         section, name = _section(config, key)
         if section.pop(name, accepted) != accepted:
@@ -72,6 +72,11 @@ def renamed(config, source):
             target, new_name = _section(config, new)
             target.setdefault(new_name, section.pop(name))
     return config
+
+
+def _copied(value):
+    """Nested dicts of their own; nothing else in a config is ever changed."""
+    return {key: _copied(part) for key, part in value.items()} if isinstance(value, dict) else value
 
 
 @functools.cache
@@ -100,6 +105,8 @@ def _section(config, key):
 
 def differences(there, new):
     """The keys, with both values, that make two configs, as nested dicts, different runs; "" if one is empty."""
+    if there == new:  # as nearly always
+        return ""
     there, new = _values(there), _values(upgraded(json.loads(json.dumps(new)), "the config"))
     keys = sorted(key for key in there.keys() | new.keys() if key not in NOT_IDENTITY and there.get(key) != new.get(key))
     if not (there and new and keys):

@@ -5,7 +5,16 @@ import json
 import os
 
 from plain56.errors import UserError
-from plain56.runs.files import finite, is_count, is_number, parse_json, read_text, refusing_os_errors, write_text
+from plain56.runs.files import (
+    finite,
+    is_count,
+    is_number,
+    lines_from_end,
+    parse_json,
+    read_text,
+    refusing_os_errors,
+    write_text,
+)
 
 MOST_STEPS = 2**31  # steps are int32 on the devices
 
@@ -16,15 +25,33 @@ def read(folder, split=None):
     found = []
     *lines, _ = (read_text(path) or "").split("\n")  # the last one is empty, or was cut off while being written
     for number, line in enumerate(lines, start=1):
-        try:
-            record = parse_json(line)
-        except ValueError:
-            record = None
-        if not _is_record(record):
-            raise UserError(f"{path} is damaged: line {number} is not a record.")
+        record = _parsed(line, f"{path} is damaged: line {number} is not a record.")
         if split in (None, record["split"]):
             found.append(record)
     return found
+
+
+def newest(folder, splits):
+    """See `Run.newest`."""
+    path, found = folder / "metrics.jsonl", {}
+    for number, line in enumerate(lines_from_end(path), start=1):
+        if found.keys() == splits:
+            break
+        record = _parsed(line, f"{path} is damaged: line {number}, counted from the last one, is not a record.")
+        if record["split"] in splits:
+            found.setdefault(record["split"], record)
+    return found
+
+
+def _parsed(line, damage):
+    """The record in a line. Raises UserError with the sentence `damage` if it holds something else."""
+    try:
+        record = parse_json(line if isinstance(line, str) else line.decode())
+    except ValueError:
+        record = None
+    if not _is_record(record):
+        raise UserError(damage)
+    return record
 
 
 def _is_record(value):

@@ -157,6 +157,10 @@ class Run(NamedTuple):
         """The records of one split or of all, in order of steps. A last line that was cut off is left out."""
         return records.read(self.path, split)
 
+    def newest(self, splits):
+        """The newest record of each split of a set, by split; reads only the end of the log that holds them."""
+        return records.newest(self.path, splits)
+
     def open_log(self, step):
         """See `records.open_log`."""
         return records.open_log(self.path, step)
@@ -218,9 +222,11 @@ def refuse_strangers(folder, kind):
 
 
 def check_identity(run, config):
-    """Raises UserError, with the keys that differ, if the directory holds a run of another identity."""
-    if changed := differences(run.config(), config):
+    """The config in a run's directory. Raises UserError, with the keys that differ, if it is of another identity."""
+    there = run.config()
+    if changed := differences(there, config):
         raise UserError(f"{run.path} holds a different run: {changed}; choose another --workdir or the same config.")
+    return there
 
 
 def read_run(path):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from plain56.errors import UserError
 from plain56.runs.files import flatten, is_number, lock_file, read_json, read_value, refusing_os_errors, write_table, write_text
+from plain56.runs.groups import config_columns
 from plain56.runs.keys import differences, upgraded
 from plain56.runs.run import Run, Status, check_identity, refuse_strangers
 
@@ -27,7 +28,7 @@ def _locked(folder):
 
 
 class View(NamedTuple):
-    """A run as tables and pages show it: its status, flat config and records. A damaged or foreign one has no records."""
+    """A run as others show it: its status, flat config and records. A damaged or foreign one has no records."""
 
     status: Status
     config: dict
@@ -47,23 +48,30 @@ class SweepRun(NamedTuple):
 
     def status(self):
         """How the run stands: "damaged" if its directory holds something else."""
-        if self.damage:
-            return Status("damaged", reason=self.damage)
-        try:
-            check_identity(self.run, self.config)
-            return self.run.status()
-        except UserError as error:
-            return Status("damaged", reason=str(error))
+        return self._view(lambda config: []).status
 
     def view(self):
-        """The run as tables and pages show it."""
-        status, flat = self.status(), flatten(self.config)
+        """The run as pages and figures show it."""
+        return self._view(lambda config: self.run.metrics())
+
+    def last_view(self):
+        """As `view`, with only the newest record of each split that the run measures."""
+        return self._view(lambda config: list(self.run.newest(_splits(config)).values()))
+
+    def _view(self, read_records):
         try:
-            if status.state != "damaged":
-                return View(status, flatten(self.run.config()) or flat, self.run.metrics())
+            if self.damage:
+                raise UserError(self.damage)
+            config = flatten(check_identity(self.run, self.config) or self.config)
+            return View(self.run.status(), config, read_records(config))
         except UserError as error:
-            status = Status("damaged", reason=str(error))
-        return View(status, flat, [])
+            return View(Status("damaged", reason=str(error)), flatten(self.config), [])
+
+
+def _splits(config):
+    """The splits that a run with a flat config measures."""
+    asked = {"train_clean": "train.evaluate_train_every", "validation": "data.validation_examples"}
+    return {"train", "test", *(split for split, key in asked.items() if config.get(key))}
 
 
 def is_name(name):
@@ -73,10 +81,11 @@ def is_name(name):
 
 def read_sweep(folder):
     """The runs of a sweep directory in order, as `SweepRun`s. Raises UserError if it is not a sweep directory."""
+    require_sweep(folder)
     folder = Path(folder)
     elements = read_json(folder / "sweep.json")
     if not elements:
-        raise UserError(f"{folder} is not a sweep directory: it has no sweep.json.")
+        raise UserError(f"{folder / 'sweep.json'} is damaged: it must hold at least one run.")
     return [_sweep_run(folder, name, element) for name, element in elements.items()]
 
 
@@ -99,6 +108,12 @@ def _sweep_run(folder, name, element):
 def is_sweep(folder):
     """Whether the folder is a sweep directory."""
     return (Path(folder) / "sweep.json").exists()
+
+
+def require_sweep(folder):
+    """Raises UserError if the folder is not a sweep directory."""
+    if not is_sweep(folder):
+        raise UserError(f"{folder} is not a sweep directory: it has no sweep.json.")
 
 
 def write_sweep(folder, elements):
@@ -151,5 +166,7 @@ def _is_row(value):
         return False
     texts = all(type(value.get(key)) is str for key in ("run", "model", "state"))
     whole = all(value.get(key) is None or type(value[key]) is int for key in ("depth", "seed", "steps", "parameters"))
-    numbers = all(value[key] is None or is_number(value[key]) for key in value if key.endswith(("_error", "_loss")))
-    return texts and whole and numbers and type(value.get("residual")) is bool and is_number(value.get("seconds"))
+    measured = (value[key] for key in value if key.endswith(("_error", "_loss")) and "." not in key)
+    numbers = all(number is None or is_number(number) for number in measured)
+    cells = not any(isinstance(value[key], dict | list) for key in config_columns(value))
+    return texts and whole and numbers and cells and type(value.get("residual")) is bool and is_number(value.get("seconds"))
