@@ -102,6 +102,7 @@ def test_short_names_stand_for_one_column():
     assert [key for key in names if names[key] == key] == ["optimizer.momentum", "batch_norm.momentum", "train.steps"]
     assert names["model.widths"] == "widths"
     assert runs.label(row, ["model.widths", "train.steps"]) == "widths (4,), train.steps 5"
+    assert runs.label(row | {"model.widths": None}, ["model.widths"]) == "default widths"
 
 
 def test_tables_show_the_differing_keys(tmp_path, capsys):

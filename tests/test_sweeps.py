@@ -35,7 +35,9 @@ def test_elements_and_their_names():
     # The deep ones warm up, and an ImageNet network is never meant.
     deep = elements["resnet152_cifar-seed0-warmup_steps400-warmup_learning_rate0.01"]
     assert deep.config.optimizer.schedule.warmup_steps == 400
-    assert all("sweep" not in element.config for element in elements.values())
+    assert all("sweep" not in element.config and element.config.is_locked for element in elements.values())
+    elements["plain56-seed3"].config.train.steps = 1
+    assert elements["plain56-seed0"].config.train.steps == config.train.steps > 1
 
 
 def test_failed_run_does_not_stop_the_others(tmp_path, tiny_sweep, monkeypatch):
@@ -65,6 +67,11 @@ def test_failed_run_does_not_stop_the_others(tmp_path, tiny_sweep, monkeypatch):
     finished = (tmp_path / "resnet8-seed0" / "metrics.jsonl").stat().st_mtime_ns
     assert [row["state"] for row in sweeps.run_sweep(elements, tmp_path)] == ["finished", "finished"]
     assert (tmp_path / "resnet8-seed0" / "metrics.jsonl").stat().st_mtime_ns == finished
+    written = []
+    monkeypatch.setattr(runs, "write_summary", lambda workdir, make_rows: written.append(make_rows()) or written[-1])
+    monkeypatch.setattr(sweeps, "train", lambda *arguments: pytest.fail("an ended run is trained"))
+    assert [row["state"] for row in sweeps.run_sweep(elements, tmp_path)] == ["finished", "finished"]
+    assert len(written) == 1, "the table of ended runs is written again"
     # And another sweep in its place is refused before anything is changed.
     tiny_sweep.optimizer.momentum = 0.5
     with pytest.raises(UserError, match="different run plain8-seed0: optimizer.momentum"):

@@ -24,8 +24,8 @@ USAGE = """plain56: plain against residual networks at any depth, in JAX.
 
 A flag overrides any key of the config: --config.train.steps=1000. --config=RUN/config.json repeats a run. A file in configs/ that
 you do not have is the one that ships with plain56. A sweep that has begun needs only its --workdir to go on, also with
---workers=N or, one element at a time, with --index=K. The published test protocols are evaluate --protocol=center, ten_crop or
-dense; --exact_statistics takes batch norm's statistics over the whole training split.
+--workers=N or, one element at a time, with --index=K; --dry_run --time says how long it will take. The published test protocols
+are evaluate --protocol=center, ten_crop or dense; --exact_statistics takes batch norm's statistics over the whole training split.
 
 Tables go to stdout, whose last line is one JSON object; progress goes to stderr. Exit status: 0 done; 1 ran but failed; 2 a
 mistake in the command; 75 interrupted, launch again. SIGTERM and Ctrl-C save first.

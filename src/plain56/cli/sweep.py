@@ -145,6 +145,7 @@ def _told_apart(rows):
     names = runs.short_names(rows[0])
     apart = len({(row["model"], row["seed"], *(row[key] for key in names)) for row in rows}) == len(rows)
     hidden = {"run"} if apart else {"model", "depth", "residual"}
+    hidden |= {"depth", "residual"} if names else set()  # the network's name says both, and there is more to show
     return [{names.get(key, key): row[key] for key in row if key not in hidden} for row in rows]
 
 

@@ -68,7 +68,7 @@ def short_names(row):
 
 
 def label(row, keys):
-    """What a row has in some config columns, for people: "momentum 0.5, widths (16, 16, 32)"; only the name where it has none."""
+    """What a row has in some config columns, as "momentum 0.5, widths (16, 16, 32)", or "default widths" where it has nothing."""
     names = short_names(row)
     told = [f"{names[key]} {row[key]}" for key in keys if row[key] is not None]
-    return ", ".join(told or [f"no {names[key]}" for key in keys])
+    return ", ".join(told or [f"default {names[key]}" for key in keys])
