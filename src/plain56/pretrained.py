@@ -113,8 +113,9 @@ def save_pretrained(path, source, model=None):
     """Writes a trained network to a file, as weights or as a program, according to its name.
 
         .safetensors    tensors by PyTorch's names, and a description
-        .stablehlo      `jax.export.deserialize(bytes).call(images)` runs it on a CPU, GPU or TPU with nothing but JAX: uint8
-                        [N, H, W, C] of the network's size to logits float32 [N, classes]
+        .stablehlo      `jax.export.deserialize(bytes).call(images)` runs it on a CPU, GPU or TPU with nothing but JAX and
+                        flatbuffers: raw pixels, uint8 [N, H, W, C] (RGB or gray) of the network's size, to logits float32
+                        [N, classes]
 
     Args:
         source, model: as for `load_pretrained`; the source must say which network it holds.
