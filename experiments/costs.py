@@ -13,13 +13,13 @@ from plain56.figures import costs as figure
 
 
 def costs_of(workdir):
-    """A row for each finished run of a sweep."""
+    """A row for each finished or stopped run of a sweep."""
     from plain56.analysis import complexity
     from plain56.config import build_model, from_json
 
     rows = []
     for planned, row in zip(runs.read_sweep(workdir), sweeps.summarize(workdir), strict=True):
-        if row["state"] == "finished":
+        if row["state"] in runs.COMPLETE and row["test_error"] is not None:
             data = planned.run.environment()["data"]
             model = build_model(from_json(planned.run.config()), len(data["class_names"]))
             total = complexity.total(complexity.parts(model, tuple(data["image_shape"])))

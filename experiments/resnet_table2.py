@@ -8,7 +8,7 @@ steps; on ImageNet as in the paper:
 The paper tests ten crops of ImageNet's validation images, as does `launch.py evaluate --protocol=ten_crop`.
 """
 
-from plain56 import cli
+from plain56 import cli, runs
 from plain56.figures import degradation
 
 DEFAULTS = {
@@ -39,7 +39,7 @@ def compare(options, arguments):
         lines.append(line)
     cli.print_table("test error (%)", lines)
     cli.print_result({"figure": str(figure), "table": lines})
-    return cli.FAILED if any(row["state"] != "finished" for row in rows) else 0
+    return cli.FAILED if any(row["state"] not in runs.COMPLETE for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -312,11 +312,11 @@ def summarize(workdir):
 
 
 def finished_runs(workdir):
-    """`(run, row of the summary)` of the first finished seed of each network, plain ones first, by depth.
+    """`(run, row of the summary)` of the first finished or stopped seed of each network, plain ones first, by depth.
 
-    Raises UserError if none is finished.
+    Raises UserError if there is none.
     """
-    rows = [row for row in summarize(workdir) if row["state"] == "finished"]
+    rows = [row for row in summarize(workdir) if row["state"] in runs.COMPLETE]
     if not rows:
         raise UserError(f"{workdir} has no finished run; it must be a sweep that has ended, such as that of `make degradation`.")
     rows.sort(key=lambda row: (row["residual"], row["depth"], row["seed"]))

@@ -82,7 +82,7 @@ def draw(workdir):
     """Draws degradation.png and .svg in a folder that `read` reads, and returns the path of the PNG.
 
     Training error (in training mode, with augmentation) is dashed, test error bold, one color per depth, plain networks on the
-    left and residual ones in the middle. On the right are the last errors of the finished runs against depth. Several seeds
+    left and residual ones in the middle. On the right are the last errors of the finished and stopped runs against depth. Several seeds
     are shown by their mean and, as a band or bar, their range.
 
     Raises UserError if this is not a sweep directory, has nothing to draw yet, or runs differ in more than depth, kind and seed.
@@ -108,8 +108,8 @@ def draw(workdir):
         axis.set(title=f"{FAMILIES[residual]} networks", xlabel="step", ylabel="error (%)")
         axis.set(ylim=(0, highest), xlim=(0, None))
         axis.locator_params("x", nbins=5)
-    finished = [network for network in networks if network.row["state"] == "finished"]
-    _draw_final(axes[2], grouped(finished, _kind), list(colors), highest)
+    complete = [network for network in networks if network.row["state"] in runs.COMPLETE]
+    _draw_final(axes[2], grouped(complete, _kind), list(colors), highest)
     handles = depth_handles(colors)
     handles += [Line2D([], [], color="0.4", label=f"{SPLITS[split]} error", **LINES[split]) for split in SPLITS]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
@@ -138,11 +138,11 @@ def _curves(members, split):
     return steps, np.array([[curve.get(step, np.nan) for step in steps] for curve in curves])
 
 
-def _draw_final(axis, finished, depths, highest):
+def _draw_final(axis, complete, depths, highest):
     for residual, marker, color in ((False, "s", "0.55"), (True, "o", "0")):
-        present = [depth for depth in depths if (residual, depth) in finished]
+        present = [depth for depth in depths if (residual, depth) in complete]
         for split in SPLITS:
-            finals = [[list(network.errors[split].values())[-1] for network in finished[residual, depth]] for depth in present]
+            finals = [[list(network.errors[split].values())[-1] for network in complete[residual, depth]] for depth in present]
             means, spread = mean_and_range(finals)
             style = {"color": color, "marker": marker, "markersize": 4, "capsize": 2, **LINES[split]}
             label = FAMILIES[residual] if split == "test" else None  # the figure's legend tells the errors apart

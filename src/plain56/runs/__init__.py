@@ -2,5 +2,5 @@
 
 from plain56.runs.files import finite, flatten, read_json, read_table, user_path, write_bytes, write_table, write_text
 from plain56.runs.keys import renamed, upgraded
-from plain56.runs.run import ENDED, Held, Run, Status, check_identity, hold, read_run
+from plain56.runs.run import COMPLETE, ENDED, Held, Run, Status, check_identity, hold, read_run
 from plain56.runs.sweep import NAME, NAMES_ARE, SweepRun, is_name, is_sweep, read_summary, read_sweep, write_summary, write_sweep
