@@ -92,10 +92,13 @@ def run_experiment(function, defaults, usage):
 
 
 def print_claim(held, sentence, figure):
-    """Prints whether an experiment's claim held and the sentence that says so, and returns the exit status."""
+    """Prints whether an experiment's claim held and the sentence that says so, and returns the exit status.
+
+    `held` is None, and the status 0, if the claim is not about what was run.
+    """
     print(f"figure: {figure}\n{sentence}")
     print_result({"held": held, "claim": sentence, "figure": str(figure)})
-    return 0 if held else FAILED
+    return FAILED if held is False else 0
 
 
 class _Stream:

@@ -82,8 +82,8 @@ def draw(workdir):
     """Draws degradation.png and .svg in a folder that `read` reads, and returns the path of the PNG.
 
     Training error (in training mode, with augmentation) is dashed, test error bold, one color per depth, plain networks on the
-    left and residual ones in the middle. On the right are the last errors of the finished and stopped runs against depth. Several seeds
-    are shown by their mean and, as a band or bar, their range.
+    left and residual ones in the middle. On the right are the last errors of the finished and stopped runs against depth. Several
+    seeds are shown by their mean and, as a band or bar, their range.
 
     Raises UserError if this is not a sweep directory, has nothing to draw yet, or runs differ in more than depth, kind and seed.
     """
