@@ -13,8 +13,8 @@ A flag overrides any key of the config: --config.train.steps=1000. --config=RUN/
 needs only its --workdir to go on, also with --workers=N or, one element at a time, with --index=K. The published test protocols
 are evaluate --protocol=center, ten_crop or dense; --exact_statistics takes batch norm's statistics over the whole training split.
 
-Tables go to stdout, whose last line is one JSON object; progress goes to stderr. Exit status: 0 done; 1 ran but failed; 2 a
-mistake in the command; 75 interrupted, launch again. SIGTERM and Ctrl-C save first.
+Tables go to stdout; if it is no terminal, or with --json, its last line is one JSON object. Progress goes to stderr. Exit status:
+0 done; 1 ran but failed; 2 a mistake in the command; 75 interrupted, launch again. SIGTERM and Ctrl-C save first.
 """
 
 import sys

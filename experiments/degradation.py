@@ -23,7 +23,8 @@ def check_claim(rows):
     errors = {name: [row["train_error"] for row in rows if row["model"] == name] for name in claimed}
     missing = [name for name in claimed if not errors[name]]
     if missing:
-        return None, f"The claim was not judged: it is about {SHALLOW} and {DEEP} layers, and the sweep lacks {', '.join(missing)}."
+        about = f"it is about {SHALLOW} and {DEEP} layers"
+        return None, f"The claim was not judged: {about}, and the sweep lacks {', '.join(missing)}."
     concerned = [row for row in rows if row["model"] in claimed]
     unfinished = [f"{row['model']} with seed {row['seed']} is {row['state']}" for row in concerned if row["state"] != "finished"]
     if unfinished:

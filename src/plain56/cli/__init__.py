@@ -6,7 +6,8 @@ Modules that import JAX, which takes seconds, are imported inside the functions 
 from plain56.cli import describe, network, sweep
 from plain56.cli.flags import refuse_config
 from plain56.cli.sweep import draw_degradation, run_sweep
-from plain56.cli.terminal import FAILED, MISTAKE, print_claim, print_result, print_table, progress, run, run_experiment
+from plain56.cli.tables import print_table
+from plain56.cli.terminal import FAILED, MISTAKE, print_claim, print_result, progress, run, run_experiment
 
 MODES = {
     "train": network.train,

@@ -29,7 +29,10 @@ def _choice(*values, default=None):
 # The flags by the modes that take them (): all modes, each with its type and its --help text. All modes also take --config,
 # whose type depends on its value.
 FLAGS = {
-    (): {"workdir": (_text, "directory of the run or sweep")},
+    (): {
+        "workdir": (_text, "directory of the run or sweep"),
+        "json": (_switch, "end with one JSON object at a terminal, too; elsewhere the last line always is one"),
+    },
     ("evaluate",): {
         "protocol": (_choice("center", "ten_crop", "dense"), "evaluate: how pictures are presented; by default as in training"),
         "side": (_number(1, define=flags.DEFINE_multi_integer), "evaluate --protocol=dense: length of the shorter side"),

@@ -8,7 +8,8 @@ from pathlib import Path
 from ml_collections import config_flags
 
 from plain56.cli.flags import SLURM, overridden, refuse_config, required
-from plain56.cli.terminal import FAILED, percent, print_result, print_table, progress
+from plain56.cli.tables import print_table
+from plain56.cli.terminal import FAILED, percent, print_result, progress
 from plain56.cluster import INTERRUPTED
 from plain56.errors import UserError
 
@@ -105,8 +106,15 @@ def _show_elements(options):
             status = element.planned(options.workdir).status()
             row |= {"state": status.state, "step": status.step, "of": steps, "seconds": status.seconds, "reason": status.reason}
         rows.append(row)
-    print_table("sweep", [row | {key: row[key] or "" for key in ("reason", "other overrides") if key in row} for row in rows])
+    keys = dict.fromkeys(key for row in rows for key in row.get("other overrides", ()))
+    print_table("sweep", [_without_dicts(row) | {key: row["other overrides"].get(key) for key in keys} for row in rows])
     print_result({"workdir": options.workdir, "runs": rows})
+
+
+def _without_dicts(row):
+    """The cells of a row that are one value."""
+    shown = {key: value for key, value in row.items() if not isinstance(value, dict)}
+    return shown | {"seconds": f"{row['seconds']:.1f}"} if "seconds" in row else shown
 
 
 def report(options, arguments):
@@ -135,16 +143,16 @@ def draw_degradation(workdir):
 
 def _print_summary(rows):
     """Prints the rows of a sweep's summary as a table, errors in percent, without the columns that say nothing."""
-    # Where network and seed tell all runs apart, the name says nothing more; elsewhere it says more than these columns.
+    # Where network and seed tell all runs apart, the name says nothing more; elsewhere it says more than the network.
     apart = len({(row["model"], row["seed"]) for row in rows}) == len(rows)
-    hidden = {"run"} if apart else {"model", "depth", "residual"}
+    hidden = {"depth", "residual", "run" if apart else "model"}
     # These two are measured only on request.
     hidden |= {key for key in ("train_clean_error", "validation_error") if all(row[key] is None for row in rows)}
     shown = [{key: row[key] for key in row if key not in hidden} for row in rows]
     for row in shown:
         row |= {key: percent(row[key]) for key in row if key.endswith("_error")}
         row["train_loss"] = "–" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
-        row["parameters"] = f"{row['parameters']:,}"
+        row["seconds"] = f"{row['seconds']:.1f}"
     print_table("sweep", shown)
 
 

@@ -1,4 +1,4 @@
-"""What the command line prints, and how a mode or an experiment is run: one sentence per mistake, and an exit status."""
+"""How a mode or an experiment is run and what it prints beside tables: one sentence per mistake, and an exit status."""
 
 import contextlib
 import errno
@@ -34,7 +34,9 @@ def run(function, argv, usage="", mode=flags.EXPERIMENT):
     with _standard_streams() as out:
         try:
             _prepare_process()
-            status = function(*flags.parse(argv, mode)) or 0
+            options, arguments = flags.parse(argv, mode)
+            out.ends_with_json = options.json or not out.isatty()
+            status = function(options, arguments) or 0
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return MISTAKE
@@ -107,6 +109,7 @@ class _Stream:
     def __init__(self, stream):
         self.stream = stream
         self.failure = None  # why printing failed, unless its reader has left
+        self.ends_with_json = True
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # not every terminal has a ×
 
@@ -139,35 +142,10 @@ class _ToStderr(logging.Handler):
         print(f"{kind}{record.getMessage()}", file=sys.stderr, flush=True)
 
 
-def print_table(title, rows):
-    """Prints dicts as the rows of a table. Their keys, which must be the same, head the columns."""
-    _print_rows(title, rows[0], (map(str, row.values()) for row in rows))
-
-
-def print_numbers(title, headers, rows):
-    """Prints a table whose columns are right-aligned, but for the first. A narrow terminal folds cells and cuts none."""
-    from rich.table import Column
-
-    first, *rest = headers
-    columns = Column(first, overflow="fold"), *(Column(header, justify="right", overflow="fold") for header in rest)
-    _print_rows(title, columns, rows)
-
-
-def _print_rows(title, columns, rows):
-    """Prints a table of rows, each a sequence of texts."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*columns, title=title)
-    for row in rows:
-        table.add_row(*row)
-    # A pipe has no width; cutting columns there would lose numbers.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
 def print_result(result):
-    """Prints the last line of a mode: one JSON object."""
-    print(json.dumps(result))
+    """Prints the last line of a mode, one JSON object, unless stdout is a terminal and --json is not given."""
+    if sys.stdout.ends_with_json:
+        print(json.dumps(result))
 
 
 def percent(fraction):
