@@ -9,6 +9,8 @@
     python launch.py export   --workdir=runs/resnet56 --weights=resnet56.safetensors
     python launch.py predict  --weights=resnet56.safetensors picture.png …
 
+launch.py MODE --help shows the flags of a mode and all keys of the config; describe --list names the networks and recipes.
+
 A flag overrides any key of the config: --config.train.steps=1000. --config=RUN/config.json repeats a run. A sweep that has begun
 needs only its --workdir to go on, also with --workers=N or, one element at a time, with --index=K. The published test protocols
 are evaluate --protocol=center, ten_crop or dense; --exact_statistics takes batch norm's statistics over the whole training split.
@@ -19,7 +21,7 @@ Tables go to stdout; if it is no terminal, or with --json, its last line is one 
 
 import sys
 
-from plain56.cli import MISTAKE, MODES, run
+from plain56.cli import MISTAKE, MODES, manual, run
 
 
 def main(argv):
@@ -28,7 +30,7 @@ def main(argv):
     if mode in MODES:
         return run(MODES[mode], rest, __doc__, mode)
     if {"--help", "-h", "help"} & set(argv):
-        return run(None, ["--help"], __doc__)
+        return run(lambda options, arguments: print(manual.wrapped(__doc__)), [])
     given = "No mode was given" if mode is None else f"There is no mode {mode!r}"
     print(f"error: {given}; it must be one of {', '.join(MODES)} (see --help).", file=sys.stderr)
     return MISTAKE

@@ -1,5 +1,6 @@
 """The mode `describe`: what a network consists of and costs, stage by stage."""
 
+from plain56.cli import manual
 from plain56.cli.flags import refuse_unused
 from plain56.cli.tables import print_table
 from plain56.cli.terminal import print_result, progress
@@ -19,8 +20,18 @@ COSTS = ("parameters", "multiply-adds (M:\N{NO-BREAK SPACE}10⁶)", "activation 
 
 
 def describe(options, arguments):
-    """Prints what one network, or every published one, consists of and costs."""
-    (_describe_all if options.all else _describe_one)(options, arguments)
+    """Prints what one network, or every published one, consists of and costs, or only what there is."""
+    if options.list:
+        return _list(options, arguments)
+    return (_describe_all if options.all else _describe_one)(options, arguments)
+
+
+def _list(options, arguments):
+    if arguments or options.config or any(options[name].present for name in ("all", "image_size", "num_classes")):
+        raise UserError("--list names all that there is; it takes no name and no other flags.")
+    found = manual.described()
+    manual.print_described(found)
+    print_result(found)
 
 
 def _describe_one(options, arguments):

@@ -66,7 +66,8 @@ def print_table(title, rows):
     for columns in layout.tables:
         table = Table(box=box.HEAVY_HEAD)
         for column in columns:
-            table.add_column(Text(column.heading), justify="right" if column.is_number else "left", overflow="fold")
+            heading = column.heading.replace("\N{NO-BREAK SPACE}", " ")
+            table.add_column(Text(heading), justify="right" if column.is_number else "left", overflow="fold")
         for cells in zip(*(column.cells for column in columns), strict=True):
             table.add_row(*map(Text, cells))
         console.print(table)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import absl.logging
 
-from plain56.cli import flags
+from plain56.cli import flags, manual
 from plain56.cluster import INTERRUPTED
 from plain56.errors import UserError
 
@@ -26,11 +26,12 @@ def run(function, argv, usage="", mode=flags.EXPERIMENT):
     Args:
         function: `(options, arguments) -> exit status`, or None for 0.
         argv: the command line, without the mode.
-        usage: what `--help` prints above the flags.
+        usage: what `--help` says of an experiment, or of all modes.
         mode: the mode's name, which decides which flags are taken.
     """
     if {"--help", "-h"} & set(argv):
-        function, argv = (lambda options, arguments: print(usage + flags.help_text())), []
+        asked = function
+        function, argv = (lambda options, arguments: print(manual.text(mode, asked, usage))), []
     with _standard_streams() as out:
         try:
             _prepare_process()
