@@ -46,7 +46,9 @@ def measure(options, arguments):
         cli.print_table("cost", figure.table(options.workdir))
     else:
         print(f"{options.workdir} has no finished run of a sweep, so only what the ideas save is drawn.", file=sys.stderr)
-    cli.print_result({"figures": [str(path) for path in figure.draw(options.workdir)]})
+    drawn = figure.draw(options.workdir)
+    cli.print_paths("figure", *drawn)
+    cli.print_result({"figures": list(map(str, drawn))})
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ def compare(options, arguments):
             line[f"{family}, paper on ImageNet"] = published.get(depth, "–")
         lines.append(line)
     cli.print_table("test error (%)", lines)
+    cli.print_paths("figure", figure)
     cli.print_result({"figure": str(figure), "table": lines})
     return cli.FAILED if any(row["state"] not in runs.COMPLETE for row in rows) else 0
 

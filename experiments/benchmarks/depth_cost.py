@@ -61,7 +61,7 @@ def main():
     if options.run:
         print(json.dumps(measure(options.networks, options.run == "remat")))
         return
-    from plain56.cli import print_table
+    from plain56 import cli
 
     rows, shown = [], []
     for name in options.networks.split(","):
@@ -76,7 +76,8 @@ def main():
             shown.append(line | {"step (MB)": f"{size / 1e6:,.0f}"})
     options.folder.mkdir(parents=True, exist_ok=True)
     (options.folder / "depth_cost.json").write_text(json.dumps(rows, indent=1) + "\n")
-    print_table("a training step", shown)
+    cli.print_table("a training step", shown)
+    cli.print_paths("folder", options.folder)
     if not sys.stdout.isatty():
         print(json.dumps({"folder": str(options.folder)}))
 

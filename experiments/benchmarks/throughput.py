@@ -184,6 +184,7 @@ def main():
         run_jax(names[0], plain=options.run == "Flax")
         return
 
+    from plain56 import cli
     from plain56.figures import throughput as figure
 
     show = functools.partial(print, file=sys.stderr, flush=True)
@@ -198,6 +199,7 @@ def main():
     figure.draw(options.folder)
     print_table(result)
     print("\n".join([result["machine"], json.dumps(result["versions"]), *result["sentences"]]))
+    cli.print_paths("folder", options.folder)
     if not sys.stdout.isatty():
         print(json.dumps({"folder": str(options.folder)}))
 

@@ -1,13 +1,13 @@
 """The command line. A new mode is a function in one of these modules and a line of `MODES`; `flags.FLAGS` has its flags.
 
-Modules that import JAX, which takes seconds, are imported inside the functions that use them: the overview and mistakes do not wait.
+Modules that import JAX, which takes seconds, are imported inside the functions that use them: --help and mistakes do not wait.
 """
 
 from plain56.cli import describe, manual, network, sweep
 from plain56.cli.flags import refuse_config
 from plain56.cli.sweep import draw_degradation, run_sweep
 from plain56.cli.tables import print_table
-from plain56.cli.terminal import FAILED, MISTAKE, print_claim, print_result, progress, run, run_experiment
+from plain56.cli.terminal import FAILED, MISTAKE, print_claim, print_paths, print_result, progress, run, run_experiment
 
 MODES = {
     "train": network.train,

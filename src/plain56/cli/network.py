@@ -7,7 +7,7 @@ import sys
 from plain56 import runs
 from plain56.cli.flags import refuse_config, refuse_unused, required
 from plain56.cli.tables import print_table
-from plain56.cli.terminal import FAILED, percent, print_result, progress
+from plain56.cli.terminal import FAILED, percent, print_paths, print_result, progress
 from plain56.errors import UserError
 
 
@@ -110,6 +110,7 @@ def export(options, arguments):
     workdir, file = required(options, "workdir"), required(options, "weights")
     machine.set_up()
     pretrained.save_pretrained(file, workdir)
+    print_paths("weights", file)
     print_result({"weights": file})
 
 

@@ -9,7 +9,7 @@ from ml_collections import config_flags
 
 from plain56.cli.flags import SLURM, overridden, refuse_config, required
 from plain56.cli.tables import print_table
-from plain56.cli.terminal import FAILED, percent, print_result, progress
+from plain56.cli.terminal import FAILED, percent, print_paths, print_result, progress
 from plain56.cluster import INTERRUPTED
 from plain56.errors import UserError
 
@@ -126,7 +126,8 @@ def report(options, arguments):
     rows, figure = sweeps.summarize(required(options, "workdir")), draw_degradation(options.workdir)
     path = page.write(options.workdir, rows)
     _print_summary(rows)
-    print(f"figure: {figure}\nreport: {path}")
+    print_paths("figure", *filter(None, [figure]))
+    print_paths("report", path)
     print_result({"figure": figure, "report": str(path), "runs": rows})
 
 

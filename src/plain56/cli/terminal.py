@@ -99,7 +99,8 @@ def print_claim(held, sentence, figure):
 
     `held` is None, and the status 0, if the claim is not about what was run.
     """
-    print(f"figure: {figure}\n{sentence}")
+    print_paths("figure", figure)
+    print(sentence)
     print_result({"held": held, "claim": sentence, "figure": str(figure)})
     return FAILED if held is False else 0
 
@@ -141,6 +142,12 @@ class _ToStderr(logging.Handler):
     def emit(self, record):
         kind = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
         print(f"{kind}{record.getMessage()}", file=sys.stderr, flush=True)
+
+
+def print_paths(what, *paths):
+    """Prints where files have been written."""
+    for path in paths:
+        print(f"{what}: {path}")
 
 
 def print_result(result):
