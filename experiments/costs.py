@@ -14,14 +14,14 @@ from plain56.summary import summarize
 
 
 def costs_of(workdir):
-    """A row for each finished run of a sweep."""
+    """A row for each finished or stopped run of a sweep."""
     from plain56.analysis import complexity
     from plain56.config import build_model, from_json
 
     rows, summary = [], summarize(workdir)
     keys = runs.group_keys(summary)
     for planned, row in zip(runs.read_sweep(workdir), summary, strict=True):
-        if row["state"] == "finished":
+        if row["state"] in runs.COMPLETE and row["test_error"] is not None:
             data = planned.run.environment()["data"]
             model = build_model(from_json(planned.run.config()), len(data["class_names"]))
             total = complexity.total(complexity.parts(model, tuple(data["image_shape"])))
@@ -49,7 +49,9 @@ def measure(options, arguments):
         cli.print_table("cost", figure.table(options.workdir))
     else:
         print(f"{options.workdir} has no finished run of a sweep, so only what the ideas save is drawn.", file=sys.stderr)
-    cli.print_result({"figures": [str(path) for path in figure.draw(options.workdir)]})
+    drawn = figure.draw(options.workdir)
+    cli.print_paths("figure", *drawn)
+    cli.print_result({"figures": list(map(str, drawn))})
 
 
 if __name__ == "__main__":

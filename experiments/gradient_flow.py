@@ -60,7 +60,9 @@ def measure_all(options, arguments):
             rows += measure(config)
     runs.write_table(options.workdir, "gradient_flow", rows)
     cli.print_table("gradient at initialization", gradient_flow.table(options.workdir))
-    cli.print_result({"figures": [str(path) for path in gradient_flow.draw(options.workdir)]})
+    drawn = gradient_flow.draw(options.workdir)
+    cli.print_paths("figure", *drawn)
+    cli.print_result({"figures": list(map(str, drawn))})
 
 
 if __name__ == "__main__":

@@ -71,7 +71,9 @@ def look_around(options, arguments):
                 place = {"x": f"{x:.4g}", "y": f"{y:.4g}"}
                 rows.append({**kind, **place, "loss": f"{value:.5g}", "top1_error": f"{error:.5g}"})
     runs.write_table(options.workdir, "landscape", rows)
-    cli.print_result({"figure": str(figure.draw(options.workdir))})
+    drawn = figure.draw(options.workdir)
+    cli.print_paths("figure", drawn)
+    cli.print_result({"figure": str(drawn)})
 
 
 if __name__ == "__main__":

@@ -84,7 +84,9 @@ def damage(options, arguments):
                 show(row["run"], (part + (i + 1) / len(work)) / len(found))
     runs.write_table(options.workdir, "lesions", rows)
     cli.print_table("test error (%)", figure.table(options.workdir))
-    cli.print_result({"figure": str(figure.draw(options.workdir))})
+    drawn = figure.draw(options.workdir)
+    cli.print_paths("figure", drawn)
+    cli.print_result({"figure": str(drawn)})
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ def redraw(options, arguments):
         raise UserError(f"{options.workdir} has no table of a figure; it must have one of {', '.join(FIGURES)}.")
     for table in tables:
         FIGURES[table.name].draw(table.parent)
+    cli.print_paths("redrawn from", *tables)
     cli.print_result({"redrawn": [str(table) for table in tables]})
 
 

@@ -41,8 +41,9 @@ def compare(options, arguments):
             line[f"{family}, paper on ImageNet"] = published.get(depth, "–")
         lines.append(line)
     cli.print_table("test error (%)", lines)
+    cli.print_paths("figure", figure)
     cli.print_result({"figure": str(figure), "table": lines})
-    return cli.FAILED if any(row["state"] != "finished" for row in rows) else 0
+    return cli.FAILED if any(row["state"] not in runs.COMPLETE for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def tabulate(options, arguments):
     table = lines(rows)
     cli.print_table("error (%), at the last step", table)
     figure = cli.draw_degradation(options.workdir)
-    print(f"figure: {figure}")
+    cli.print_paths("figure", figure)
     cli.print_result({"table": table, "figure": figure})
 
 

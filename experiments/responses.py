@@ -32,7 +32,9 @@ def measure(options, arguments):
             rows += [{**kind, "layer": layer, "response": f"{value:.5g}"} for layer, value in responses.items()]
     runs.write_table(options.workdir, "responses", rows)
     cli.print_table("standard deviation of the layers' responses", figure.table(options.workdir))
-    cli.print_result({"figure": str(figure.draw(options.workdir))})
+    drawn = figure.draw(options.workdir)
+    cli.print_paths("figure", drawn)
+    cli.print_result({"figure": str(drawn)})
 
 
 if __name__ == "__main__":

@@ -66,13 +66,13 @@ def compare(options, arguments):
     del config.sweep
     with cli.progress() as show:
         status = training.train(config.lock(), workdir / "source", lambda share, rate: show("source", share, rate))
-    if status.state != "finished":
+    if status.state not in runs.COMPLETE:
         print(f"The source network is {status.state}: {status.reason}", file=sys.stderr)
         return cli.FAILED
     pretrained.save_pretrained(workdir / "source.safetensors", workdir / "source")
     options.config.sweep.weights = str(workdir / "source.safetensors")
     options.workdir = str(workdir / "networks")
-    unfinished = [row for row in cli.run_sweep(options) if row["state"] != "finished"]
+    unfinished = [row for row in cli.run_sweep(options) if row["state"] not in runs.COMPLETE]
     if unfinished:
         print(f"{len(unfinished)} runs have not finished, the first is {unfinished[0]['run']}.", file=sys.stderr)
         return cli.FAILED

@@ -37,7 +37,7 @@ def compare(options, arguments):
         name = run.path.name
         side, top1_error, top5_error = PAPER.get(name, (256 if name.endswith("-256") else 384, "–", "–"))
         line = {"run": name, "test scale": side}
-        if run.status().state == "finished":
+        if run.status().state in runs.COMPLETE:
             size = run.environment()["data"]["image_shape"][0]
             tested = training.evaluate_run(run.path, protocol="dense", sides=(round(side * size / 224),))
             line |= {"top-1": f"{100 * tested['top1_error']:.1f}", "top-5": f"{100 * tested['top5_error']:.1f}"}
@@ -47,7 +47,7 @@ def compare(options, arguments):
     cli.print_table("test error (%)", lines)
     runs.write_table(Path(options.workdir), "vgg_table3", lines)
     cli.print_result({"table": lines})
-    return cli.FAILED if any(run.status().state != "finished" for run, *_ in runs.read_sweep(options.workdir)) else 0
+    return cli.FAILED if any(run.status().state not in runs.COMPLETE for run, *_ in runs.read_sweep(options.workdir)) else 0
 
 
 if __name__ == "__main__":

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.degradation import check_claim
-from plain56 import runs, sweeps
+from experiments.degradation import check_claim, reproduce
+from plain56 import cli, runs, sweeps
 from plain56.errors import UserError
 from plain56.figures import degradation as figure
 from tests.killed import one_device
 
 ROOT = Path(__file__).parent.parent
+FAMILIES = ("plain", "resnet")
 
 
 def made_up_sweep(folder, errors):
@@ -118,7 +119,40 @@ def test_claim_averages_seeds_and_needs_every_run(tmp_path):
     rows = made_up_sweep(tmp_path, errors)
     assert "+30.0 points in plain" in check_claim(rows)[1]
     rows[1]["state"] = "diverged"
-    assert check_claim(rows) == (False, "The claim cannot be judged: plain20 with seed 1 is diverged.")
+    assert check_claim(rows) == (None, "The claim was not judged: plain20 with seed 1 is diverged.")
+
+
+def test_claim_is_judged_only_at_its_own_depths(tmp_path):
+    errors = {("plain", 20): [0.0], ("plain", 56): [0.3], ("resnet", 20): [0.0], ("resnet", 56): [0.01]}
+    others = {("plain", 8): [0.2], ("plain", 110): [0.9], ("resnet", 8): [0.2], ("resnet", 110): [0.9]}
+    held, sentence = check_claim(made_up_sweep(tmp_path / "all", errors | others))
+    assert held and "from 20 to 56 layers the training error changed by +30.0 points" in sentence
+    del errors["resnet", 20]
+    expected = "The claim was not judged: it is about 20 and 56 layers, and the sweep lacks resnet20."
+    assert check_claim(made_up_sweep(tmp_path / "part", errors)) == (None, expected)
+    held, sentence = check_claim(made_up_sweep(tmp_path / "others", others))
+    assert held is None and sentence.endswith("lacks plain20, plain56, resnet20, resnet56.")
+
+
+@pytest.mark.parametrize(
+    ("depths", "error", "state", "status", "held"),
+    [
+        ((8, 14), 0.5, "finished", 0, None),
+        ((8, 14), 0.5, "stopped", 0, None),
+        ((8, 14), 0.5, "diverged", 1, None),
+        ((20, 56), 0.5, "stopped", 0, None),
+        ((20, 56), 0.8, "finished", 1, False),
+        ((20, 56), 0.0, "finished", 0, True),
+        ((20, 56, 110), 0.0, "queued", 1, True),  # the state is that of the last run
+    ],
+)
+def test_exit_status_of_the_experiment(tmp_path, monkeypatch, capsys, depths, error, state, status, held):
+    errors = {(family, depth): [0.9 if (family, depth) == ("plain", 56) else error] for family in FAMILIES for depth in depths}
+    rows = made_up_sweep(tmp_path, errors)
+    rows[-1]["state"] = state
+    monkeypatch.setattr(cli, "run_sweep", lambda options: rows)
+    assert cli.run(reproduce, [f"--workdir={tmp_path}"]) == status
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["held"] is held
 
 
 @pytest.mark.slow

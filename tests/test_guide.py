@@ -43,7 +43,8 @@ def test_the_notebook_runs_and_shows_what_it_says(copied, monkeypatch):
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
     text = "".join(output.text for output in outputs if output.output_type == "stream")
-    errors = {name: float(train) for name, train in re.findall(r"│ (\w+) .* finished │ ([\d.]+) %", text)}
+    assert "state finished" in text
+    errors = {name: float(train) for name, train in re.findall(r"│ ((?:plain|resnet)\d+) +│ +([\d.]+) %", text)}
     assert errors.keys() == {"plain20", "plain56", "resnet20", "resnet56"}
     assert errors["plain56"] > errors["plain20"] + 20 and errors["resnet56"] < errors["resnet20"] + 2
     predicted, true = (re.search(rf"{row} +\[([\d ]+)\]", text)[1].split() for row in ("predicted", "true"))

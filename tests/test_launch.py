@@ -116,6 +116,9 @@ MISTAKES = [
     (["describe", "reznet56"], "nearest is 'resnet56'"),
     (["describe", "resnet20", "--all"], "--all describes every network as published"),
     (["describe", DIGITS, "--all"], "--all describes every network as published"),
+    (["describe", "--list", "resnet20"], "--list names all that there is"),
+    (["describe", "--list", "--all"], "--list names all that there is"),
+    (["train", DIGITS, "--workdir=W", "--list"], "--list belongs to launch.py describe"),
     (["describe", "--all", "--image_size=64"], "--all describes every network as published"),
     (["describe", "--all", "--num_classes=10"], "--all describes every network as published"),
     (["train", DIGITS, "--workdir=W", "--all"], "--all belongs to describe"),
@@ -246,8 +249,9 @@ def test_describe_says_what_is_not_in_the_paper(capsys):
 def test_describe_all(capsys, monkeypatch):
     monkeypatch.setattr("plain56.models.list_models", lambda: ["plain20", "vgg11_bn"])
     printed, result = described(capsys, "--all")
-    assert re.search(r"plain20 +│ +20 │ +32 │ +10 │ +269,722 │ +40.551 │ +1.508 │ +81 │", printed)
-    assert re.search(r"vgg11_bn +│ +11 │ +224 │ +1000 │ +132,868,840 │ +7,609.090 │ +65.595 │ +150 │", printed)
+    assert re.search(r"10 classes, 32×32 .*?plain20 +│ +20 │ +269,722 │ +40.551 │ +1.508 │ +81 │", printed, re.DOTALL)
+    images = "1000 classes, 224×224 "
+    assert re.search(rf"{images}.*?vgg11_bn +│ +11 │ +132,868,840 │ +7,609.090 │ +65.595 │ +150 │", printed, re.DOTALL)
     assert [network["layers"] for network in result["networks"]] == [20, 11]
 
 

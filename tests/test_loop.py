@@ -53,7 +53,7 @@ def test_shipped_recipe_learns(tmp_path):
 def test_continued_run_equals_an_uninterrupted_one(tmp_path, tiny_config, finished_run):
     tiny_config.train.stop_after = 5
     status = train(tiny_config, tmp_path / "parts")
-    assert (status.state, status.step) == ("preempted", 5)
+    assert (status.state, status.step) == ("stopped", 5)
     # As if it had been killed after logging more than it had saved.
     run = runs.read_run(tmp_path / "parts")
     with (run.path / "metrics.jsonl").open("a") as file:
@@ -109,6 +109,23 @@ def test_finished_run_is_not_run_again(tiny_config, finished_run):
     status, records = run.status(), run.metrics()
     assert train(tiny_config, finished_run, lambda share, rate: pytest.fail("it trained again")) == status
     assert run.metrics() == records
+
+
+def test_a_stopped_run_is_left_alone_until_it_may_go_on(tiny_config, stopped_run):
+    run = runs.read_run(stopped_run)
+    status, before = run.status(), {path: path.stat().st_mtime_ns for path in stopped_run.glob("*.json*")}
+    assert (status.state, status.step, status.reason) == ("stopped", 8, "by train.stop_after = 8, of 12 steps")
+    for stop_after in (8, 5):
+        tiny_config.train.stop_after = stop_after
+        assert train(tiny_config, stopped_run, lambda share, rate: pytest.fail("it trained again")) == status
+    assert {path: path.stat().st_mtime_ns for path in stopped_run.glob("*.json*")} == before
+    tiny_config.train.stop_after = 10
+    assert train(tiny_config, stopped_run)[:2] == ("stopped", 10)
+    # As earlier versions called it.
+    run.write_status(run.status()._replace(state="preempted", reason="stopped by train.stop_after = 10"))
+    assert train(tiny_config, stopped_run)[:2] == ("stopped", 10)
+    tiny_config.train.stop_after = 0
+    assert train(tiny_config, stopped_run)[:2] == ("finished", 12)
 
 
 def test_diverged_run_keeps_its_history(tmp_path, tiny_config):
@@ -211,14 +228,17 @@ def test_run_is_repeated_from_its_config_json(tmp_path, tiny_config):
     assert runs.read_run(tmp_path / "other").config()["seed"] == 1
 
 
-def test_signal_in_the_last_call_is_not_lost(tmp_path, tiny_config):
+@pytest.mark.parametrize(("stop_after", "state"), [(0, "finished"), (4, "stopped")])
+def test_signal_in_the_last_call_is_not_lost(tmp_path, tiny_config, stop_after, state):
+    tiny_config.train.stop_after = stop_after
+
     def interrupt(share, images_per_second):
         if share == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
         train(tiny_config, tmp_path / "run", interrupt)
-    assert runs.read_run(tmp_path / "run").status().state == "finished"
+    assert runs.read_run(tmp_path / "run").status().state == state
 
 
 def test_failed_run_says_why(tmp_path, tiny_config, monkeypatch):

@@ -32,8 +32,9 @@ def write_run(folder, name, state, records=(), reason=""):
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Two finished runs, one with gradients, and others that are queued, cut, diverged, and damaged."""
+    """Two finished runs, one with gradients, and others that are queued, cut, stopped, diverged, and damaged."""
     names = ("plain20-seed0", "resnet20-seed0", "plain56-seed0", "resnet56-seed0", "plain44-seed0", "resnet44-seed0")
+    names += ("plain32-seed0",)
     elements = {name: {"overrides": {"model.name": name.partition("-")[0], "seed": 0}, "config": {}} for name in names}
     runs.write_sweep(tmp_path, elements)
     for name, low in zip(names[:2], (0.2, 0.1), strict=True):
@@ -47,6 +48,7 @@ def sweep(tmp_path):
     write_run(tmp_path, names[4], "preempted", [record(5, "train", 0.9)])
     with (tmp_path / names[4] / "metrics.jsonl").open("a") as file:
         file.write('{"step": 10, "spl')  # cut while it was written
+    write_run(tmp_path, names[6], "stopped", [record(20, split, 0.3) for split in ("train", "test")], "by train.stop_after = 20")
     write_run(tmp_path, names[5], "finished")
     (tmp_path / names[5] / "metrics.jsonl").write_text("no JSON\n")
     return tmp_path
@@ -73,6 +75,7 @@ def test_page(sweep, capsys):
         "resnet56-seed0": "queued",
         "plain44-seed0": "preempted",
         "resnet44-seed0": "damaged",
+        "plain32-seed0": "stopped",
     }
     shown = {run["name"]: run for run in data["runs"]}
     assert [r["top1_error"] for r in shown["plain20-seed0"]["records"] if r["split"] == "test"] == pytest.approx([0.4, 0.3, 0.25])
@@ -80,8 +83,10 @@ def test_page(sweep, capsys):
     assert shown["plain56-seed0"]["row"]["reason"].endswith("<!--<script>")
     assert "is damaged: line 1 is not a record" in shown["resnet44-seed0"]["row"]["reason"]
     assert shown["resnet20-seed0"]["gradients"] == [{"step": 20, "blocks": ["stem", "stage1.0"], "outputs": [2.0, 1.0]}]
+    assert shown["plain32-seed0"]["row"]["test_error"] == 0.3 and "stop_after" in shown["plain32-seed0"]["row"]["reason"]
     assert len(shown["plain44-seed0"]["records"]) == 1 and shown["resnet56-seed0"]["records"] == []
-    assert data["differences"] == ["model.name"] and data["facts"].startswith("6 runs: 2 finished, 1 diverged")
+    assert data["differences"] == ["model.name"]
+    assert data["facts"] == "7 runs: 2 finished, 1 diverged, 1 queued, 1 preempted, 1 damaged, 1 stopped."
     # The figure is in the page, and the forms of it lie beside it.
     assert base64.b64encode((sweep / "degradation.png").read_bytes()).decode() in page
     links = re.findall(r'<a href="([^"]+)"', ours)
@@ -150,7 +155,8 @@ def test_in_a_browser(sweep, capsys, width, height, scheme):
             else:
                 driver.find_elements(By.CSS_SELECTOR, "#runs thead button")[place].click()
             cells = column(place + 1)
-            assert cells[:2] == (["25.00", "15.00"] if descending else ["15.00", "25.00"]) and set(cells[2:]) == {"–"}
+            known = ["15.00", "25.00", "30.00"]
+            assert cells[:3] == known[:: -1 if descending else 1] and set(cells[3:]) == {"–"}
         assert "the loss at step 6 is not finite <!--<script>" in driver.find_element(By.ID, "runs").text
         assert ask("return document.getElementById('flow-plot').data[0].y") == [2, 1]
         time.sleep(0.5)

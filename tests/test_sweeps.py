@@ -98,7 +98,7 @@ def test_sweep_over_any_key(tmp_path, tiny_config):
     assert [element.name for element in elements] == ["resnet8-learning_rate0.01", "resnet8-learning_rate0.03"]
     for _ in range(2):  # launched again, nothing is left to do
         rows = sweeps.run_sweep(elements, tmp_path)
-        assert [(row["model"], row["seed"], row["state"]) for row in rows] == [("resnet8", 0, "preempted")] * 2
+        assert [(row["model"], row["seed"], row["state"]) for row in rows] == [("resnet8", 0, "stopped")] * 2
         assert [row["optimizer.learning_rate"] for row in rows] == [0.01, 0.03]
     assert figure.draw(tmp_path).exists()
     # What has no columns, as a table of an earlier version, does not say which is which.
@@ -106,6 +106,32 @@ def test_sweep_over_any_key(tmp_path, tiny_config):
     runs.write_summary(tmp_path, lambda: table)
     with pytest.raises(UserError, match="have the same network, seed and overrides"):
         figure.draw(tmp_path)
+
+
+def test_stopped_runs_are_complete_and_go_on_when_they_may(tmp_path, tiny_sweep, capsys):
+    def run(stop_after):
+        tiny_sweep.train.stop_after = stop_after
+        rows = sweeps.run_sweep(sweeps.expand(tiny_sweep, sweep_config.sweep), tmp_path)
+        return [(row["state"], row["steps"]) for row in rows]
+
+    assert run(4) == [("stopped", 4)] * 2 and sweeps.is_complete(tmp_path)
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*-seed0/*.json*")}
+    assert len(written) >= 8
+    assert run(4) == [("stopped", 4)] * 2
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    # Earlier versions called this state "preempted".
+    old = runs.Run(tmp_path / "plain8-seed0")
+    old.write_status(old.status()._replace(state="preempted", reason="stopped by train.stop_after = 4"))
+    assert sweeps.is_complete(tmp_path)
+    assert launch.main(["sweep", f"--workdir={tmp_path}", "--status"]) == 0
+    shown = json.loads(capsys.readouterr().out.splitlines()[-1])["runs"]
+    assert [(row["state"], row["step"]) for row in shown] == [("preempted", 4), ("stopped", 4)]
+    # A stopped run has its errors in tables and figures.
+    found = sweeps.finished_runs(tmp_path)
+    assert [row["run"] for _, row in found] == ["resnet8-seed0"] and found[0][1]["test_error"] is not None
+    figure.draw(tmp_path)
+    assert run(8) == [("stopped", 8)] * 2
+    assert run(0) == [("finished", 12)] * 2
 
 
 def test_damaged_log_of_one_run_does_not_stop_the_others(tmp_path, tiny_sweep):
@@ -116,7 +142,7 @@ def test_damaged_log_of_one_run_does_not_stop_the_others(tmp_path, tiny_sweep):
     (tmp_path / "resnet8-seed0" / "status.json").write_bytes(b"")
     tiny_sweep.train.stop_after = 8
     rows = sweeps.run_sweep(sweeps.expand(tiny_sweep, sweep_config.sweep), tmp_path)
-    assert [(row["state"], row["steps"]) for row in rows] == [("damaged", 0), ("preempted", 8)]
+    assert [(row["state"], row["steps"]) for row in rows] == [("damaged", 0), ("stopped", 8)]
 
 
 def test_workers_that_fail_say_where(tmp_path, tiny_sweep):
@@ -165,7 +191,7 @@ def test_other_elements_are_added_and_keep_their_numbers(tmp_path, tiny_sweep, c
     names = ["plain8-seed0", "resnet8-seed0", "plain14-seed0", "resnet14-seed0"]
     rows = run((14,), index=3)  # counted over all that the directory then has
     assert [row["run"] for row in rows] == names
-    assert [row["state"] for row in rows] == ["preempted", "preempted", "queued", "preempted"]
+    assert [row["state"] for row in rows] == ["stopped", "stopped", "queued", "stopped"]
     with pytest.raises(UserError, match=r"--index is 6; it must be from 0 to 5"):
         run((20,), index=6)
     assert [element.name for element in sweeps.read(tmp_path)] == names

@@ -61,7 +61,7 @@ def main():
     if options.run:
         print(json.dumps(measure(options.networks, options.run == "remat")))
         return
-    from plain56.cli.terminal import print_numbers
+    from plain56 import cli
 
     rows, shown = [], []
     for name in options.networks.split(","):
@@ -72,11 +72,14 @@ def main():
             result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
             rows.append(json.loads(result.stdout))
             _, remat, traced, compiled, size = rows[-1].values()
-            shown.append((name, "yes" if remat else "no", str(traced), str(compiled), f"{size / 1e6:,.0f}"))
+            line = {"network": name, "remat": "yes" if remat else "no", "trace (s)": traced, "compile (s)": compiled}
+            shown.append(line | {"step (MB)": f"{size / 1e6:,.0f}"})
     options.folder.mkdir(parents=True, exist_ok=True)
     (options.folder / "depth_cost.json").write_text(json.dumps(rows, indent=1) + "\n")
-    print_numbers("a training step", ("network", "remat", "trace (s)", "compile (s)", "step (MB)"), shown)
-    print(json.dumps({"folder": str(options.folder)}))
+    cli.print_table("a training step", shown)
+    cli.print_paths("folder", options.folder)
+    if not sys.stdout.isatty():
+        print(json.dumps({"folder": str(options.folder)}))
 
 
 if __name__ == "__main__":

@@ -152,18 +152,18 @@ def measure(name, rounds, show):
 
 def print_table(result):
     """Prints medians in milliseconds and, in brackets, how many times as fast plain56 is."""
-    from plain56.cli.terminal import print_numbers
+    from plain56 import cli
     from plain56.figures.throughput import TITLES
 
     rows = []
     for row in result["rows"]:
-        cells = []
+        cells = {"network, batch, image": f"{row['network']}, {row['batch_size']}, {row['image_size']}, {TITLES[row['work']]}"}
         for program in PROGRAMS:
             time_of, ratio = row["milliseconds"].get(program), row["times_as_fast_as"].get(program)
             factor = f" ({ratio['median']:.2f}: {ratio['least']:.2f}–{ratio['most']:.2f})" if ratio else ""
-            cells.append(f"{time_of['median']:.0f}{factor}" if time_of else "–")
-        rows.append((row["network"], str(row["batch_size"]), f"{row['image_size']}", TITLES[row["work"]], *cells))
-    print_numbers("milliseconds (× as fast)", ("network", "batch", "image", "work", *PROGRAMS), rows)
+            cells[program] = f"{time_of['median']:.0f}{factor}" if time_of else "–"
+        rows.append(cells)
+    cli.print_table("milliseconds (× as fast)", rows)
 
 
 def main():
@@ -184,6 +184,7 @@ def main():
         run_jax(names[0], plain=options.run == "Flax")
         return
 
+    from plain56 import cli
     from plain56.figures import throughput as figure
 
     show = functools.partial(print, file=sys.stderr, flush=True)
@@ -198,7 +199,9 @@ def main():
     figure.draw(options.folder)
     print_table(result)
     print("\n".join([result["machine"], json.dumps(result["versions"]), *result["sentences"]]))
-    print(json.dumps({"folder": str(options.folder)}))
+    cli.print_paths("folder", options.folder)
+    if not sys.stdout.isatty():
+        print(json.dumps({"folder": str(options.folder)}))
 
 
 if __name__ == "__main__":

@@ -23,11 +23,11 @@ def summarize(workdir):
 
 
 def finished_runs(workdir):
-    """`(run, row of the summary)` of the first finished seed of each network and overrides, plain ones first, by depth.
+    """`(run, row of the summary)` of the first complete seed of each network and overrides, plain ones first, by depth.
 
-    Raises UserError if none is finished.
+    Raises UserError if no run is finished or stopped.
     """
-    rows = [row for row in summarize(workdir) if row["state"] == "finished"]
+    rows = [row for row in summarize(workdir) if row["state"] in runs.COMPLETE]
     if not rows:
         raise UserError(f"{workdir} has no finished run; it must be a sweep that has ended, such as that of `make degradation`.")
     rows.sort(key=lambda row: (row["residual"], row["depth"] or 0, row["model"], row["seed"]))

@@ -6,10 +6,11 @@ Modules that import JAX, which takes seconds, are imported inside the functions 
 import sys
 
 from plain56 import __version__
-from plain56.cli import describe, network, sweep
+from plain56.cli import describe, manual, network, sweep
 from plain56.cli.flags import refuse_config
 from plain56.cli.sweep import draw_degradation, run_sweep
-from plain56.cli.terminal import FAILED, MISTAKE, print_claim, print_result, print_table, progress, run, run_experiment
+from plain56.cli.tables import print_table
+from plain56.cli.terminal import FAILED, MISTAKE, print_claim, print_paths, print_result, progress, run, run_experiment
 
 USAGE = """plain56: plain against residual networks at any depth, in JAX.
 
@@ -22,13 +23,15 @@ USAGE = """plain56: plain against residual networks at any depth, in JAX.
     {command} export   --workdir=runs/resnet56 --weights=resnet56.safetensors
     {command} predict  --weights=resnet56.safetensors picture.png …
 
+{command} MODE --help shows the flags of a mode and all keys of the config; describe --list names the networks and recipes.
+
 A flag overrides any key of the config: --config.train.steps=1000. --config=RUN/config.json repeats a run. A file in configs/ that
 you do not have is the one that ships with plain56. A sweep that has begun needs only its --workdir to go on, also with
 --workers=N or, one element at a time, with --index=K; --dry_run --time says how long it will take. The published test protocols
 are evaluate --protocol=center, ten_crop or dense; --exact_statistics takes batch norm's statistics over the whole training split.
 
-Tables go to stdout, whose last line is one JSON object; progress goes to stderr. Exit status: 0 done; 1 ran but failed; 2 a
-mistake in the command; 75 interrupted, launch again. SIGTERM and Ctrl-C save first.
+Tables go to stdout; if it is no terminal, or with --json, its last line is one JSON object. Progress goes to stderr. Exit status:
+0 done; 1 ran but failed; 2 a mistake in the command; 75 interrupted, launch again. SIGTERM and Ctrl-C save first.
 """
 MODES = {
     "train": network.train,
@@ -48,7 +51,7 @@ def main(argv, command):
     if mode in MODES:
         return run(MODES[mode], rest, USAGE.format(command=command), mode)
     if {"--help", "-h", "help"} & set(argv):
-        return run(None, ["--help"], USAGE.format(command=command))
+        return run(lambda options, arguments: print(manual.wrapped(USAGE.format(command=command))), [])
     if mode == "--version":
         return run(lambda options, arguments: print(f"plain56 {__version__}"), rest)
     given = "No mode was given" if mode is None else f"There is no mode {mode!r}"

@@ -2,22 +2,38 @@
 
 import functools
 
+from plain56.cli import manual
 from plain56.cli.flags import refuse_unused
-from plain56.cli.terminal import print_numbers, print_result, progress
+from plain56.cli.tables import print_table
+from plain56.cli.terminal import print_result, progress
 from plain56.errors import UserError
 
 DEFINITIONS = """\
-Multiply-adds: in convolutions and matrix products, for one image; the total is that of evaluation.
-Activation memory (MB: 10⁶ bytes): what the backward pass reads of one image, each value once: the
-inputs of convolutions, dense layers, normalizations and max pools, and the outputs of ReLUs.
-Receptive field: side of the square of pixels that one value depends on; in total, before a dense
-layer or an average takes in the whole image. It counts padding, and may be larger than the image."""
-COSTS = ("parameters", "multiply-\nadds\n(M: 10⁶)", "activation\nmemory\n(MB)", "receptive\nfield\n(px)")
+Multiply-adds: in convolutions and matrix products, for one image; the total is
+that of evaluation.
+Activation memory (MB: 10⁶ bytes): what the backward pass reads of one image,
+each value once: the inputs of convolutions, dense layers, normalizations and
+max pools, and the outputs of ReLUs.
+Receptive field: side of the square of pixels that one value depends on; in
+total, before a dense layer or an average takes in the whole image. It counts
+padding, and may be larger than the image."""
+COMPARED = ("parameters (M:\N{NO-BREAK SPACE}10⁶)", "without (M)", "saved", "multiply-adds (M)", "adds without (M)", "adds saved")
+COSTS = ("parameters", "multiply-adds (M:\N{NO-BREAK SPACE}10⁶)", "activation memory (MB)", "receptive field (px)")
 
 
 def describe(options, arguments):
-    """Prints what one network, or every published one, consists of and costs."""
-    (_describe_all if options.all else _describe_one)(options, arguments)
+    """Prints what one network, or every published one, consists of and costs, or only what there is."""
+    if options.list:
+        return _list(options, arguments)
+    return (_describe_all if options.all else _describe_one)(options, arguments)
+
+
+def _list(options, arguments):
+    if arguments or options.config or any(options[name].present for name in ("all", "image_size", "num_classes")):
+        raise UserError("--list names all that there is; it takes no name and no other flags.")
+    found = manual.described()
+    manual.print_described(found)
+    print_result(found)
 
 
 def _describe_one(options, arguments):
@@ -51,10 +67,10 @@ def _describe_all(options, arguments):
             _, size, _, total = _measure(name, functools.partial(create_model, name), options)
             networks.append({"model": name, "layers": parse_name(name)[1], **size, **total})
             show("describe", i / len(names))
-    shown = [
-        (row["model"], str(row["layers"]), str(row["image_shape"][0]), str(row["num_classes"]), *_costs(row)) for row in networks
-    ]
-    print_numbers("networks as published", ("network", "layers", "image\n(px)", "classes", *COSTS), shown)
+    for side, num_classes in sorted({(row["image_shape"][0], row["num_classes"]) for row in networks}):
+        members = [row for row in networks if (row["image_shape"][0], row["num_classes"]) == (side, num_classes)]
+        shown = [{"network": row["model"], "layers": row["layers"], **_costs(row)} for row in members]
+        print_table(f"networks as published: {num_classes} classes, {side}×{side} images", shown)
     print(DEFINITIONS)
     print_result({"networks": networks})
 
@@ -76,13 +92,14 @@ def _measure(name, build, options, channels=3):
 
 
 def _costs(row):
-    """The cells of a stage or a network under the headers `COSTS`."""
-    return (
+    """What a stage or a network costs, by the headings `COSTS`."""
+    cells = (
         f"{row['parameters']:,}",
         f"{row['multiply_adds'] / 1e6:,.3f}",
         f"{row['activation_bytes'] / 1e6:,.3f}",
         f"{row['receptive_field'] or 'image'}",
     )
+    return dict(zip(COSTS, cells, strict=True))
 
 
 def _print_stages(name, model, size, rows, total):
@@ -91,11 +108,14 @@ def _print_stages(name, model, size, rows, total):
     title = f"{name}: {size['num_classes']} classes, {'×'.join(map(str, size['image_shape']))} images"
     if isinstance(model, resnet.ResNet) and not model.block_options.residual and model.block is resnet.BottleneckBlock:
         title += "\nnot in the paper: a plain network of bottlenecks"
-    shown = [(row.name + " *" * row.training_only, "×".join(map(str, row.output_shape)), *_costs(row._asdict())) for row in rows]
-    print_numbers(title, ("stage", "output", *COSTS), [*shown, ("total", "", *_costs(total))])
+    shown = [
+        {"stage": row.name + " *" * row.training_only, "output": "×".join(map(str, row.output_shape)), **_costs(row._asdict())}
+        for row in rows
+    ]
+    print_table(title, [*shown, {"stage": "total", "output": "", **_costs(total)}])
     print(DEFINITIONS)
     if any(row.training_only for row in rows):
-        print("* only in training: the total has its parameters and its memory, but not its multiply-adds.")
+        print("* only in training: the total has its parameters and its memory, but not its\nmultiply-adds.")
 
 
 def _print_savings(family, saved):
@@ -108,11 +128,10 @@ def _print_savings(family, saved):
     }[family]
     shown = []
     for row in [*saved, savings.total(saved)]:
-        parameters = _compared(row.parameters, row.parameters_without)
-        shown.append((row.name, *parameters, *_compared(row.multiply_adds, row.multiply_adds_without)))
-    headers = ("block", "parameters\n(M: 10⁶)", "without\n(M)", "saved", "multiply-\nadds (M)", "without\n(M)", "saved")
+        cells = *_compared(row.parameters, row.parameters_without), *_compared(row.multiply_adds, row.multiply_adds_without)
+        shown.append({"block": row.name, **dict(zip(COMPARED, cells, strict=True))})
     print()
-    print_numbers(title, headers, shown)
+    print_table(title, shown)
 
 
 def _compared(count, without):

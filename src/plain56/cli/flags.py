@@ -34,41 +34,48 @@ def _choice(*values, default=None):
 # The flags by the modes that take them (): all modes, each with its type and its --help text. All modes also take --config,
 # whose type depends on its value.
 FLAGS = {
-    (): {"workdir": (_text, "directory of the run or sweep")},
+    (): {
+        "workdir": (_text, "directory of the run or sweep"),
+        "json": (_switch, "end with one JSON object at a terminal, too; elsewhere the last line always is one"),
+    },
     ("evaluate",): {
-        "protocol": (_choice("center", "ten_crop", "dense"), "evaluate: how pictures are presented; by default as in training"),
-        "side": (_number(1, define=flags.DEFINE_multi_integer), "evaluate --protocol=dense: length of the shorter side"),
-        "exact_statistics": (_switch, "evaluate: take batch norm's statistics over the whole training split"),
+        "protocol": (_choice("center", "ten_crop", "dense"), "how pictures are presented; by default as in training"),
+        "side": (
+            _number(1, define=flags.DEFINE_multi_integer),
+            "with --protocol=dense: length of the shorter side",
+        ),
+        "exact_statistics": (_switch, "take batch norm's statistics over the whole training split"),
     },
     ("describe",): {
-        "all": (_switch, "describe: show all networks as published, in one table"),
-        "image_size": (_number(1, 8192), "describe: side of the images; by default 224 for ImageNet and 32 for CIFAR-10"),
-        "num_classes": (_number(2, 10**6), "describe: number of classes; by default 1000 for ImageNet and 10 for CIFAR-10"),
+        "all": (_switch, "show all networks as published"),
+        "list": (_switch, "only name all networks, recipes, sweeps and experiments"),
+        "image_size": (_number(1, 8192), "side of the images; by default 224 for ImageNet and 32 for CIFAR-10"),
+        "num_classes": (_number(2, 10**6), "number of classes; by default 1000 for ImageNet and 10 for CIFAR-10"),
     },
-    ("sweep", EXPERIMENT): {"workers": (_number(1, default=1), "sweep: number of processes, which share the CPU cores")},
+    ("sweep", EXPERIMENT): {"workers": (_number(1, default=1), "number of processes, which share the CPU cores")},
     ("sweep",): {
-        "index": (_number(0), "sweep: run only this element, counted from 0"),
-        "status": (_switch, "sweep: only show the state of the runs"),
-        "dry_run": (_switch, "sweep: only show the elements"),
-        "time": (_switch, "sweep --dry_run: also measure a few steps of each network, and show how long the sweep would take"),
-        "executor": (_choice("local", "slurm", default="local"), "sweep: where it runs; slurm submits a job per run and returns"),
-        "partition": (_text, "sweep --executor=slurm: partition of the jobs; Slurm's default if left out"),
-        "gpus": (_number(1), "sweep --executor=slurm: GPUs per run"),
-        "cpus": (_number(1), "sweep --executor=slurm: CPU cores per run"),
+        "index": (_number(0), "run only this element, counted from 0"),
+        "status": (_switch, "only show the state of the runs"),
+        "dry_run": (_switch, "only show the elements"),
+        "time": (_switch, "with --dry_run: also measure a few steps of each network, and show how long the sweep would take"),
+        "executor": (_choice("local", "slurm", default="local"), "where it runs; slurm submits a job per run and returns"),
+        "partition": (_text, "with --executor=slurm: partition of the jobs; Slurm's default if left out"),
+        "gpus": (_number(1), "with --executor=slurm: GPUs per run"),
+        "cpus": (_number(1), "with --executor=slurm: CPU cores per run"),
         # At least 3, since the last minute and a half is for saving.
-        "minutes": (_number(3), "sweep --executor=slurm: a job's time limit, after which it is queued again; 5 if left out"),
-        "parallel": (_number(1), "sweep --executor=slurm: how many jobs may run at a time"),
+        "minutes": (_number(3), "with --executor=slurm: a job's time limit, after which it is queued again; 5 if left out"),
+        "parallel": (_number(1), "with --executor=slurm: how many jobs may run at a time"),
     },
     ("train", "finetune"): {
-        "distributed": (_switch, "train: this is one of several processes started by Slurm, Open MPI, Kubernetes or a TPU pod"),
-        "coordinator": (_text, "train: HOST:PORT of process 0, for processes started by hand"),
-        "num_processes": (_number(1), "train: how many of them there are"),
-        "process_id": (_number(0), "train: the number of this one, counted from 0"),
+        "distributed": (_switch, "this is one of several processes started by Slurm, Open MPI, Kubernetes or a TPU pod"),
+        "coordinator": (_text, "HOST:PORT of process 0, for processes started by hand"),
+        "num_processes": (_number(1), "how many such processes there are"),
+        "process_id": (_number(0), "the number of this one, counted from 0"),
     },
     ("evaluate", "finetune", "export", "predict"): {
         "weights": (_text, "the file, run directory or Hugging Face repository to read weights from; export: the file to write"),
     },
-    ("finetune", "predict"): {"model": (_text, "finetune, predict: name of the network, if the weights do not say it")},
+    ("finetune", "predict"): {"model": (_text, "name of the network, if the weights do not say it")},
 }
 # The flags of --executor=slurm, by submitit's names.
 SLURM = {
@@ -108,9 +115,9 @@ def parse(argv, mode=EXPERIMENT):
     return options, arguments
 
 
-def help_text():
-    """The part of `--help` that lists the flags."""
-    return _define([]).module_help(__name__).replace(__name__, "__main__", 1)
+def all_flags():
+    """The flags of all modes, by name."""
+    return _define([])
 
 
 def required(options, name):

@@ -6,7 +6,8 @@ import sys
 
 from plain56 import runs
 from plain56.cli.flags import refuse_config, refuse_unused, required
-from plain56.cli.terminal import FAILED, percent, print_result, print_table, progress
+from plain56.cli.tables import print_table
+from plain56.cli.terminal import FAILED, percent, print_paths, print_result, progress
 from plain56.errors import UserError
 
 
@@ -49,11 +50,15 @@ def _print_errors(name, workdir):
     rows = {}
     for record in runs.read_run(workdir).metrics():
         if "top1_error" in record:
-            loss = "–" if record["loss"] is None else f"{record['loss']:.4f}"
-            errors = {key: percent(record[key]) for key in ("top1_error", "top5_error")}
-            rows[record["split"]] = {"split": record["split"], "step": record["step"], "loss": loss, **errors}
+            rows[record["split"]] = {"split": record["split"], "step": record["step"], **_shown(record)}
     if rows:
         print_table(name, list(rows.values()))
+
+
+def _shown(record):
+    """Loss and errors of a record as texts."""
+    loss = "–" if record["loss"] is None else f"{record['loss']:.4f}"
+    return {"loss": loss, **{key: percent(record[key]) for key in ("top1_error", "top5_error")}}
 
 
 def _join(options):
@@ -93,7 +98,7 @@ def evaluate(options, arguments):
             workdir = required(options, "workdir")
             machine.set_up()
             result = training.evaluate_run(workdir, **choices)
-    print_table("test split", [result | {key: percent(result[key]) for key in ("top1_error", "top5_error")}])
+    print_table("test split", [{key: value for key, value in (result | _shown(result)).items() if key != "split"}])
     print_result(result)
 
 
@@ -105,6 +110,7 @@ def export(options, arguments):
     workdir, file = required(options, "workdir"), required(options, "weights")
     machine.set_up()
     pretrained.save_pretrained(file, workdir)
+    print_paths("weights", file)
     print_result({"weights": file})
 
 

@@ -9,7 +9,8 @@ from ml_collections import config_flags
 
 from plain56 import runs
 from plain56.cli.flags import SLURM, overridden, refuse_config, required
-from plain56.cli.terminal import FAILED, percent, print_result, print_table, progress
+from plain56.cli.tables import print_table
+from plain56.cli.terminal import FAILED, percent, print_paths, print_result, progress
 from plain56.cluster import INTERRUPTED
 from plain56.errors import UserError
 
@@ -109,7 +110,8 @@ def _show_elements(options):
             status = run.status()
             row |= {"state": status.state, "step": status.step, "of": steps, "seconds": status.seconds, "reason": status.reason}
         rows.append(row if options.workdir else row | {"steps": steps})
-    print_table("sweep", [row | {"reason": row["reason"] or ""} if "reason" in row else row for row in _told_apart(rows)])
+    shown = [row | {"seconds": f"{row['seconds']:.1f}"} if "seconds" in row else row for row in rows]
+    print_table("sweep", _told_apart(shown))
     time = {"time": _print_time(options, planned)} if options.time else {}
     print_result({"workdir": options.workdir, "runs": rows, **time})
 
@@ -158,7 +160,8 @@ def report(options, arguments):
     rows, figure = summarize(required(options, "workdir")), draw_degradation(options.workdir)
     path = page.write(options.workdir, rows)
     _print_summary(rows)
-    print(f"figure: {figure}\nreport: {path}")
+    print_paths("figure", *filter(None, [figure]))
+    print_paths("report", path)
     print_result({"figure": figure, "report": str(path), "runs": rows})
 
 
@@ -181,7 +184,7 @@ def _print_summary(rows):
     for row in shown:
         row |= {key: percent(row[key]) for key in row if key.endswith("_error") and "." not in key}
         row["train_loss"] = "–" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
-        row["parameters"] = f"{row['parameters']:,}"
+        row["seconds"] = f"{row['seconds']:.1f}"
     print_table("sweep", _told_apart(shown))
 
 

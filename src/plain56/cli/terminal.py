@@ -1,4 +1,4 @@
-"""What the command line prints, and how a mode or an experiment is run: one sentence per mistake, and an exit status."""
+"""How a mode or an experiment is run and what it prints beside tables: one sentence per mistake, and an exit status."""
 
 import contextlib
 import errno
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import absl.logging
 
-from plain56.cli import flags
+from plain56.cli import flags, manual
 from plain56.cluster import INTERRUPTED
 from plain56.errors import UserError
 
@@ -26,15 +26,18 @@ def run(function, argv, usage="", mode=flags.EXPERIMENT):
     Args:
         function: `(options, arguments) -> exit status`, or None for 0.
         argv: the command line, without the mode.
-        usage: what `--help` prints above the flags.
+        usage: what `--help` says of an experiment, or of all modes.
         mode: the mode's name, which decides which flags are taken.
     """
     if {"--help", "-h"} & set(argv):
-        function, argv = (lambda options, arguments: print(usage + flags.help_text())), []
+        asked = function
+        function, argv = (lambda options, arguments: print(manual.text(mode, asked, usage))), []
     with _standard_streams() as out:
         try:
             _prepare_process()
-            status = function(*flags.parse(argv, mode)) or 0
+            options, arguments = flags.parse(argv, mode)
+            out.ends_with_json = options.json or not out.isatty()
+            status = function(options, arguments) or 0
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return MISTAKE
@@ -94,10 +97,14 @@ def run_experiment(function, defaults, usage):
 
 
 def print_claim(held, sentence, figure):
-    """Prints whether an experiment's claim held and the sentence that says so, and returns the exit status."""
-    print(f"figure: {figure}\n{sentence}")
+    """Prints whether an experiment's claim held and the sentence that says so, and returns the exit status.
+
+    `held` is None, and the status 0, if the claim is not about what was run.
+    """
+    print_paths("figure", figure)
+    print(sentence)
     print_result({"held": held, "claim": sentence, "figure": str(figure)})
-    return 0 if held else FAILED
+    return FAILED if held is False else 0
 
 
 class _Stream:
@@ -106,6 +113,7 @@ class _Stream:
     def __init__(self, stream):
         self.stream = stream
         self.failure = None  # why printing failed, unless its reader has left
+        self.ends_with_json = True
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # not every terminal has a ×
 
@@ -138,35 +146,16 @@ class _ToStderr(logging.Handler):
         print(f"{kind}{record.getMessage()}", file=sys.stderr, flush=True)
 
 
-def print_table(title, rows):
-    """Prints dicts as the rows of a table. Their keys, which must be the same, head the columns."""
-    _print_rows(title, rows[0], (map(str, row.values()) for row in rows))
-
-
-def print_numbers(title, headers, rows):
-    """Prints a table whose columns are right-aligned, but for the first. A narrow terminal folds cells and cuts none."""
-    from rich.table import Column
-
-    first, *rest = headers
-    columns = Column(first, overflow="fold"), *(Column(header, justify="right", overflow="fold") for header in rest)
-    _print_rows(title, columns, rows)
-
-
-def _print_rows(title, columns, rows):
-    """Prints a table of rows, each a sequence of texts."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*columns, title=title)
-    for row in rows:
-        table.add_row(*row)
-    # A pipe has no width; cutting columns there would lose numbers.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+def print_paths(what, *paths):
+    """Prints where files have been written."""
+    for path in paths:
+        print(f"{what}: {path}")
 
 
 def print_result(result):
-    """Prints the last line of a mode: one JSON object."""
-    print(json.dumps(result))
+    """Prints the last line of a mode, one JSON object, unless stdout is a terminal and --json is not given."""
+    if sys.stdout.ends_with_json:
+        print(json.dumps(result))
 
 
 def percent(fraction):

@@ -94,9 +94,9 @@ def draw(workdir):
     """Draws degradation.png and .svg in a folder that `read` reads, and returns the path of the PNG.
 
     Training error (in training mode, with augmentation) is dashed, test error bold, one color per depth, plain networks on the
-    left, residual ones next, and then those of a user's own. On the right are the last errors of the finished runs against depth.
-    Several seeds are shown by their mean and, as a band or bar, their range. Several groups of overrides have a column each, with
-    these panels one below the other.
+    left, residual ones next, and then those of a user's own. On the right are the last errors of the finished and stopped runs
+    against depth. Several seeds are shown by their mean and, as a band or bar, their range. Several groups of overrides have a
+    column each, with these panels one below the other.
 
     Raises UserError if this is not a sweep directory, has nothing to draw yet, has other networks or too many groups, or if runs
     of one group, network and seed differ.
@@ -144,8 +144,8 @@ def _draw_group(axes, networks, families, colors, highest):
         axis.set(title=f"{family} networks", xlabel="step", ylabel="error (%)")
         axis.set(ylim=(0, highest), xlim=(0, None))
         axis.locator_params("x", nbins=5)
-    finished = [network for network in networks if network.row["state"] == "finished"]
-    _draw_final(axes[-1], grouped(finished, _kind), families, list(colors), highest)
+    complete = [network for network in networks if network.row["state"] in runs.COMPLETE]
+    _draw_final(axes[-1], grouped(complete, _kind), families, list(colors), highest)
 
 
 def _kind(network):
@@ -170,11 +170,11 @@ def _curves(members, split):
     return steps, np.array([[curve.get(step, np.nan) for step in steps] for curve in curves])
 
 
-def _draw_final(axis, finished, families, depths, highest):
+def _draw_final(axis, complete, families, depths, highest):
     for family, (marker, color) in zip(families, itertools.cycle(MARKERS)):
-        present = [depth for depth in depths if (family, depth) in finished]
+        present = [depth for depth in depths if (family, depth) in complete]
         for split in SPLITS:
-            finals = [[list(network.errors[split].values())[-1] for network in finished[family, depth]] for depth in present]
+            finals = [[list(network.errors[split].values())[-1] for network in complete[family, depth]] for depth in present]
             means, spread = mean_and_range(finals)
             style = {"color": color, "marker": marker, "markersize": 4, "capsize": 2, **LINES[split]}
             label = family if split == "test" else None  # the figure's legend tells the errors apart

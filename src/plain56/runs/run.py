@@ -30,8 +30,9 @@ from plain56.runs.keys import differences, upgraded
 
 logger = logging.getLogger(__name__)
 
-ENDED = ("finished", "diverged")
-STATES = ("queued", "running", "preempted", "failed", *ENDED)
+ENDED = ("finished", "diverged")  # for good
+COMPLETE = ("finished", "stopped")  # the newest numbers are the result; a stopped run goes on if `train.stop_after` is raised
+STATES = ("queued", "running", "stopped", "preempted", "failed", *ENDED)
 PROBE_SECONDS = 0.2  # to take a lock: another process that checks whether a run is held, holds it for a moment
 MOST_PIXELS = 8192  # of an image's side, as in the rule of data.image_size
 

@@ -162,7 +162,7 @@ def check_readable(split, unread, examples):
 def _end(journal, step, options):
     if journal.status.state == "running":
         if step < options.steps:
-            journal.advance(step, "preempted", f"stopped by train.stop_after = {options.stop_after}")
+            journal.advance(step, "stopped", f"by train.stop_after = {options.stop_after}, of {options.steps} steps")
         else:
             journal.advance(step, "finished")
     journal.write_status()

@@ -19,6 +19,7 @@ from plain56.config import check, check_used
 from plain56.errors import UserError
 from plain56.ops import native
 from plain56.training import checkpoints, loggers, loop, probe, transfer
+from plain56.training.cadence import last_step
 from plain56.training.initial_weights import initial_weights, warn_of_mismatch
 from plain56.training.program import prepare
 from plain56.training.stored import check_data, decide_mode, own_sources, warn_of_changed_sources
@@ -46,7 +47,7 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None):
 
     Returns:
         The run's `Status`: "finished", "diverged" (a loss, parameter or statistic became non-finite; the history and the last
-        finite state are kept), or "preempted" (stopped by `train.stop_after`).
+        finite state are kept), or "stopped" (by `train.stop_after`; with a later one, or none, the same call goes on).
 
     Raises:
         UserError: a mistake in the config or the run directory, a run that another process holds (`runs.Held`), or data that
@@ -56,11 +57,13 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None):
     parallel.check_same({"--workdir": str(Path(workdir).absolute()), **runs.flatten(config.to_dict())})
     with _hold(workdir) as run:
         parallel.on_first(runs.check_identity, run, config.to_dict())
-        status = parallel.on_first(run.status)
-        if status[0] in runs.ENDED:
-            return runs.Status(*status)
+        status = runs.Status(*parallel.on_first(run.status))
+        if status.state in runs.ENDED:
+            return status
         check(config)
         check_used(config)
+        if status.state == "stopped" and status.step >= last_step(config):
+            return status
         parallel.on_first(loggers.check, config.train.loggers)
         program = prepare(decide_mode(config, run))
         parallel.on_first(check_data, run, program.found)
@@ -132,7 +135,9 @@ def _noting_the_end(run):
 
 
 def _write_end(run, state, reason):
-    if parallel.is_first() and run.status().state not in runs.ENDED:
+    # A signal in the last call comes when the run has already stopped or ended.
+    kept = runs.ENDED if state == "failed" else (*runs.ENDED, *runs.COMPLETE)
+    if parallel.is_first() and run.status().state not in kept:
         with contextlib.suppress(UserError):  # it may be the disk that fails
             run.write_status(run.status()._replace(state=state, reason=reason))
 
