@@ -4,7 +4,16 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/complete
 # Two workers, since few tests keep two cores busy. One at a time: make test ARGS=-n0
 PYTEST := $(PYTHON) -m pytest -n 2 --dist worksteal
-PIP := -m pip --disable-pip-version-check -qq install
+PIP := -m pip --disable-pip-version-check install --progress-bar off
+# Tells, in lines of 80 columns, the packages that pip comes to. A pipe has the status of its last command: without the word
+# "complete", pip has failed, and $(PIP_ERRORS) says why.
+PIP_ERRORS := $(VENV)/pip-errors
+TELL := { line=; while read -r word name _; do case "$$word" in \
+	Collecting | Processing) name=$${name\#\#*/}; name=$${name%%[<=>!]*}; line="$$line $${name%%-[0-9]*}"; \
+		if [ $${\#line} -gt 56 ]; then echo " $$line"; line=; fi;; \
+	Installing) echo " $$line"; echo "Unpacking them";; \
+	complete) rm $(PIP_ERRORS); exit 0;; \
+	esac; done; cat $(PIP_ERRORS) >&2; rm $(PIP_ERRORS); exit 1; }
 # If pip knows no build for CPUs only, as on Linux, it takes the one for GPUs: 3 GB.
 TORCH := torch==2.13.0
 TORCH_VENV := .venv-torch
@@ -57,9 +66,9 @@ $(STAMP): requirements.txt pyproject.toml
 		if $$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then \
 			echo "Setting up $(VENV) with $$($$python --version)"; \
 			$$python -m venv --clear $(VENV) && \
-			echo "Installing the $$(grep -c == requirements.txt) packages of requirements.txt, which takes a minute or more" && \
-			$(PYTHON) $(PIP) -r requirements.txt && \
-			$(PYTHON) $(PIP) --no-build-isolation --no-deps --editable . && \
+			echo "Downloading the $$(grep -c == requirements.txt) packages of requirements.txt, which takes a minute or more:" && \
+			{ $(PYTHON) $(PIP) -r requirements.txt 2>$(PIP_ERRORS) && echo complete; } | $(TELL) && \
+			$(PYTHON) $(PIP) -qq --no-build-isolation --no-deps --editable . && \
 			touch $@ && exit 0; \
 			exit 1; \
 		fi; \
@@ -75,6 +84,6 @@ $(TORCH_VENV)/complete: $(STAMP)
 	@packages='import sysconfig; print(sysconfig.get_path("purelib"))'; \
 		echo "import site; site.addsitedir('$$($(PYTHON) -c "$$packages")')" \
 		> "$$($(TORCH_VENV)/bin/python -c "$$packages")/plain56.pth"
-	@$(TORCH_VENV)/bin/python $(PIP) $(TORCH)
+	@{ $(TORCH_VENV)/bin/python $(PIP) $(TORCH) 2>$(PIP_ERRORS) && echo complete; } | $(TELL)
 	@$(TORCH_VENV)/bin/python -c 'import plain56, torch'
 	@touch $@
