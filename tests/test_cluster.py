@@ -14,6 +14,7 @@ import pytest
 
 import launch
 from plain56 import runs
+from tests import test_own
 from tests.killed import assert_native, one_device, result, same
 from tests.test_parallel import free_port
 
@@ -134,6 +135,18 @@ def test_four_runs_of_which_one_is_preempted_all_finish(slurm, tmp_path):
     subprocess.run(whole, cwd=ROOT, env=one_device(), check=True, stdout=subprocess.DEVNULL)
     assert same(result(first.path), result(tmp_path / "whole" / first.path.name))
     assert_native(first)
+
+
+@pytest.mark.slow
+def test_jobs_import_a_users_own_network_from_the_folder_of_the_command(slurm, tmp_path):
+    (tmp_path / "own_network.py").write_text(test_own.SOURCE)
+    (tmp_path / "sweep.py").write_text(test_own.SWEEP)
+    command = [sys.executable, ROOT / "launch.py", "sweep", "--config=sweep.py", "--workdir=sweep", "--executor=slurm"]
+    environment = one_device() | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", ROOT)))}
+    subprocess.run([*command, "--partition=laptop", "--minutes=30", "--cpus=1"], cwd=tmp_path, env=environment, check=True)
+    elements = runs.read_sweep(tmp_path / "sweep")
+    wait_until(lambda: all(element.run.status().state == "stopped" for element in elements), 300)
+    assert [element.run.status().step for element in elements] == [2, 2]
 
 
 def test_there_is_no_slurm(tmp_path, capsys, monkeypatch):

@@ -16,6 +16,7 @@ from plain56 import load_pretrained, runs, sweeps, training
 from plain56.errors import UserError
 from plain56.models import own, parse_name
 from plain56.models.registry import create_model
+from tests.test_parallel import free_port
 
 ROOT = Path(__file__).parent.parent
 SOURCE = """
@@ -339,17 +340,47 @@ def test_flags_add_literals_to_open_sections(folder):
         flags.parse(["--config=mine.py", "--config.model.option.depth=6"], "train")
 
 
-@pytest.mark.slow
-def test_workers_and_several_processes_import_the_file(folder):
-    """Each is a process of its own that begins in the user's folder, with one CPU device."""
-    (folder / "sweep.py").write_text(
-        "from configs import digits\n\n\ndef get_config():\n    config = digits.get_config()\n    config.train.stop_after = 2\n"
-        "    return config\n\n\ndef sweep(config):\n    for depth in (4, 5):\n"
-        f"        yield {{'model.name': {NAME!r}, 'model.options.depth': depth}}\n"
-    )
+def start(*arguments):
+    """Starts a command in the user's folder, as a process of its own with one CPU device."""
     environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", ROOT)))}
-    command = [sys.executable, ROOT / "launch.py", "sweep", "--config=sweep.py", "--workdir=sweep", "--workers=2"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout.splitlines()[-1])["runs"]
-    assert [(row["depth"], row["steps"]) for row in rows] == [(4, 2), (5, 2)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, ROOT / "launch.py", *arguments], env=environment, text=True, **pipes)
+
+
+def result_of(process):
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return json.loads(out.splitlines()[-1])
+
+
+SWEEP = f"""
+from plain56.configs import digits
+
+
+def get_config():
+    config = digits.get_config()
+    config.train.stop_after = 2
+    return config
+
+
+def sweep(config):
+    for depth in (4, 5):
+        yield {{"model.name": {NAME!r}, "model.options.depth": depth}}
+"""
+
+
+@pytest.mark.slow
+def test_workers_import_the_file(folder):
+    (folder / "sweep.py").write_text(SWEEP)
+    rows = result_of(start("sweep", "--config=sweep.py", "--workdir=sweep", "--workers=2"))["runs"]
+    assert [(row["depth"], row["steps"], row["state"]) for row in rows] == [(4, 2, "stopped"), (5, 2, "stopped")]
+
+
+@pytest.mark.slow
+def test_several_processes_import_the_file(folder):
+    several = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
+    flags = [f"--config=configs/digits.py:{NAME}", "--config.train.stop_after=2", "--workdir=run"]
+    first, second = (start("train", *several, f"--process_id={process}", *flags) for process in range(2))
+    assert result_of(first)["step"] == 2
+    assert second.wait(60) == 0
+    assert runs.read_run("run").environment()["own_sources"].keys() == {NAME}
