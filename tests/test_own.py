@@ -382,5 +382,6 @@ def test_several_processes_import_the_file(folder):
     flags = [f"--config=configs/digits.py:{NAME}", "--config.train.stop_after=2", "--workdir=run"]
     first, second = (start("train", *several, f"--process_id={process}", *flags) for process in range(2))
     assert result_of(first)["step"] == 2
-    assert second.wait(60) == 0
+    second.communicate(timeout=60)
+    assert second.returncode == 0
     assert runs.read_run("run").environment()["own_sources"].keys() == {NAME}
