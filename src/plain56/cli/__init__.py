@@ -5,8 +5,9 @@ Modules that import JAX, which takes seconds, are imported inside the functions 
 
 from plain56.cli import describe, network, sweep
 from plain56.cli.flags import refuse_config
+from plain56.cli.progress_line import progress
 from plain56.cli.sweep import draw_degradation, run_sweep
-from plain56.cli.terminal import FAILED, MISTAKE, print_claim, print_result, print_table, progress, run, run_experiment
+from plain56.cli.terminal import FAILED, MISTAKE, print_claim, print_result, print_table, run, run_experiment
 
 MODES = {
     "train": network.train,

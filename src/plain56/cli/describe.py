@@ -1,7 +1,8 @@
 """The mode `describe`: what a network consists of and costs, stage by stage."""
 
 from plain56.cli.flags import refuse_unused
-from plain56.cli.terminal import print_numbers, print_result, progress
+from plain56.cli.progress_line import progress
+from plain56.cli.terminal import print_numbers, print_result
 from plain56.errors import UserError
 
 DEFINITIONS = """\

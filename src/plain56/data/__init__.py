@@ -6,6 +6,7 @@ from plain56.data.datasets import (
     Dataset,
     Split,
     choose_mode,
+    how_resized,
     image_shape,
     leave_out,
     load_dataset,

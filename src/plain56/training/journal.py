@@ -4,6 +4,7 @@ import time
 from contextlib import ExitStack
 
 from plain56 import parallel, runs
+from plain56.training.progress import from_records
 
 
 class Journal:
@@ -25,6 +26,7 @@ class Journal:
         self.status = runs.Status("running", step, "", parameters, seconds)
         self._start, self._begin = time.perf_counter() - seconds, time.time() - seconds
         self._records, self._append, self._stack = [], None, ExitStack()
+        self._newest = {}  # the newest record of each split
         self.write_status()
         self.restart_clock()
 
@@ -37,6 +39,7 @@ class Journal:
 
     def _open(self):
         self._append = self._stack.enter_context(self.run.open_log(self.status.step, self._begin))
+        self._newest = {record["split"]: record for record in self.run.metrics()}
 
     def advance(self, step, state="running", reason=""):
         """Sets the status to that of a step."""
@@ -46,7 +49,9 @@ class Journal:
     def record(self, split, values):
         """Notes numbers by name, for the next `flush`."""
         epoch = round(self.status.step * self.batch_size / self.examples, 4)
-        self._records.append({"step": self.status.step, "epoch": epoch, "split": split, **values, "seconds": self.status.seconds})
+        record = {"step": self.status.step, "epoch": epoch, "split": split, **values, "seconds": self.status.seconds}
+        self._records.append(record)
+        self._newest[split] = record
 
     def flush(self, sync=False):
         """Writes all new records, with `sync` to the disk itself; an error stops all processes."""
@@ -63,6 +68,10 @@ class Journal:
     def read_status(self):
         """The status that was written, the same in all processes; one of them may have been interrupted."""
         return runs.Status(*parallel.on_first(self.run.status))
+
+    def progress(self, share, images_per_second=0.0):
+        """The run's `Progress`, in process 0."""
+        return from_records(self._newest.values(), share, images_per_second, self.status.state)
 
     def restart_clock(self):
         """Starts to measure the rate anew, which does not count evaluating and saving."""
