@@ -65,7 +65,7 @@ def compare(options, arguments):
     config.update_from_flattened_dict(source(config))
     del config.sweep
     with cli.progress() as show:
-        status = training.train(config.lock(), workdir / "source", lambda share, rate: show("source", share, rate))
+        status = training.train(config.lock(), workdir / "source", lambda now: show("", now.share, {"source": now}))
     if status.state not in runs.COMPLETE:
         print(f"The source network is {status.state}: {status.reason}", file=sys.stderr)
         return cli.FAILED

@@ -320,7 +320,6 @@ def test_train_then_evaluate(tmp_path):
     trained = launched("train", "--config=configs/digits.py:plain8", *small, workdir, check=True)
     status = json.loads(trained.stdout.splitlines()[-1])
     assert (status["state"], status["step"]) == ("finished", 10)
-    assert "100 %" in trained.stderr
     # A run needs neither TensorFlow nor PyTorch.
     imported = "bool({'tensorflow', 'torch'} & set(sys.modules))"
     code = f"import launch, sys; sys.exit(launch.main(['evaluate', {workdir!r}]) or {imported})"
@@ -330,6 +329,8 @@ def test_train_then_evaluate(tmp_path):
     for told in (evaluated, trained):  # a run ends with its newest loss and errors
         assert f"{100 * result['top1_error']:.2f} %" in told.stdout
     assert f"{result['loss']:.4f}" in trained.stdout
+    shown = trained.stderr.splitlines()[-1]
+    assert re.fullmatch(rf"100% plain8 loss [\d.]+ error [\d.]+% test {100 * result['top1_error']:.1f}% [\d,]+ img/s", shown)
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ def test_step_is_traced_once(tmp_path, tiny_config, monkeypatch):
 def test_finished_run_is_not_run_again(tiny_config, finished_run):
     run = runs.read_run(finished_run)
     status, records = run.status(), run.metrics()
-    assert train(tiny_config, finished_run, lambda share, rate: pytest.fail("it trained again")) == status
+    assert train(tiny_config, finished_run, lambda progress: pytest.fail("it trained again")) == status
     assert run.metrics() == records
 
 
@@ -117,7 +117,7 @@ def test_a_stopped_run_is_left_alone_until_it_may_go_on(tiny_config, stopped_run
     assert (status.state, status.step, status.reason) == ("stopped", 8, "by train.stop_after = 8, of 12 steps")
     for stop_after in (8, 5):
         tiny_config.train.stop_after = stop_after
-        assert train(tiny_config, stopped_run, lambda share, rate: pytest.fail("it trained again")) == status
+        assert train(tiny_config, stopped_run, lambda progress: pytest.fail("it trained again")) == status
     assert {path: path.stat().st_mtime_ns for path in stopped_run.glob("*.json*")} == before
     tiny_config.train.stop_after = 10
     assert train(tiny_config, stopped_run)[:2] == ("stopped", 10)
@@ -128,11 +128,33 @@ def test_a_stopped_run_is_left_alone_until_it_may_go_on(tiny_config, stopped_run
     assert train(tiny_config, stopped_run)[:2] == ("finished", 12)
 
 
+def test_progress_has_the_newest_numbers(tmp_path, tiny_config):
+    tiny_config.train.evaluate_every, tiny_config.train.stop_after = 8, 8
+    seen = []
+    train(tiny_config, tmp_path / "run", seen.append)
+    tiny_config.train.stop_after = 0
+    train(tiny_config, tmp_path / "run", seen.append)
+    run = runs.read_run(tmp_path / "run")
+    records = {(record["step"], record["split"]): record for record in run.metrics()}
+    second_begins = next(i for i, now in enumerate(seen) if i and now.share == 0)
+    first, second = seen[:second_begins], seen[second_begins:]  # which begins with what the first launch knew
+    for launched, stop in ((first, 8), (second, 12)):
+        assert launched[0].share == 0 and launched[-1].share == 1
+        assert [now.share for now in launched] == sorted(now.share for now in launched)
+        logged, tested = records[stop, "train"], records[stop, "test"]
+        assert launched[-1][2:5] == (logged["loss"], logged["top1_error"], tested["top1_error"])
+    assert first[0][1:] == (0.0, None, None, None, "running")
+    assert second[0][1:] == (0.0, *first[-1][2:5], "running")
+    assert [first[-1].state, second[-1].state] == ["stopped", "finished"]
+    assert first[-1].images_per_second > 0
+
+
 def test_diverged_run_keeps_its_history(tmp_path, tiny_config):
     tiny_config.optimizer.learning_rate = 1e30
     tiny_config.optimizer.schedule.warmup_learning_rate = 1e-3
-    status = train(tiny_config, tmp_path / "run")
-    assert status.state == "diverged"
+    seen = []
+    status = train(tiny_config, tmp_path / "run", seen.append)
+    assert status.state == seen[-1].state == "diverged"
     assert f"step {status.step}" in status.reason
     run = runs.read_run(tmp_path / "run")
     assert run.status() == status
@@ -232,8 +254,8 @@ def test_run_is_repeated_from_its_config_json(tmp_path, tiny_config):
 def test_signal_in_the_last_call_is_not_lost(tmp_path, tiny_config, stop_after, state):
     tiny_config.train.stop_after = stop_after
 
-    def interrupt(share, images_per_second):
-        if share == 1:
+    def interrupt(progress):
+        if progress.share == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(KeyboardInterrupt, match="SIGTERM"):

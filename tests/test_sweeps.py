@@ -12,6 +12,7 @@ from configs.sweeps import degradation as sweep_config
 from plain56 import runs, sweeps
 from plain56.errors import UserError
 from plain56.figures import degradation as figure
+from plain56.training.progress import Progress
 
 ROOT = Path(__file__).parent.parent
 
@@ -53,7 +54,7 @@ def test_failed_run_does_not_stop_the_others(tmp_path, tiny_sweep, monkeypatch):
 
     monkeypatch.setattr(sweeps, "train", train)
     shares = []
-    rows = sweeps.run_sweep(elements, tmp_path, lambda name, share, rate: shares.append(share))
+    rows = sweeps.run_sweep(elements, tmp_path, lambda now: shares.append(now.share))
     assert [row["state"] for row in rows] == ["failed", "finished"]
     assert runs.Run(tmp_path / "plain8-seed0").status().reason == "OSError: disk"
     assert rows[0]["test_error"] is None
@@ -79,8 +80,8 @@ def test_failed_run_does_not_stop_the_others(tmp_path, tiny_sweep, monkeypatch):
 
 
 def test_interrupted_sweep_says_how_far_it_is(tmp_path, tiny_sweep):
-    def interrupt(name, share, rate):
-        if name == "resnet8-seed0" and share > 0.6:
+    def interrupt(now):
+        if "resnet8-seed0" in now.training and now.share > 0.6:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -275,6 +276,24 @@ def test_long_names_are_cut_and_stay_apart(tiny_config):
 
     names = [element.name for element in sweeps.expand(tiny_config, sweep)]
     assert len(set(names)) == 2 and all(len(name.encode()) <= 200 for name in names)
+
+
+def test_progress_of_workers_is_read_from_the_runs(tmp_path, tiny_sweep, stopped_run):
+    elements, seen = sweeps.expand(tiny_sweep, sweep_config.sweep), []
+    sweeps.write(elements, tmp_path / "sweep")
+    trained = tmp_path / "sweep" / "resnet8-seed0"
+    with runs.hold(trained) as run:  # as a worker does
+        run.write_config(elements[1].config.to_dict())
+        run.write_status(runs.Status("running", 8))
+        shutil.copy(stopped_run / "metrics.jsonl", trained)
+        sweeps.run_workers(elements, tmp_path / "sweep", [sys.executable, "-c", "import time; time.sleep(1)"], 1, seen.append)
+    test = runs.read_run(stopped_run).metrics("test")[-1]
+    train = runs.read_run(stopped_run).metrics("train")[-1]
+    now = seen[0]
+    assert (now.ended, now.total, now.share) == (0, 2, pytest.approx(8 / 24))
+    assert now.training == {
+        "resnet8-seed0": Progress(pytest.approx(8 / 12), 0.0, train["loss"], train["top1_error"], test["top1_error"])
+    }
 
 
 def test_no_more_workers_than_runs(tmp_path, tiny_sweep):

@@ -9,7 +9,6 @@ import pickle
 import re
 import signal
 import subprocess
-import time
 import traceback
 from collections import Counter
 from pathlib import Path
@@ -23,8 +22,10 @@ from plain56.errors import UserError
 from plain56.summary import summarize
 from plain56.training import initial_weights, load, train
 from plain56.training.cadence import last_step
+from plain56.training.progress import Progress, from_records
 
 MOST_NAME_BYTES = 200  # of a run's folder; file systems take 255, and names of files that are being written are longer
+LOOK_SECONDS = 2  # between two looks at the runs of other processes
 NOT_TRAINED = ("failed", "diverged", "damaged")  # the states in which a run has ended without its result
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,18 @@ class Element(NamedTuple):
         """The element as a run in the sweep's directory."""
         config = {} if self.damage else self.config.to_dict()
         return runs.SweepRun(runs.Run(Path(workdir) / self.name), self.overrides, config, self.damage)
+
+
+class SweepProgress(NamedTuple):
+    """How far a sweep is: the share of its work done, in [0, 1], its runs that have ended, and all, and those being trained.
+
+    With `run_sweep`, the share is of the work that was left at the beginning, and the runs before this one count as ended.
+    """
+
+    share: float
+    ended: int
+    total: int
+    training: dict[str, Progress]
 
 
 def expand(config, sweep):
@@ -135,7 +148,7 @@ def write(elements, workdir):
     runs.write_sweep(workdir, described)
 
 
-def run_sweep(elements, workdir, on_progress=lambda name, share, images_per_second: None, index=None):
+def run_sweep(elements, workdir, on_progress=lambda progress: None, index=None):
     """Runs every element that has not ended, in order; a run that fails does not stop the ones after it.
 
     Several processes may do so at a time: each passes over the runs that another one trains.
@@ -143,7 +156,7 @@ def run_sweep(elements, workdir, on_progress=lambda name, share, images_per_seco
     Args:
         elements: from `expand` or `read`.
         workdir: the sweep directory. Launched again on it, a sweep goes on where it was cut.
-        on_progress: called with the run's name, the share done, in [0, 1], of the work that this call began with, and a rate.
+        on_progress: called with the `SweepProgress` as often as `training.train` calls it.
         index: run only this element of all that the directory has.
 
     Returns:
@@ -163,12 +176,12 @@ def run_sweep(elements, workdir, on_progress=lambda name, share, images_per_seco
     todo = {element.name: _work_left(element, workdir, costs) for element in elements}
     write(elements, workdir)
     summary, total, done = summarize(workdir), max(1, sum(todo.values())), 0
-    for element in elements:
+    for ended, element in enumerate(elements):
         if element.planned(workdir).status().state in runs.ENDED:
             continue
 
-        def show(share, images_per_second, name=element.name, before=done / total, work=todo[element.name] / total):
-            on_progress(name, before + share * work, images_per_second)
+        def show(progress, ended=ended, name=element.name, before=done / total, work=todo[element.name] / total):
+            on_progress(SweepProgress(before + progress.share * work, ended, len(elements), {name: progress}))
 
         try:
             _run_element(element, workdir, show, alone=index is not None)
@@ -185,7 +198,9 @@ def _run_element(element, workdir, show, alone):
         logger.error("Passed over: %s", element.damage)
         return
     try:
-        train(element.config, run.path, show)
+        status = train(element.config, run.path, show)
+        if status.state == "diverged":
+            logger.warning("%s diverged: %s", element.name, status.reason)
     except runs.Held as error:
         if alone:
             raise
@@ -200,7 +215,7 @@ def _run_element(element, workdir, show, alone):
                 run.write_error("".join(traceback.format_exception(error)))
 
 
-def run_workers(elements, workdir, command, count, on_progress=lambda ended, total, share: None):
+def run_workers(elements, workdir, command, count, on_progress=lambda progress: None):
     """Runs a sweep with `count` processes that share the CPU cores, and returns the rows of the summary.
 
     The processes claim run after run and depend only on the sweep's directory: they go on when this one is gone, and save and
@@ -209,7 +224,7 @@ def run_workers(elements, workdir, command, count, on_progress=lambda ended, tot
     Args:
         elements, workdir: as for `run_sweep`.
         command: the list of arguments that runs the sweep in `workdir`.
-        on_progress: called with the number of runs that have ended, of all runs, and the share of all steps done, in [0, 1].
+        on_progress: called every two seconds with the `SweepProgress`, whose share is of all steps.
 
     Raises UserError for a mistake, before anything is run, or for one that a process has found.
     """
@@ -220,13 +235,13 @@ def run_workers(elements, workdir, command, count, on_progress=lambda ended, tot
     count = max(1, min(count, sum(_steps_left(element, workdir) > 0 for element in elements)))
     logs = [Path(workdir) / "workers" / f"{number}.log" for number in range(count)]
     logs[0].parent.mkdir(exist_ok=True)
+    logger.info("%d runs in %s, trained by %d processes, which tell more in %s.", len(elements), workdir, count, logs[0].parent)
     workers = [_start_worker(command, number, count, log) for number, log in enumerate(logs)]
     try:
-        while any(worker.poll() is None for worker in workers):
-            left = [_steps_left(element, workdir) for element in elements]
-            whole = sum(last_step(element.config) for element in elements if not element.damage)
-            on_progress(left.count(0), len(left), 1 - sum(left) / max(1, whole))
-            time.sleep(0.5)
+        while running := [worker for worker in workers if worker.poll() is None]:
+            on_progress(_read_progress(elements, workdir))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running[0].wait(LOOK_SECONDS)
     except KeyboardInterrupt:
         for worker in workers:
             worker.terminate()
@@ -301,9 +316,23 @@ def _work_left(element, workdir, costs):
     return steps * costs[network]
 
 
-def _steps_left(element, workdir):
-    """The steps that an element has left to do: 0 if it cannot be run."""
-    status = element.planned(workdir).status()
+def _read_progress(elements, workdir):
+    """The `SweepProgress` of runs that other processes train, from their directories."""
+    left, whole, training = [], 0, {}
+    for element in elements:
+        run, status = runs.Run(Path(workdir) / element.name), element.planned(workdir).status()
+        left.append(_steps_left(element, workdir, status))
+        steps = 0 if element.damage else last_step(element.config)
+        whole += steps
+        if status.state == "running":
+            with contextlib.suppress(UserError):  # a damaged log, of which the summary speaks
+                training[element.name] = from_records(run.metrics(), status.step / max(1, steps))
+    return SweepProgress(1 - sum(left) / max(1, whole), left.count(0), len(left), training)
+
+
+def _steps_left(element, workdir, status=None):
+    """The steps that an element has left to do: 0 if it cannot be run. Its status is read if it is not given."""
+    status = status or element.planned(workdir).status()
     return 0 if status.state in (*runs.ENDED, "damaged") else max(0, last_step(element.config) - status.step)
 
 

@@ -4,8 +4,9 @@ import functools
 
 from plain56.cli import manual
 from plain56.cli.flags import refuse_unused
+from plain56.cli.progress_line import progress
 from plain56.cli.tables import print_table
-from plain56.cli.terminal import print_result, progress
+from plain56.cli.terminal import print_result
 from plain56.errors import UserError
 
 DEFINITIONS = """\

@@ -6,8 +6,9 @@ import sys
 
 from plain56 import runs
 from plain56.cli.flags import refuse_config, refuse_unused, required
+from plain56.cli.progress_line import progress
 from plain56.cli.tables import print_table
-from plain56.cli.terminal import FAILED, percent, print_paths, print_result, progress
+from plain56.cli.terminal import FAILED, percent, print_paths, print_result
 from plain56.errors import UserError
 
 
@@ -34,7 +35,7 @@ def train(options, arguments):
             status = training.train(config, workdir)
         else:
             with progress() as show:
-                status = training.train(config, workdir, lambda share, rate: show(config.model.name, share, rate))
+                status = training.train(config, workdir, lambda now: show("", now.share, {config.model.name: now}))
             if status.reason:
                 print(f"{status.state}: {status.reason}", file=sys.stderr)
             _print_errors(config.model.name, workdir)

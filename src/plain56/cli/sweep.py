@@ -9,8 +9,9 @@ from ml_collections import config_flags
 
 from plain56 import runs
 from plain56.cli.flags import SLURM, overridden, refuse_config, required
+from plain56.cli.progress_line import progress
 from plain56.cli.tables import print_table
-from plain56.cli.terminal import FAILED, percent, print_paths, print_result, progress
+from plain56.cli.terminal import FAILED, percent, print_paths, print_result
 from plain56.cluster import INTERRUPTED
 from plain56.errors import UserError
 
@@ -68,12 +69,16 @@ def run_sweep(options):
     with progress() as show:
         if options.workers > 1:
 
-            def show_ended(ended, total, share):
-                show(f"{ended} of {total} runs", share)
+            def show_ended(now):
+                show(f"{now.ended}/{now.total} ended", now.share, now.training)
 
             rows = sweeps.run_workers(elements, workdir, _sweep_command(workdir), options.workers, show_ended)
         else:
-            rows = sweeps.run_sweep(elements, workdir, show, options.index)
+
+            def show_run(now):
+                show(f"{now.ended + 1}/{now.total}", now.share, now.training)
+
+            rows = sweeps.run_sweep(elements, workdir, show_run, options.index)
     _print_summary(rows)
     return rows
 

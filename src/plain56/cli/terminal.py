@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from pathlib import Path
 
 import absl.logging
@@ -141,9 +140,19 @@ class _Stream:
 
 
 class _ToStderr(logging.Handler):
+    """Prints messages, information only once: what all runs of a sweep have in common is said by the first one."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = set()
+
     def emit(self, record):
+        message = record.getMessage()
+        if record.levelno == logging.INFO and message in self.told:
+            return
+        self.told.add(message)
         kind = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        print(f"{kind}{record.getMessage()}", file=sys.stderr, flush=True)
+        print(f"{kind}{message}", file=sys.stderr, flush=True)
 
 
 def print_paths(what, *paths):
@@ -161,43 +170,3 @@ def print_result(result):
 def percent(fraction):
     """A fraction in [0, 1] as text, or a dash for None."""
     return "–" if fraction is None else f"{100 * fraction:.2f} %"
-
-
-@contextlib.contextmanager
-def progress():
-    """Shows progress on stderr, with the time left. Yields `show(description, share of the work, rate)`."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    if not sys.stderr.isatty():  # rich would take a notebook for a terminal
-        start, shown = time.monotonic(), set()
-
-        def show(description, share, images_per_second=0):
-            tenth = int(10 * share)
-            if (description, tenth) not in shown:
-                shown.add((description, tenth))
-                line = [f"{description}: {10 * tenth} % of all work done"]
-                if share:
-                    line += [_rate(images_per_second)] * bool(images_per_second)
-                    line += [f"{(time.monotonic() - start) * (1 - share) / share:.0f} s left"]
-                print(", ".join(line), file=sys.stderr, flush=True)
-
-        yield show
-        return
-    left = (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[rate]}"))
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), *left)
-    progress = Progress(*columns, console=Console(stderr=True), speed_estimate_period=600)
-    task = progress.add_task("", total=1.0, rate="")
-
-    def show(description, share, images_per_second=0):
-        progress.start()  # not before: reading the data may show a display of its own
-        progress.update(task, description=description, completed=share, rate=_rate(images_per_second))
-
-    try:
-        yield show
-    finally:
-        progress.stop()
-
-
-def _rate(images_per_second):
-    return f"{images_per_second:,.0f} images/s" if images_per_second else ""

@@ -7,6 +7,7 @@ from plain56.data.datasets import (
     Split,
     are_in_color,
     choose_mode,
+    how_resized,
     image_shape,
     leave_out,
     load_dataset,

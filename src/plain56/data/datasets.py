@@ -19,6 +19,7 @@ from plain56.errors import UserError
 DEFAULT_DATA_DIR = "~/tensorflow_datasets"
 # A few broken files are left out; more of them mean that something is wrong with the set as a whole.
 UNREADABLE_SHARE = 0.05
+SOME = 20  # pictures by which a set is judged
 
 LOOKED_AT = 20  # pictures of a set, to see whether they are in color
 SAME_GRAY = 8  # levels of 255 by which the three channels of a gray picture may differ, as lossy compression makes them
@@ -154,6 +155,20 @@ def image_shape(split, data):
     if isinstance(split, Split):
         return split.images.shape[1:]
     return _shape(split, len(data.mean), data.image_size)
+
+
+def how_resized(data):
+    """What resizing does to the pictures of a set, judged by some of them: "shrunk to ", "enlarged to ", "resized to " or ""."""
+    if not data.image_size:
+        return ""
+    pictures = _open(**_where(data))[0]
+    some = np.linspace(0, pictures.count - 1, min(SOME, pictures.count), dtype=int)
+    decoded = (pictures.decode(int(i), len(data.mean)) for i in some)
+    sides = [min(image.shape[:2]) for image, _ in filter(None, decoded)]
+    shrunk, enlarged = (any(sign * side > sign * data.image_size for side in sides) for sign in (1, -1))
+    if not (shrunk or enlarged):
+        return ""
+    return "resized to " if shrunk and enlarged else "shrunk to " if shrunk else "enlarged to "
 
 
 def _shape(pictures, channels, image_size):

@@ -27,10 +27,8 @@ logger = logging.getLogger(__name__)
 
 
 def initial_weights(program):
-    """State and totals with which a new run of a `Program` begins; raises UserError where its weights do not fit."""
+    """State and totals with which a run begins that is given weights; raises UserError where these do not fit."""
     config, (state, totals) = program.config, program.initial
-    if not (config.train.warm_start or config.transfer.weights):
-        return program.initial
     if config.train.warm_start and config.transfer.weights:
         raise UserError("train.warm_start and transfer.weights both begin a run; only one of them may be given.")
     begin = _warm_start if config.train.warm_start else _transfer

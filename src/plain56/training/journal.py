@@ -5,6 +5,7 @@ from contextlib import ExitStack
 
 from plain56 import parallel, runs
 from plain56.training.loggers import open_loggers
+from plain56.training.progress import from_records
 
 
 class Journal:
@@ -27,6 +28,7 @@ class Journal:
         self.status = runs.Status("running", step, "", parameters, seconds)
         self._start, self._begin = time.perf_counter() - seconds, time.time() - seconds
         self._records, self._append, self._show, self._stack = [], None, None, ExitStack()
+        self._newest = {}  # the newest record of each split
         self.write_status()
         self.restart_clock()
 
@@ -42,6 +44,7 @@ class Journal:
             self._append = stack.enter_context(self.run.open_log(self.status.step))
             self._show = stack.enter_context(open_loggers(self.config, self.run.path, self._begin))
             self._stack = stack.pop_all()
+        self._newest = {record["split"]: record for record in self.run.metrics()}
 
     def advance(self, step, state="running", reason=""):
         """Sets the status to that of a step."""
@@ -51,7 +54,9 @@ class Journal:
     def record(self, split, values):
         """Notes numbers by name, for the next `flush`."""
         epoch = round(self.status.step * self.batch_size / self.examples, 4)
-        self._records.append({"step": self.status.step, "epoch": epoch, "split": split, **values, "seconds": self.status.seconds})
+        record = {"step": self.status.step, "epoch": epoch, "split": split, **values, "seconds": self.status.seconds}
+        self._records.append(record)
+        self._newest[split] = record
 
     def flush(self, sync=False):
         """Writes all new records, with `sync` to the disk itself, and shows them to the loggers; an error stops all processes."""
@@ -68,6 +73,10 @@ class Journal:
     def read_status(self):
         """The status that was written, the same in all processes; one of them may have been interrupted."""
         return runs.Status(*parallel.on_first(self.run.status))
+
+    def progress(self, share, images_per_second=0.0):
+        """The run's `Progress`, in process 0."""
+        return from_records(self._newest.values(), share, images_per_second, self.status.state)
 
     def restart_clock(self):
         """Starts to measure the rate anew, which does not count evaluating and saving."""

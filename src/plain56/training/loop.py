@@ -38,15 +38,18 @@ def train(program, run, manager, initial, on_progress):
     state, totals = checkpoints.restore(manager, initial, set_aside=True)
     step = first_step = int(state.step)
     requested, unread = int(totals.examples), 0  # examples since the totals were zero, and since this launch
+    if first_step and parallel.is_first():
+        logger.info("%s goes on from step %s.", run.path.name, f"{first_step:,}")
     stream, steps_per_call = program.stream(step), 1
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     journal = Journal(run, program.config, step, parameters, program.found["train"], batch_size)
     with journal, postponed_interrupts() as interrupts:
-        on_progress(0.0, 0.0)
         if options.gradients_every and step == 0 and journal.lacks("gradients"):
             measure(program, journal, state, "gradients")
             journal.flush()
+        share, rate = 0.0, 0.0
         while step < last:
+            on_progress(journal.progress(share, rate))  # nothing of it waits for the devices
             steps_per_call, interrupted = _agree(steps_per_call, interrupts)
             if interrupted:
                 _save_and_stop(journal, manager, state, totals, interrupted)
@@ -54,11 +57,11 @@ def train(program, run, manager, initial, on_progress):
             begin = time.perf_counter()
             state, totals = program.train_steps(state, totals, stream, step, steps)
             jax.block_until_ready(totals)
-            rate = steps / (time.perf_counter() - begin)
-            steps_per_call = max(1, int(CALL_SECONDS * rate))
-            compiled = step == first_step
+            seconds = time.perf_counter() - begin
+            steps_per_call = max(1, int(CALL_SECONDS * steps / seconds))
+            rate = 0.0 if step == first_step else steps * batch_size / seconds  # the first call compiles
             step, requested = step + steps, requested + steps * batch_size
-            on_progress((step - first_step) / (last - first_step), 0.0 if compiled else rate * batch_size)
+            share = (step - first_step) / (last - first_step)
             due = cadence.due(options, step, last)
             if not due:
                 continue
@@ -85,6 +88,7 @@ def train(program, run, manager, initial, on_progress):
             journal.write_status()
             journal.restart_clock()
         _end(journal, step, options)
+        on_progress(journal.progress(1.0, rate))
         return journal.read_status()
 
 

@@ -12,6 +12,7 @@ from plain56.training import checkpoints, loop
 from plain56.training.journal import Journal
 from plain56.training.metrics import batch_totals, example_losses
 
+FEATURES_SHARE = 0.9  # of the work; the rest is the fit
 # The largest component of the gradient at which a fit counts as converged: what float32 resolves of a loss near 1.
 TOLERANCE = 1e-6
 
@@ -86,7 +87,11 @@ def train(program, run, manager, initial, on_progress):
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     # An update sees every example once: it is an epoch.
     with Journal(run, config, 0, parameters, examples, examples) as journal:
-        inputs, labels = _computed_features(program, state, on_progress)
+
+        def show(share, images_per_second):
+            on_progress(journal.progress(FEATURES_SHARE * share, images_per_second))
+
+        inputs, labels = _computed_features(program, state, show)
         loop.check_readable("train", examples - len(labels), examples)
         decay = {"weight_decay": config.optimizer.weight_decay, "decay_all": config.optimizer.decay_all}
         how = {"steps": config.train.steps, "label_smoothing": config.train.label_smoothing, **decay}
@@ -102,14 +107,15 @@ def train(program, run, manager, initial, on_progress):
         checkpoints.save(manager, int(step), (state, totals))
         journal.advance(int(step), "finished")
         journal.write_status()
+        on_progress(journal.progress(1.0))
         return journal.read_status()
 
 
-def _computed_features(program, state, on_progress):
+def _computed_features(program, state, show):
     """What the last layer gets of every readable training example, [N, D], and the labels [N], on the host."""
     computed, batch_size, begin = [], program.config.train.batch_size, time.perf_counter()
     for batch in program.features(state.params, state.batch_stats, program.dataset.train):
         computed.append((batch.images[batch.mask], batch.labels[batch.mask]))
         done = len(computed) * batch_size
-        on_progress(min(1.0, done / program.found["train"]), done / (time.perf_counter() - begin))
+        show(min(1.0, done / program.found["train"]), done / (time.perf_counter() - begin))
     return map(np.concatenate, zip(*computed, strict=True))

@@ -75,6 +75,12 @@ class Program:
         """State and totals before the first step, as drawn by the seed."""
         return self._draw()
 
+    @functools.cached_property
+    def parameters(self):
+        """The number of all parameters, without compiling anything."""
+        state, _ = jax.eval_shape(self._draw)
+        return sum(leaf.size for leaf in jax.tree.leaves(state.params))
+
     @_compiled
     def _draw(self):
         return initial_state(self.config, self.model, self.image_shape, self._plan)

@@ -18,7 +18,7 @@ from plain56 import __version__, machine, parallel, runs
 from plain56.config import check, check_used
 from plain56.errors import UserError
 from plain56.ops import native
-from plain56.training import checkpoints, loggers, loop, probe, transfer
+from plain56.training import beginning, checkpoints, loggers, loop, probe, transfer
 from plain56.training.cadence import last_step
 from plain56.training.initial_weights import initial_weights, warn_of_mismatch
 from plain56.training.program import prepare
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
     "a smaller train.batch_size, a larger train.accumulate, or model.remat=True where the network has it, needs less"
 )
 @parallel.explaining_lost_processes()
-def train(config, workdir, on_progress=lambda share, images_per_second: None):
+def train(config, workdir, on_progress=lambda progress: None):
     """Trains a run to its end, or to `train.stop_after`, resuming from its last checkpoint.
 
     If it is killed at any moment and called again, the run ends with the same bits on the same devices, and has each record once.
@@ -42,8 +42,7 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None):
     Args:
         config: `ConfigDict` as in `configs/base.py`. With `transfer.weights`, it must be what `initial_weights.choose` returns.
         workdir: the run directory, new or to be continued.
-        on_progress: called after each compiled call with the share, in [0, 1], of the steps that were left at the beginning, and
-            with the images per second, 0 if they are not known yet.
+        on_progress: called with the run's `Progress` at the beginning, after each compiled call, and at the end.
 
     Returns:
         The run's `Status`: "finished", "diverged" (a loss, parameter or statistic became non-finite; the history and the last
@@ -67,14 +66,17 @@ def train(config, workdir, on_progress=lambda share, images_per_second: None):
         parallel.on_first(loggers.check, config.train.loggers)
         program = prepare(decide_mode(config, run))
         parallel.on_first(check_data, run, program.found)
-        if config.transfer.weights and parallel.is_first():
-            _log_stages(program)
-            warn_of_mismatch(config)
-        new = not parallel.on_first(run.has_checkpoint)
-        initial = initial_weights(program) if new else program.initial
+        given = (config.train.warm_start or config.transfer.weights) and not parallel.on_first(run.has_checkpoint)
+        initial = initial_weights(program) if given else None  # before anything is told: they may not fit
+        if parallel.is_first():
+            beginning.log(program, workdir)
+            if config.transfer.weights:
+                _log_stages(program)
+                warn_of_mismatch(config)
+        initial = initial or program.initial
         parallel.on_first(_write_beginning, run, config, program.found)
         with _noting_the_end(run), closing(checkpoints.open_checkpoints(run.checkpoints)) as manager:
-            if initial is not program.initial:  # the source of the weights may change or go, so they are kept
+            if given:  # the source of the weights may change or go, so they are kept
                 checkpoints.save(manager, 0, initial)
             return (probe.train if config.transfer.probe else loop.train)(program, run, manager, initial, on_progress)
 
@@ -95,14 +97,15 @@ def _hold(workdir):
 
 
 def _log_stages(program):
-    """Logs which stages are trained, and at what learning rate."""
+    """Logs which stages are trained, and at what learning rate, as one message."""
     config, (state, _) = program.config, program.initial
-    how = "fitted to the features" if config.transfer.probe else "trained at {:.3g}"
+    lines, how = [], "fitted to the features" if config.transfer.probe else "trained at {:.3g}"
     for stage in transfer.describe(state.params, config.transfer, program.model, program.image_shape):
         rate = f"{stage.trained:,} {how.format(config.optimizer.learning_rate * stage.rate)}" if stage.trained else "frozen"
-        logger.info("%-10s %12s parameters, %s", stage.name, f"{stage.parameters:,}", rate)
+        lines.append(f"{stage.name:<10} {stage.parameters:>12,} parameters, {rate}")
     stays = config.transfer.freeze_statistics or config.transfer.probe
-    logger.info("Statistics of batch norm %s.", "are frozen" if stays else "follow the images")
+    lines.append(f"Statistics of batch norm {'are frozen' if stays else 'follow the images'}.")
+    logger.info("%s", "\n".join(lines))
 
 
 def _write_beginning(run, config, found):
