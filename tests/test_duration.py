@@ -84,7 +84,7 @@ def test_time_is_for_what_is_not_run(tmp_path, capsys, tiny_config):
 
 @pytest.mark.slow
 def test_the_time_of_a_sweep_is_near_what_was_told(tmp_path, tiny_config):
-    tiny_config.model.widths, tiny_config.train.steps, tiny_config.train.steps_per_call = (16, 32, 64), 400, 20
+    tiny_config.train.steps, tiny_config.train.steps_per_call = 400, 20
     tiny_config.train.log_every = tiny_config.train.evaluate_every = tiny_config.train.checkpoint_every = 100
     elements = sweeps.expand(tiny_config, lambda config: [{"seed": seed} for seed in (0, 1)])
     (told,) = duration.measure([(element.config, 0) for element in elements])
