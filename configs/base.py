@@ -18,7 +18,7 @@ def cifar_form(name):
 def use_small_form(config, name):
     """Sets a config's network to `name`, in the form for small images."""
     config.model.name = cifar_form(name)
-    if name.startswith(("vgg", "googlenet")):
+    if ":" not in name and name.startswith(("vgg", "googlenet")):  # the user's own networks have a ":"
         config.model.form = "small"
 
 

@@ -7,6 +7,7 @@ GoogLeNet's 1×1 reductions and VGG's stacks of 3×3 convolutions save at 224 pi
 """
 
 import sys
+from pathlib import Path
 
 from plain56 import cli, runs
 from plain56.figures import costs as figure
@@ -20,10 +21,11 @@ def costs_of(workdir):
 
     rows, summary = [], summarize(workdir)
     keys = runs.group_keys(summary)
-    for planned, row in zip(runs.read_sweep(workdir), summary, strict=True):
+    for row in summary:
         if row["state"] in runs.COMPLETE and row["test_error"] is not None:
-            data = planned.run.environment()["data"]
-            model = build_model(from_json(planned.run.config()), len(data["class_names"]))
+            run = runs.Run(Path(workdir) / row["run"])
+            data = run.environment()["data"]
+            model = build_model(from_json(run.config()), len(data["class_names"]))
             total = complexity.total(complexity.parts(model, tuple(data["image_shape"])))
             kept = {key: row[key] for key in ("run", "model", "seed", "train_error", "test_error", "seconds")}
             kept["model"] = ", ".join(filter(None, (row["model"], runs.label(row, keys))))

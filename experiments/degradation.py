@@ -12,7 +12,6 @@ itself.
 """
 
 from plain56 import cli, runs
-from plain56.figures import degradation
 from plain56.figures.style import grouped
 
 SHALLOW, DEEP = 20, 56
@@ -61,7 +60,7 @@ def reproduce(options, arguments):
     """
     rows = cli.run_sweep(options)
     held, sentence = check_groups(rows)
-    figure = degradation.draw(options.workdir) if any(row["steps"] for row in rows) else None
+    figure = cli.draw_degradation(options.workdir) if any(row["steps"] for row in rows) else None
     status = cli.print_claim(held, sentence, figure)
     return status if all(row["state"] in runs.COMPLETE for row in rows) else cli.FAILED
 

@@ -9,7 +9,6 @@ The paper tests ten crops of ImageNet's validation images, as does `plain56 eval
 """
 
 from plain56 import cli, runs
-from plain56.figures import degradation
 from plain56.figures.style import grouped
 
 DEFAULTS = {
@@ -29,9 +28,10 @@ PAPER = {"plain": {18: 27.94, 34: 28.54}, "resnet": {18: 27.88, 34: 25.03}}
 def compare(options, arguments):
     """Runs the sweep, draws the figure and prints the table."""
     rows = cli.run_sweep(options)
-    figure = degradation.draw(options.workdir)
-    lines, keys = [], runs.group_keys(rows)
-    groups = grouped(rows, lambda row: (row["depth"], *(row[key] for key in keys)))
+    figure = cli.draw_degradation(options.workdir)
+    shown = [row for row in rows if runs.family(row) in ("plain", "residual")]
+    lines, keys = [], runs.group_keys(shown)
+    groups = grouped(shown, lambda row: (row["depth"], *(row[key] for key in keys)))
     for (depth, *_), members in sorted(groups.items(), key=lambda group: group[0][0]):
         line = {"layers": depth, **({"overrides": runs.label(members[0], keys)} if keys else {})}
         for family, published in PAPER.items():
@@ -42,7 +42,7 @@ def compare(options, arguments):
         lines.append(line)
     cli.print_table("test error (%)", lines)
     cli.print_paths("figure", figure)
-    cli.print_result({"figure": str(figure), "table": lines})
+    cli.print_result({"figure": figure, "table": lines})
     return cli.FAILED if any(row["state"] not in runs.COMPLETE for row in rows) else 0
 
 

@@ -19,7 +19,6 @@ from plain56.figures import degradation
 from plain56.figures.style import grouped
 from plain56.summary import summarize
 
-FAMILIES = ("plain", "resnet")
 SPLITS = {"train": "training error", "test": "test error"}
 # Test error (%) on CIFAR-10 by layers. Five runs of 110 layers have 6.61 ± 0.16 (Table 6), plain-110 is "higher than 60 %".
 PAPER = {20: "8.75", 32: "7.51", 44: "7.17", 56: "6.97", 110: "6.43 (best of five)", 1202: "7.93"}
@@ -32,7 +31,7 @@ def lines(rows):
     for depth in sorted({row["depth"] for row in rows}):
         for residual, published in ((False, PAPER_PLAIN), (True, PAPER)):
             found = [row for row in rows if (row["depth"], row["residual"]) == (depth, residual)]
-            for members in grouped(found, lambda row: tuple(row[key] for key in keys)).values():
+            for members in grouped(found, lambda row: (row["model"], *(row[key] for key in keys))).values():
                 table.append(_line(members, runs.label(members[0], keys), published.get(depth, "–")))
     return table
 
@@ -56,7 +55,7 @@ def tabulate(options, arguments):
     if runs.is_sweep(options.workdir):
         summarize(options.workdir)
         degradation.write_curves(options.workdir)
-    rows = [row for row, _ in degradation.read(options.workdir) if row["model"].startswith(FAMILIES)]
+    rows = [row for row, _ in degradation.read(options.workdir) if runs.family(row) in ("plain", "residual")]
     if not rows:
         raise UserError(f"{options.workdir} has no plain or residual network that has been logged.")
     table = lines(rows)

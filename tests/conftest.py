@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -23,7 +24,7 @@ import jax
 import pytest
 
 from configs import digits
-from plain56 import training
+from plain56 import references, training
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -40,6 +41,17 @@ def tiny():
     config.train.checkpoint_every = 4
     config.optimizer.schedule.warmup_steps = 2
     return config
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    """An empty current folder. Modules that are imported from it are forgotten at the end."""
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
+            references._checksums.pop(name, None)
 
 
 @pytest.fixture

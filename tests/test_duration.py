@@ -2,12 +2,11 @@
 
 import itertools
 import json
-import time
 
 import pytest
 
 import launch
-from plain56 import duration, runs, sweeps
+from plain56 import duration
 from plain56.errors import UserError
 from plain56.training import cadence
 
@@ -80,15 +79,3 @@ def test_time_is_for_what_is_not_run(tmp_path, capsys, tiny_config):
     tiny_config.transfer.probe = True
     with pytest.raises(UserError, match="a linear probe .* has none"):
         duration.measure([(tiny_config, 0)])
-
-
-@pytest.mark.slow
-def test_the_time_of_a_sweep_is_near_what_was_told(tmp_path, tiny_config):
-    tiny_config.train.steps, tiny_config.train.steps_per_call = 400, 20
-    tiny_config.train.log_every = tiny_config.train.evaluate_every = tiny_config.train.checkpoint_every = 100
-    elements = sweeps.expand(tiny_config, lambda config: [{"seed": seed} for seed in (0, 1)])
-    (told,) = duration.measure([(element.config, 0) for element in elements])
-    begin = time.perf_counter()
-    assert all(row["state"] == "finished" for row in sweeps.run_sweep(elements, tmp_path))
-    assert 0.4 < 3600 * told["hours"] / (time.perf_counter() - begin) < 2.5
-    assert runs.read_summary(tmp_path)[0]["steps"] == 400

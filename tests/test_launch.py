@@ -118,7 +118,7 @@ MISTAKES = [
     (["describe", DIGITS, "--all"], "--all describes every network as published"),
     (["describe", "--list", "resnet20"], "--list names all that there is"),
     (["describe", "--list", "--all"], "--list names all that there is"),
-    (["train", DIGITS, "--workdir=W", "--list"], "--list belongs to launch.py describe"),
+    (["train", DIGITS, "--workdir=W", "--list"], "--list belongs to describe"),
     (["describe", "--all", "--image_size=64"], "--all describes every network as published"),
     (["describe", "--all", "--num_classes=10"], "--all describes every network as published"),
     (["train", DIGITS, "--workdir=W", "--all"], "--all belongs to describe"),

@@ -113,6 +113,6 @@ def test_list_names_all_there_is_without_loading_more_than_the_networks():
     files = {str(path.relative_to(ROOT)) for folder in ("configs", "configs/sweeps") for path in (ROOT / folder).glob("*.py")}
     files = {file for file in files if not file.endswith(("__init__.py", "base.py"))}
     runnable = {path.stem for path in (ROOT / "experiments").glob("*.py") if "__main__" in path.read_text()}
-    assert names == files | {f"python -m experiments.{name}" for name in runnable}
+    assert names == files | {f"python -m plain56.experiments.{name}" for name in runnable}
     assert all(row["about"] for kind in ("recipes", "sweeps", "experiments") for row in found[kind])
     assert max(map(len, lines)) <= 80 and all(any(name in line for line in lines) for name in names)

@@ -8,16 +8,16 @@ import numpy as np
 import optax
 import pytest
 
+import plain56.config
 from configs import base
 from plain56 import runs
 from plain56.errors import UserError
 from plain56.models import create_model, stack
 from plain56.training import load_run, train
-from plain56.training.optimizer import make_optimizer
+from plain56.training.optimizer import OPTIMIZERS, make_optimizer
 
 RATES = (0.1, 0.02)
 DECAY = 0.01
-OPTIMIZERS = ("sgd", "adam", "adamw", "lars", "muon")
 
 
 @functools.cache
@@ -117,6 +117,10 @@ def assert_close(found, expected):
     for path, leaf in expected.items():
         added, wanted = found[path] - before[path], leaf - before[path]
         np.testing.assert_allclose(added, wanted, rtol=2e-5, atol=8e-7, err_msg=str(path))
+
+
+def test_config_names_the_optimizers_that_there_are():
+    assert tuple(OPTIMIZERS) == plain56.config.OPTIMIZERS
 
 
 @pytest.mark.parametrize("decay_all", [False, True])

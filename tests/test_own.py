@@ -14,8 +14,9 @@ import launch
 from configs import digits
 from plain56 import load_pretrained, runs, sweeps, training
 from plain56.errors import UserError
-from plain56.models import own, parse_name
+from plain56.models import parse_name
 from plain56.models.registry import create_model
+from plain56.pretrained import save_pretrained
 from tests.test_parallel import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -126,17 +127,29 @@ def signs(schedule, momentum=0.5):
 
 def no_optimizer(schedule):
     return 3
+
+
+def searching(schedule):
+    import optax
+
+    return optax.lbfgs(schedule)
+
+
+def narrow():
+    return None
+
+
+def leaving(schedule):
+    raise SystemExit(3)
 """
 NAME = "own_network:scaled"
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The current folder, with the user's file, whose module is forgotten at the end."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "own_network.py").write_text(SOURCE)
-    yield tmp_path
-    sys.modules.pop("own_network", None)
+def folder(own_folder):
+    """The current folder, with the user's file."""
+    (own_folder / "own_network.py").write_text(SOURCE)
+    return own_folder
 
 
 def own_config(**options):
@@ -206,6 +219,18 @@ def digits_from(weights):
     return config
 
 
+@pytest.mark.parametrize("name", ["vgg", "resnet", "googlenet"])
+def test_name_of_a_shipped_family_means_nothing_in_a_users_file(folder, name):
+    (folder / "own_network.py").write_text(SOURCE + f"\n\n{name} = scaled\n")
+    config = digits.get_config(f"own_network:{name}")
+    config.train.stop_after = 1
+    assert training.train(config, "run").step == 1
+    save_pretrained("own.safetensors", "run")
+    _, variables, _ = load_pretrained("own.safetensors", f"own_network:{name}")
+    assert jax.tree.all(jax.tree.map(np.array_equal, variables["params"], training.load_run("run").state.params))
+    assert sweeps.run_sweep(sweeps.expand(config, lambda config: [{"seed": 1}]), "sweep")[0]["residual"] is False
+
+
 def test_own_network_is_fine_tuned(folder):
     training.train(own_config(depth=6), "run")
     config = own_config()
@@ -218,20 +243,23 @@ def test_own_network_is_fine_tuned(folder):
     assert not np.array_equal(before["stage1"]["conv"]["kernel"], after["stage1"]["conv"]["kernel"])
 
 
+@pytest.mark.slow
 def test_changed_file_is_told_and_the_run_goes_on(folder, caplog):
     config = own_config()
     config.train.stop_after = 4
     training.train(config, "run")
     (folder / "own_network.py").write_text(SOURCE + "# A comment.\n")
-    config.train.stop_after = 0
-    assert training.train(config, "run").state == "finished"
-    assert "The file of own_network:scaled has changed since run was trained" in caplog.text
-    caplog.clear()
-    training.load_run("run")
-    assert not caplog.text
-    (folder / "own_network.py").write_text(SOURCE)
-    training.load_run("run")
-    assert "has changed" in caplog.text
+    training.load_run("run")  # by the code that this process has imported
+    warning = "The file of own_network:scaled has changed since run was trained"
+    for arguments, told in (
+        (("evaluate",), True),
+        (("train", "--config=run/config.json", "--config.train.stop_after=0"), True),
+        (("evaluate",), False),
+    ):
+        process = start(*arguments, "--workdir=run")
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0 and (warning in errors) == told, errors
+    assert not caplog.text and runs.read_run("run").status().state == "finished"
 
 
 def test_options_make_a_run_another_one(folder):
@@ -257,8 +285,8 @@ def test_sweep_compares_own_networks_with_others(folder):
 
 
 def test_name_and_depth_are_known_without_an_import():
-    assert parse_name("no_such_module.part:network", {"depth": 56}) == ("network", 56)
-    assert parse_name("no_such_module.part:network") == ("network", None)
+    assert parse_name("no_such_module.part:network", {"depth": 56}) == ("no_such_module.part:network", 56)
+    assert parse_name("no_such_module.part:network") == ("no_such_module.part:network", None)
 
 
 def test_own_optimizer_is_used(folder):
@@ -275,6 +303,33 @@ def test_own_optimizer_is_used(folder):
 
 
 @pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_optimizer", "own_network:no_optimizer must return an optax.GradientTransformation, not int"),
+        ("searching", "own_network:searching fails with TypeError: .*missing 3 required keyword-only arguments"),
+        ("narrow", "own_network:narrow must take 1 positional arguments before its options"),
+        ("leaving", "own_network:leaving fails with SystemExit: 3"),
+    ],
+)
+def test_own_optimizer_that_cannot_be_used_costs_a_sentence(folder, name, message):
+    config = own_config()
+    config.model.name, config.optimizer.name = "plain8", f"own_network:{name}"
+    with pytest.raises(UserError, match=message):
+        training.train(config, "run")
+    assert not Path("run").exists()
+
+
+def test_run_whose_file_is_gone_costs_a_sentence(folder, capsys):
+    config = own_config()
+    config.model.name, config.optimizer.name, config.train.stop_after = "plain8", "own_network:signs", 1
+    training.train(config, "run")
+    sys.modules.pop("own_network")
+    (folder / "own_network.py").unlink()
+    assert launch.main(["evaluate", "--workdir=run"]) == 2
+    assert "the module own_network cannot be imported" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("own_network:absent", {}, "model.name is 'own_network:absent', but the module own_network has no function absent"),
@@ -286,9 +341,9 @@ def test_own_optimizer_is_used(folder):
         ("own_network:picky", {"depth": 9}, r"fails with ValueError: depth must be 6n \+ 2 \(own_network.py, line"),
         ("own_network:none", {}, "own_network:none must return a Flax module, not NoneType"),
         ("own_network:bare", {}, r"own_network:bare must return plain56.models.Output\(logits\), not"),
-        ("own_network:single", {}, "its layer stage1 is called so, and has none"),
+        ("own_network:single", {}, "The layer stage1 of own_network:single must hold stacked blocks, or have another name"),
         ("own_network:counting", {}, "must have variables in params and batch_stats, not in memory"),
-        (NAME, {"stage": "body"}, "its layer body has stacked blocks in body/conv"),
+        (NAME, {"stage": "body"}, r"The layer body of .* must be called one of stage1, .* stacked blocks \(body/conv\)"),
         (NAME, {"logits": "bfloat16"}, "must return logits of shape .* in float32, not .* in bfloat16"),
         (NAME, {"depth": {"a": 1}}, "model.options must be options: names with numbers, texts"),
     ],
@@ -305,14 +360,10 @@ def test_mistakes_cost_a_sentence_and_leave_nothing(folder, name, options, messa
 def test_keys_of_shipped_networks_are_refused(folder):
     config = own_config()
     config.model.shortcut = "B"
-    with pytest.raises(UserError, match="model.shortcut is 'B', and own_network:scaled takes only the options options"):
+    with pytest.raises(UserError, match="model.shortcut is 'B', and own_network:scaled takes only model.options"):
         training.train(config, "run")
     with pytest.raises(UserError, match="model.options is {'depth': 3}, and resnet20 takes only the options"):
         create_model("resnet20", 10, options={"depth": 3})
-    config = own_config()
-    config.optimizer.name = "own_network:no_optimizer"
-    with pytest.raises(UserError, match="must return an optax.GradientTransformation, not int"):
-        training.train(config, "run")
 
 
 def test_network_without_a_head_is_trained_and_not_exported(folder, capsys):
@@ -322,7 +373,6 @@ def test_network_without_a_head_is_trained_and_not_exported(folder, capsys):
     assert launch.main(["evaluate", "--workdir=run"]) == 0
     assert launch.main(["export", "--workdir=run", "--weights=own.safetensors"]) == 2
     assert "own_network:headless must call its last layer head" in capsys.readouterr().err
-    assert own.is_own("own_network:headless")
 
 
 def test_flags_add_literals_to_open_sections(folder):

@@ -17,7 +17,7 @@ HALF = Progress(0.5, 16599.4, 0.0069, 0.761, 0.7617)
 
 
 def test_a_line_has_all_numbers_and_fits_a_terminal_in_the_main_job():
-    line = shown.describe("4/4", 0.879, 41.9, {"resnet56-seed0": HALF}, width=80)
+    line = shown.line_of("4/4", 0.879, 41.9, {"resnet56-seed0": HALF}, width=80)
     assert line == "4/4 87% 0:41 left resnet56-seed0 loss 0.007 error 76.1% test 76.2% 16,599 img/s"
 
 
@@ -31,22 +31,22 @@ def test_a_line_has_all_numbers_and_fits_a_terminal_in_the_main_job():
     ],
 )
 def test_only_what_is_known_is_shown(run, line):
-    assert shown.describe("", 0.0, None, {"plain8": run}) == line
+    assert shown.line_of("", 0.0, None, {"plain8": run}) == line
 
 
 def test_names_give_way_to_numbers():
     run = {"resnet20-learning_rate0.03-seed0": HALF}
-    whole = shown.describe("2/24", 0.5, 4321, run)
+    whole = shown.line_of("2/24", 0.5, 4321, run)
     assert whole.startswith("2/24 50% 1:12:01 left resnet20-learning_rate0.03-seed0 loss")
-    cut = shown.describe("2/24", 0.5, 4321, run, width=78)
+    cut = shown.line_of("2/24", 0.5, 4321, run, width=78)
     assert len(cut) == 78
     assert re.search(r" left re\S*…\S*d0 loss 0.007 error 76.1% test 76.2% 16,599 img/s$", cut)
-    assert "resn…ed0 loss" in shown.describe("2/24", 0.5, 4321, run, width=10), "too little is left of the name"
+    assert "resn…ed0 loss" in shown.line_of("2/24", 0.5, 4321, run, width=10), "too little is left of the name"
 
 
 def test_several_runs_are_told_apart():
     runs = {"plain56-seed0": HALF._replace(images_per_second=0.0), "resnet20-seed0": Progress(0.0)}
-    line = shown.describe("1/4 ended", 0.25, None, runs)
+    line = shown.line_of("1/4 ended", 0.25, None, runs)
     assert line == "1/4 ended 25% plain56-seed0 loss 0.007 error 76.1% test 76.2%; resnet20-seed0 starting"
 
 

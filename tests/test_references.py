@@ -12,20 +12,10 @@ from plain56 import references
 from plain56.errors import UserError
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """An empty current folder. Modules that a test imports from there are forgotten at its end."""
-    monkeypatch.chdir(tmp_path)
-    before = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
-
-
-def test_function_is_found_in_a_package_of_the_current_folder(folder):
-    (folder / "own_ideas").mkdir()
-    (folder / "own_ideas" / "net.py").write_text("import own_part\n\ndef answer():\n    return own_part.VALUE\n")
-    (folder / "own_part.py").write_text("VALUE = 42\n")
+def test_function_is_found_in_a_package_of_the_current_folder(own_folder):
+    (own_folder / "own_ideas").mkdir()
+    (own_folder / "own_ideas" / "net.py").write_text("import own_part\n\ndef answer():\n    return own_part.VALUE\n")
+    (own_folder / "own_part.py").write_text("VALUE = 42\n")
     path = list(sys.path)
     assert references.resolve("own_ideas.net:answer", "model.name")() == 42
     assert sys.path == path
@@ -66,9 +56,9 @@ def test_other_forms_are_refused(reference):
         ("g = 1", "the module own_idea has no function f."),
     ],
 )
-def test_module_that_does_not_give_the_function_costs_a_sentence(folder, source, sentence):
+def test_module_that_does_not_give_the_function_costs_a_sentence(own_folder, source, sentence):
     if source is not None:
-        (folder / "own_idea.py").write_text(source)
+        (own_folder / "own_idea.py").write_text(source)
     path = list(sys.path)
     with pytest.raises(UserError) as error:
         references.resolve("own_idea:f", "optimizer.name")
@@ -76,21 +66,21 @@ def test_module_that_does_not_give_the_function_costs_a_sentence(folder, source,
     assert sys.path == path
 
 
-def test_value_that_is_no_function_costs_a_sentence(folder):
-    (folder / "own_idea.py").write_text("f = 1\n")
+def test_value_that_is_no_function_costs_a_sentence(own_folder):
+    (own_folder / "own_idea.py").write_text("f = 1\n")
     with pytest.raises(UserError) as error:
         references.resolve("own_idea:f", "model.name")
     assert str(error.value) == "model.name is 'own_idea:f', which must be a function, not a value of type int."
 
 
-def test_checksum_is_that_of_the_file(folder):
+def test_checksum_is_that_of_the_file(own_folder):
     source = b"def f():\n    return 1\n"
-    (folder / "own_idea.py").write_bytes(source)
+    (own_folder / "own_idea.py").write_bytes(source)
     references.resolve("own_idea:f", "model.name")
     assert references.checksum("own_idea:f") == hashlib.sha256(source).hexdigest()[:16]
 
 
-def test_module_without_a_file_has_no_checksum(folder, monkeypatch):
+def test_module_without_a_file_has_no_checksum(own_folder, monkeypatch):
     with zipfile.ZipFile("archive.zip", "w") as archive:
         archive.writestr("own_archived.py", "def f(): pass\n")
     monkeypatch.syspath_prepend("archive.zip")

@@ -9,7 +9,7 @@ import pytest
 
 import launch
 from configs.sweeps import degradation as sweep_config
-from plain56 import runs, sweeps
+from plain56 import runs, summary, sweeps
 from plain56.errors import UserError
 from plain56.figures import degradation as figure
 from plain56.training.progress import Progress
@@ -128,7 +128,7 @@ def test_stopped_runs_are_complete_and_go_on_when_they_may(tmp_path, tiny_sweep,
     shown = json.loads(capsys.readouterr().out.splitlines()[-1])["runs"]
     assert [(row["state"], row["step"]) for row in shown] == [("preempted", 4), ("stopped", 4)]
     # A stopped run has its errors in tables and figures.
-    found = sweeps.finished_runs(tmp_path)
+    found = summary.finished_runs(tmp_path)
     assert [row["run"] for _, row in found] == ["resnet8-seed0"] and found[0][1]["test_error"] is not None
     figure.draw(tmp_path)
     assert run(8) == [("stopped", 8)] * 2

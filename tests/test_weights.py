@@ -159,7 +159,7 @@ def test_a_list_of_pictures_is_a_batch(trained, tmp_path):
     assert batch.shape == (5, 8, 8, 1) and preprocess(gray).shape == (1, 8, 8, 1)
     for image in batch:
         np.testing.assert_array_equal(image, preprocess(gray)[0])
-    with pytest.raises(UserError, match="A list of pictures must have at least one, not none"):
+    with pytest.raises(UserError, match="A list of pictures must not be empty"):
         preprocess([])
 
 

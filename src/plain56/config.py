@@ -165,7 +165,7 @@ def _is_folder(config):
 
 def _has_batch_norm(config):
     if is_own(config.model.name):
-        return True  # for all that is known
+        return True  # it may have some; nothing is known of it
     family = parse_name(config.model.name)[0]
     return config.model.normalise is not False if family in ("plain", "resnet") else config.model.name.endswith("_bn")
 
@@ -173,6 +173,7 @@ def _has_batch_norm(config):
 # Where a key changes nothing, it must have the value here, which are the defaults of `configs/base.py`: [(where, when, values)].
 # Not here, since one sweep sets them for all of its networks: model.shortcut in plain networks, and model.bottleneck_stride where
 # there are no bottlenecks. Nor what the cosine schedule does not read: boundaries and factor, which recipes leave as they are.
+# Nor the weight decay with an optimizer of the user's own, since recipes set it.
 UNUSED = (
     (
         "a probe, which fits the last layer to features that are computed once",
@@ -199,7 +200,7 @@ UNUSED = (
     (
         "an optimizer of your own",
         lambda config: is_reference(config.optimizer.name),
-        {"optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4, "optimizer.decay_all": False},
+        {"optimizer.momentum": 0.9, "optimizer.decay_all": False},
     ),
     ("Adam", lambda config: config.optimizer.name in ("adam", "adamw"), {"optimizer.momentum": 0.9}),
     ("the embedded digits", lambda config: config.data.name == "digits", {"data.dir": ""}),
@@ -263,7 +264,8 @@ def build_model(config, num_classes, **numerics):
 def _values(config):
     """The values of a config by key; an open section is one value."""
     nested = config.to_dict()
-    options = {f"{name}.options": nested[name].pop("options") for name in ("model", "optimizer") if "options" in nested[name]}
+    sections = {name: nested[name] for name in ("model", "optimizer") if isinstance(nested.get(name), dict)}
+    options = {f"{name}.options": section.pop("options") for name, section in sections.items() if "options" in section}
     return flatten(nested) | options
 
 

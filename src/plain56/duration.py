@@ -29,8 +29,8 @@ def measure(left, on_progress=lambda name, share: None):
 
     Returns:
         A row for each network: its name, the config keys that tell it from the others, the runs and steps that are left, the
-        seconds of a step, and the hours of all of its runs. They count compiling, once for each run, and measuring errors, but
-        not saving and not `train.gradients_every`.
+        seconds of a step, and the hours of all of its runs. The hours count compiling, once for each run, and measuring errors.
+        They do not count saving or `train.gradients_every`.
 
     Raises UserError for a mistake in a config, or if a run is a linear probe.
     """

@@ -31,6 +31,11 @@ HUGE_PAGE = 2 << 20
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX, MADV_HUGEPAGE = -1, -4, -8, 14
 
 
+def cores():
+    """The numbers of the CPU cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count()))
+
+
 def cache_folder():
     """`$XDG_CACHE_HOME/plain56`, or `~/.cache/plain56`; without a home directory, a folder for only this process."""
     try:

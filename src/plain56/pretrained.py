@@ -90,7 +90,7 @@ def preprocess(pictures, about):
     """The center of a picture, as `read_picture` takes it, or of each in a list of them, normalized: [N, h, w, C]."""
     pictures = pictures if isinstance(pictures, list | tuple) else [pictures]
     if not pictures:
-        raise UserError("A list of pictures must have at least one, not none.")
+        raise UserError("A list of pictures must not be empty.")
     return normalize(jnp.asarray(np.stack([_center(picture, about) for picture in pictures])), about.mean, about.std)
 
 
@@ -112,7 +112,7 @@ def _center(picture, about):
 def save_pretrained(path, source, model=None):
     """Writes a trained network to a file, as weights or as a program, according to its name.
 
-        .safetensors    tensors by PyTorch's names, and a description
+        .safetensors    tensors by PyTorch's names, or by ours for a user's own network, and a description
         .stablehlo      `jax.export.deserialize(bytes).call(images)` runs it on a CPU, GPU or TPU with nothing but JAX and
                         flatbuffers: raw pixels, uint8 [N, H, W, C] (RGB or gray) of the network's size, to logits float32
                         [N, classes]

@@ -11,6 +11,7 @@ from pathlib import Path
 from plain56.errors import UserError, first_line
 
 FORM = "package.module:function"
+_checksums = {}  # of the files of the modules that were imported, as they were then
 
 
 def resolve(reference, key):
@@ -63,7 +64,7 @@ def explaining(reference):
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         file = getattr(sys.modules.get(reference.partition(":")[0]), "__file__", None)
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         where = f" ({Path(file).name}, line {lines[-1]})" if lines else ""
@@ -72,7 +73,14 @@ def explaining(reference):
 
 def check_options(function, name, arguments, options, key):
     """Raises UserError where a function, called `name` in the sentence, does not take the options that the section `key` has."""
-    signature = inspect.signature(function)
+    try:
+        signature = inspect.signature(function)
+    except ValueError as error:  # a built-in one
+        raise UserError(f"{name} must be a function of Python, whose arguments are known.") from error
+    try:
+        signature.bind_partial(*arguments)
+    except TypeError as error:
+        raise UserError(f"{name} must take {len(arguments)} positional arguments before its options: {error}.") from error
     try:
         signature.bind(*arguments, **options)
     except TypeError as error:
@@ -90,10 +98,18 @@ def is_reference(text):
 
 def checksum(reference):
     """The first 16 hex digits of the SHA-256 of the file that a reference's module comes from; None if it comes from none."""
-    file = getattr(_import(reference.partition(":")[0]), "__file__", None)
+    name = reference.partition(":")[0]
     try:
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else None
-    except OSError:  # the module lies in an archive
+        _import(name)
+    except (Exception, SystemExit):  # whoever calls the function says what is wrong with its module
+        return None
+    return _checksums[name]
+
+
+def _checksum_of_file(module):
+    try:
+        return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()[:16]
+    except (AttributeError, TypeError, OSError):  # it comes from no file, or lies in an archive
         return None
 
 
@@ -102,7 +118,9 @@ def _import(name):
     sys.path.insert(0, "")  # the current folder
     try:
         importlib.invalidate_caches()  # the file may be newer than the last look at its folder
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
+        _checksums.setdefault(name, _checksum_of_file(module))
+        return module
     finally:
         if "" in sys.path:  # the module may have changed it
             sys.path.remove("")

@@ -14,11 +14,11 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from plain56 import cluster, runs
+from plain56 import cluster, machine, runs
 from plain56.analysis.complexity import count_multiply_adds
 from plain56.config import build_model, check, check_used, from_json
 from plain56.data import image_shape, load_dataset
-from plain56.errors import UserError
+from plain56.errors import UserError, first_line
 from plain56.summary import summarize
 from plain56.training import initial_weights, load, train
 from plain56.training.cadence import last_step
@@ -75,7 +75,10 @@ def expand(config, sweep):
     recipe = copy.deepcopy(config).unlock()
     if "sweep" in recipe:
         del recipe.sweep
-    copied = pickle.dumps(recipe.lock())  # read again, it is a copy in a fifth of the time of `deepcopy`
+    try:
+        copied = pickle.dumps(recipe.lock())  # read again, it is a copy in a fifth of the time of `deepcopy`
+    except Exception as error:  # of many kinds
+        raise UserError(f"The config must hold only values that JSON can hold: {first_line(error)}.") from error
     elements = []
     for overrides in all_overrides:
         given_name = overrides.pop("name", None)
@@ -184,14 +187,14 @@ def run_sweep(elements, workdir, on_progress=lambda progress: None, index=None):
             on_progress(SweepProgress(before + progress.share * work, ended, len(elements), {name: progress}))
 
         try:
-            _run_element(element, workdir, show, alone=index is not None)
+            _run_element(element, workdir, show, only_this=index is not None)
         finally:  # also if it is interrupted
             summary = summarize(workdir)
         done += todo[element.name]
     return summary
 
 
-def _run_element(element, workdir, show, alone):
+def _run_element(element, workdir, show, only_this):
     """Trains one run. Its failure is kept in its directory and does not concern the others."""
     run = runs.Run(workdir / element.name)
     if element.damage:
@@ -202,7 +205,7 @@ def _run_element(element, workdir, show, alone):
         if status.state == "diverged":
             logger.warning("%s diverged: %s", element.name, status.reason)
     except runs.Held as error:
-        if alone:
+        if only_this:
             raise
         logger.warning("Passed over: %s", error)
     except Exception as error:  # the other runs are independent of it
@@ -288,7 +291,7 @@ def _start_worker(command, number, count, log):
     """Starts a process on its share of the cores, in a session of its own, so that no closed terminal stops it."""
     # The width of XLA's thread pool decides the order of sums. Every worker is told the machine's width, so that their number
     # does not change a bit of the result.
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count()))
+    cores = machine.cores()
     environment = {"NPROC": str(len(cores)), **os.environ}
     # Each process may take its part of a shared GPU's memory; by default the first one takes most of it.
     environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / count:.2f}")
@@ -326,7 +329,7 @@ def _read_progress(elements, workdir):
         whole += steps
         if status.state == "running":
             with contextlib.suppress(UserError):  # a damaged log, of which the summary speaks
-                training[element.name] = from_records(run.metrics(), status.step / max(1, steps))
+                training[element.name] = from_records(run.newest({"train", "test"}).values(), status.step / max(1, steps))
     return SweepProgress(1 - sum(left) / max(1, whole), left.count(0), len(left), training)
 
 

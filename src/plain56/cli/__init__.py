@@ -1,6 +1,7 @@
 """The command line. A new mode is a function in one of these modules and a line of `MODES`; `flags.FLAGS` has its flags.
 
-Modules that import JAX, which takes seconds, are imported inside the functions that use them: --help and mistakes do not wait.
+Modules that import JAX, which takes seconds, are imported inside the functions that use them: the overview and mistakes do not
+wait. The --help of a mode with networks does.
 """
 
 import sys

@@ -36,7 +36,7 @@ def _choice(*values, default=None):
 FLAGS = {
     (): {
         "workdir": (_text, "directory of the run or sweep"),
-        "json": (_switch, "end with one JSON object at a terminal, too; elsewhere the last line always is one"),
+        "json": (_switch, "end with one JSON object even at a terminal; elsewhere the last line always is one"),
     },
     ("evaluate",): {
         "protocol": (_choice("center", "ten_crop", "dense"), "how pictures are presented; by default as in training"),
@@ -171,7 +171,7 @@ def _define(argv, config=None):
 
 
 class _Literal(flags.ArgumentParser):
-    """Reads a value as Python's literal; what is none is a text."""
+    """Reads a value as a Python literal, or as text if it is none."""
 
     def parse(self, argument):
         try:

@@ -158,8 +158,8 @@ def key_comments(source):
     lines, own, inline = source.splitlines(), {}, {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
-            alone = not lines[token.start[0] - 1][: token.start[1]].strip()
-            (own if alone else inline)[token.start[0]] = token.string.lstrip("# ")
+            is_own_line = not lines[token.start[0] - 1][: token.start[1]].strip()
+            (own if is_own_line else inline)[token.start[0]] = token.string.lstrip("# ")
     above, beside = {}, {}
     nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Assign | ast.AnnAssign)]
     for node in sorted(nodes, key=lambda node: node.lineno):

@@ -11,7 +11,7 @@ LEAST_NAME = 8  # characters
 
 @contextlib.contextmanager
 def progress():
-    """Yields `show(text, share, runs)`, which shows the share of all work done, in [0, 1], with what it is of.
+    """Yields `show(text, share, runs)`, which shows a label, and the share of all work done, in [0, 1].
 
     `runs` are the `training.progress.Progress`es of the runs that are being trained, by their names.
     """
@@ -32,7 +32,7 @@ def progress():
         chosen = list((runs or {}).items())
         if chosen:
             chosen = [chosen[int(time.monotonic() / TURN) % len(chosen)]]
-        told = describe(text, share, seconds_left(share), dict(chosen), console.width - 2)
+        told = line_of(text, share, seconds_left(share), dict(chosen), console.width - 2)
         line.update(task, description=told, completed=share)
 
     try:
@@ -52,7 +52,7 @@ def _printing(seconds_left):
         if new or time.monotonic() - printed >= PRINTED_EVERY:
             printed = time.monotonic()
             ended.update(new)
-            print(describe(text, share, left, runs), file=sys.stderr, flush=True)
+            print(line_of(text, share, left, runs), file=sys.stderr, flush=True)
 
     return show
 
@@ -72,11 +72,11 @@ class _Clock:
         return (now - begin) * (1 - share) / (share - done) if share > done else None
 
 
-def describe(text, share, seconds_left, runs, width=None):
+def line_of(text, share, seconds_left, runs, width=None):
     """The line: "1/4 37% 0:41 left plain20-seed0 loss 1.620 error 50.9% test 42.5% 6,967 img/s".
 
     Args:
-        text: what all of it is, or "".
+        text: a label of the whole work, or "".
         seconds_left: None if not known.
         runs: as of `progress`.
         width: the most columns, for which names are shortened; None for any number.

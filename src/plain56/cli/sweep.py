@@ -108,7 +108,8 @@ def _show_elements(options):
     keys = runs.differing_keys([config for config in configs if config])
     rows = []
     for index, (run, config) in enumerate(zip(planned, configs, strict=True)):
-        row = {"index": index, "run": run.run.path.name, "model": config.get("model.name"), "seed": config.get("seed")}
+        row = {"index": index, "run": run.run.path.name, "model": runs.cell(config.get("model.name"))}
+        row |= {"seed": runs.cell(config.get("seed"))}
         row |= {key: runs.cell(config.get(key)) for key in keys}
         steps = config.get("train.steps")
         if options.workdir:
@@ -138,9 +139,7 @@ def _print_time(options, planned):
     sums = {key: sum(row[key] for row in networks) for key in ("runs", "steps", "hours")}
     total = {key: "" for key in networks[0]} if networks else {}
     shown = [*networks, total | {"network": "all", **sums}]
-    shown = [{key: f"{row[key]:.3g}" if isinstance(row[key], float) else row[key] for key in row} for row in shown]
-    names = runs.short_names(total)
-    print_table("time", [{names.get(key, key): row[key] for key in row} for row in shown])
+    print_table("time", shown)
     print("Measured with one process on all cores. It counts compiling and measuring errors, but not saving.")
     if options.workers > 1:
         print(f"{options.workers} workers share these cores: they take about as long, or less if one leaves some cores idle.")
@@ -148,12 +147,13 @@ def _print_time(options, planned):
 
 
 def _told_apart(rows):
-    """The rows of a sweep for a table: config keys by short names, and the run's name only where the columns need it."""
-    names = runs.short_names(rows[0])
-    apart = len({(row["model"], row["seed"], *(row[key] for key in names)) for row in rows}) == len(rows)
-    hidden = {"run"} if apart else {"model", "depth", "residual"}
-    hidden |= {"depth", "residual"} if names else set()  # the network's name says both, and there is more to show
-    return [{names.get(key, key): row[key] for key in row if key not in hidden} for row in rows]
+    """The rows of a sweep for a table, with the run's name only where the columns do not tell all runs apart."""
+    keys = runs.config_columns(rows[0])
+    named = all(row["model"] for row in rows)  # that of a damaged run may not be known
+    apart = named and len({(row["model"], row["seed"], *(row[key] for key in keys)) for row in rows}) == len(rows)
+    # A network's name, or an option of a user's own one, says its depth.
+    hidden = {"depth", "residual", "run" if apart else "model"}
+    return [{key: row[key] for key in row if key not in hidden} for row in rows]
 
 
 def report(options, arguments):
@@ -165,7 +165,7 @@ def report(options, arguments):
     rows, figure = summarize(required(options, "workdir")), draw_degradation(options.workdir)
     path = page.write(options.workdir, rows)
     _print_summary(rows)
-    print_paths("figure", *filter(None, [figure]))
+    print_paths("figure", figure)
     print_paths("report", path)
     print_result({"figure": figure, "report": str(path), "runs": rows})
 
@@ -190,7 +190,7 @@ def _print_summary(rows):
         row |= {key: percent(row[key]) for key in row if key.endswith("_error") and "." not in key}
         row["train_loss"] = "–" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
         row["seconds"] = f"{row['seconds']:.1f}"
-    print_table("sweep", _told_apart(shown))
+    print_table("sweep", _told_apart(shown), least=("seconds", "parameters"))
 
 
 def _sweep_function(options):

@@ -1,8 +1,8 @@
 """Tables for people: at most as wide as the terminal, with every number whole and every row on one line.
 
 What is the same in all rows is said once, under the title. If the rest is too wide, this gives way, in this order: headings take
-several lines; long texts go below the table; the names of the rows, in the first column, are folded; and the last columns become
-a table of their own, which begins with the first column again.
+several lines; long texts go below the table; the least important columns are left out; the names of the rows, in the first
+column, are folded; and the last columns become a table of their own, which begins with the first column again.
 """
 
 import re
@@ -50,8 +50,11 @@ class Layout(NamedTuple):
     below: list[Column]
 
 
-def print_table(title, rows):
-    """Prints dicts, whose keys must be the same and head the columns, as the rows of a table."""
+def print_table(title, rows, least=()):
+    """Prints dicts, whose keys must be the same and head the columns, as the rows of a table.
+
+    `least` are the keys of columns that may be left out if there is no room, in this order.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -59,7 +62,7 @@ def print_table(title, rows):
 
     width = max(NARROWEST, shutil.get_terminal_size((WIDTH_OF_A_PIPE, 0)).columns)
     console = Console(width=width, markup=False, highlight=False, emoji=False)
-    layout = arrange(rows, width)
+    layout = arrange(rows, width, least)
     console.print(title, style="bold")
     if layout.same:
         console.print(", ".join(f"{column.heading} {column.cells[0]}" for column in layout.same))
@@ -79,8 +82,8 @@ def print_table(title, rows):
                 console.print(textwrap.fill(text, width, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False))
 
 
-def arrange(rows, width):
-    """The `Layout` of dicts with the same keys in a terminal of a width."""
+def arrange(rows, width, least=()):
+    """The `Layout` of dicts with the same keys in a terminal of a width; `least` is of `print_table`."""
     headings = _headings(list(rows[0]))
     first, *rest = (Column(heading, [_text(row[key]) for row in rows]) for key, heading in headings.items())
     constant = [column for column in rest if len(rows) > 1 and len(set(column.cells)) == 1]
@@ -91,6 +94,9 @@ def arrange(rows, width):
     while _total([first, *rest]) > width and (long := [c for c in rest if not c.is_number and c.width > SHORT_TEXT]):
         below.append(max(long, key=lambda column: column.width))
         rest.remove(below[-1])
+    for key in least:
+        if _total([first, *rest]) > width:
+            rest = [column for column in rest if column.heading.replace("\n", " ") != headings[key]]
     spare = width - _total([first, *rest])
     if spare < 0 and not first.is_number:
         first = first.folded(max(SHORT_NAME, first.width + spare))

@@ -102,7 +102,7 @@ def print_claim(held, sentence, figure):
     """
     print_paths("figure", figure)
     print(sentence)
-    print_result({"held": held, "claim": sentence, "figure": str(figure)})
+    print_result({"held": held, "claim": sentence, "figure": figure})
     return FAILED if held is False else 0
 
 
@@ -157,7 +157,7 @@ class _ToStderr(logging.Handler):
 
 def print_paths(what, *paths):
     """Prints where files have been written."""
-    for path in paths:
+    for path in filter(None, paths):
         print(f"{what}: {path}")
 
 

@@ -20,8 +20,6 @@ DEFAULT_DATA_DIR = "~/tensorflow_datasets"
 # A few broken files are left out; more of them mean that something is wrong with the set as a whole.
 UNREADABLE_SHARE = 0.05
 SOME = 20  # pictures by which a set is judged
-
-LOOKED_AT = 20  # pictures of a set, to see whether they are in color
 SAME_GRAY = 8  # levels of 255 by which the three channels of a gray picture may differ, as lossy compression makes them
 
 logger = logging.getLogger(__name__)
@@ -84,10 +82,14 @@ def open_test_split(data):
 
 def are_in_color(data):
     """Whether some training pictures are in color, of a few that are looked at; raises as `load_dataset`."""
+    return any(np.ptp(image, axis=-1).max() > SAME_GRAY for image in _some(data, 3))
+
+
+def _some(data, channels):
+    """A few training pictures of a set that can be read, spread over all of them, each of its own size."""
     pictures = _open(**_where(data))[0]
-    places = np.unique(np.linspace(0, pictures.count - 1, LOOKED_AT).astype(int)).tolist()
-    images = [decoded[0] for decoded in (pictures.decode(i, 3) for i in places) if decoded]
-    return any(np.ptp(image, axis=-1).max() > SAME_GRAY for image in images)
+    places = np.unique(np.linspace(0, pictures.count - 1, SOME).astype(int)).tolist()
+    return [decoded[0] for decoded in (pictures.decode(i, channels) for i in places) if decoded]
 
 
 def _where(data):
@@ -161,10 +163,7 @@ def how_resized(data):
     """What resizing does to the pictures of a set, judged by some of them: "shrunk to ", "enlarged to ", "resized to " or ""."""
     if not data.image_size:
         return ""
-    pictures = _open(**_where(data))[0]
-    some = np.linspace(0, pictures.count - 1, min(SOME, pictures.count), dtype=int)
-    decoded = (pictures.decode(int(i), len(data.mean)) for i in some)
-    sides = [min(image.shape[:2]) for image, _ in filter(None, decoded)]
+    sides = [min(image.shape[:2]) for image in _some(data, len(data.mean))]
     shrunk, enlarged = (any(sign * side > sign * data.image_size for side in sides) for sign in (1, -1))
     if not (shrunk or enlarged):
         return ""

@@ -148,8 +148,10 @@ def _source_of(image):
     """What `_decode` takes of an image of PIL: the bytes of a file, or an array."""
     from PIL import ImageOps
 
-    # PIL and OpenCV decode the same colors, and from them make slightly different grays. The file is there until it is decoded.
+    # PIL's grays differ slightly from OpenCV's, so OpenCV gets the file's bytes. PIL keeps the file open until it has decoded it.
     if image.format == "JPEG" and image.tile:
+        if image.fp is None or image.fp.closed:
+            raise ValueError("was closed before it was read")
         image.fp.seek(0)
         return image.fp.read()
     upright = ImageOps.exif_transpose(image)
@@ -158,11 +160,11 @@ def _source_of(image):
         upright.save(file, "PNG", compress_level=1)
         return file.getvalue()
     array = np.asarray(upright.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
-    return array if array.ndim == 3 else array[..., None]
+    return _checked(array)
 
 
 def _checked(picture):
-    """An array uint8 [H, W, C] of what is one, or nearly; raises UserError for anything else."""
+    """A picture's array as uint8 [H, W, C]; raises UserError for anything else."""
     is_array = hasattr(picture, "__array__")
     array = np.asarray(picture) if is_array else np.empty(0)
     image = array[..., None] if array.ndim == 2 else array

@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 from absl import flags
 
+from plain56 import machine
 from plain56.data.datasets import check_memory, image_shape
 from plain56.data.pictures import center, resize, told_lack
 from plain56.data.resident import AUGMENTATION_STREAM, Batch, epoch_order
@@ -85,9 +86,8 @@ def _batches(pictures, data, example, count, batch_size, part, parts):
         batches = examples.batch(own).to_iter_dataset(options)
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(data.workers), _set_up_worker)
     else:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         # More threads than cores, since some wait for files.
-        options = grain.ReadOptions(num_threads=2 * cores, prefetch_buffer_size=READ_AHEAD * own)
+        options = grain.ReadOptions(num_threads=2 * len(machine.cores()), prefetch_buffer_size=READ_AHEAD * own)
         batches = examples.to_iter_dataset(options).batch(own)
     return _until_failure(batches, data.workers)
 

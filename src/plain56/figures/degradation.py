@@ -111,7 +111,7 @@ def draw(workdir):
     groups = grouped(networks, lambda network: tuple(network.row[key] for key in keys))
     if len(groups) > MOST_GROUPS:
         raise UserError(f"The runs in {workdir} have {len(groups)} groups of overrides; the figure shows at most {MOST_GROUPS}.")
-    shown = [(group, row["model"], row["seed"]) for group, members in groups.items() for row, _ in members]
+    shown = [(group, _kind(member), member.row["seed"]) for group, members in groups.items() for member in members]
     if len(set(shown)) < len(shown):
         raise UserError(f"Some runs in {workdir} have the same network, seed and overrides; this figure cannot tell them apart.")
     colors = color_by_depth(row["depth"] for row, _ in networks)

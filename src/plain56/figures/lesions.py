@@ -39,12 +39,12 @@ def draw(folder):
     """Draws lesions.png and .svg from the folder's lesions.csv, and returns the path of the PNG."""
     read = _read(folder)
     depths = sorted({network.depth for network, _ in read})
-    alone = len({(network.residual, network.depth) for network, _ in read}) == len(read)
+    unique = len({(network.residual, network.depth) for network, _ in read}) == len(read)
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
     for network, found in read:
         # A depth's two networks have neighboring colors.
-        color = COLORS[2 * depths.index(network.depth) + (not network.residual)] if alone else network.color
+        color = COLORS[(2 * depths.index(network.depth) + (not network.residual)) % len(COLORS)] if unique else network.color
         marker = "o" if network.residual else "s"
         for axis, lesion in zip(axes, ("without", "swapped"), strict=False):
             values = found.get(lesion, [])

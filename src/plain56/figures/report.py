@@ -23,7 +23,8 @@ def write(workdir, rows):
     A run that has not begun, was cut, has diverged or is damaged is shown as such.
     """
     workdir = Path(workdir)
-    members = zip(runs.read_sweep(workdir), rows, strict=True)
+    by_name = {row["run"]: row for row in rows}  # another launch may have added runs since
+    members = [(run, by_name[run.run.path.name]) for run in runs.read_sweep(workdir) if run.run.path.name in by_name]
     described = [_describe(run, row, number) for number, (run, row) in enumerate(members)]
     keys = sorted(set().union(*(run["config"] for run in described)))
     begun = [run["config"] for run in described if run["config"]]

@@ -56,10 +56,10 @@ def networks(rows):
     """
     found = sorted(grouped(rows, lambda row: (*kind_of(row), row["run"])).items())
     depths = color_by_depth(depth for (_, depth, _), _ in found)
-    alone = len({kind[:2] for kind, _ in found}) == len(found)
+    unique = len({kind[:2] for kind, _ in found}) == len(found)
     return [
         Measured(name_of((residual, depth)), residual, depth, depths[depth], members)
-        if alone
+        if unique
         else Measured(run, residual, depth, COLORS[number % len(COLORS)], members)
         for number, ((residual, depth, run), members) in enumerate(found)
     ]

@@ -1,6 +1,6 @@
 """A network of a user's own: a function `(num_classes, numerics, **model.options) -> module`, named as `package.module:function`.
 
-The module is called as the networks here are: `module.apply(variables, images [N, H, W, C], train)` returns `Output(logits)`.
+The module's call is `(images [N, H, W, C], train=False)` and returns `Output(logits)`, as in the networks here.
 Stacked blocks, as of `layers.scan_blocks`, are top-level layers called "stage1", "stage2", …, and no other layer is called so.
 What takes off the last layer (fine-tuning, probes, exported weights) looks for it under the name "head".
 """
@@ -69,10 +69,10 @@ def _check_variables(name, variables, single):
         raise UserError(f"{name} must have variables in {' and '.join(KEPT)}, not in {', '.join(sorted(others)) or 'none'}.")
     for path, leaf in traverse_util.flatten_dict(variables["params"]).items():
         if leaf.ndim - single.get(path, leaf.ndim) != stack.is_stacked(path):
-            reason = "is called so, and has none" if stack.is_stacked(path) else f"has stacked blocks in {'/'.join(path[:-1])}"
-            raise UserError(
-                f"{name} must call its stacked blocks, and no other layer, stage1, stage2, …; its layer {path[0]} {reason}."
-            )
+            layer, names = f"The layer {path[0]} of {name}", "stage1, stage2, …"
+            if stack.is_stacked(path):
+                raise UserError(f"{layer} must hold stacked blocks, or have another name than {names}.")
+            raise UserError(f"{layer} must be called one of {names}, since it holds stacked blocks ({'/'.join(path[:-1])}).")
 
 
 def _check_output(name, output, num_classes):

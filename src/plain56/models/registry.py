@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from plain56 import references
 from plain56.errors import UserError
 from plain56.models import googlenet, own, resnet, vgg
-from plain56.models.layers import Numerics, Variant
+from plain56.models.layers import Numerics
 from plain56.models.own import is_own
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
@@ -84,11 +84,11 @@ def _find(name):
 def parse_name(name, options=()):
     """Splits "resnet56" into `("resnet", 56)`, "vgg16_bn" into `("vgg", 16)`; raises UserError if there is no such network.
 
-    Of a user's own network, without importing it: the function's name, and the option `depth` or None.
+    Of a user's own network, without importing it: its whole name, which is no shipped family's, and the option `depth` or None.
     """
     if is_own(name):
         depth = dict(options).get("depth")
-        return name.rpartition(":")[2], depth if type(depth) is int else None
+        return name, depth if type(depth) is int else None
     variant = _find(name)[1]
     return variant.family, variant.depth
 
@@ -133,9 +133,10 @@ def create_model(name, num_classes, *, dtype="float32", momentum=0.9, epsilon=No
     for key in fields:
         if key not in known:
             takes = f"only the options {', '.join(known)}" if known else "no options"
+            takes = "only model.options" if is_own(name) else takes
             raise UserError(f"model.{key} is {fields[key]!r}, and {name} takes {takes}.")
-    entry, variant = (None, Variant(*parse_name(name, options), {}, {})) if is_own(name) else _find(name)
-    defaults = {"epsilon": 1e-5} | variant.defaults
+    entry, variant = (None, None) if is_own(name) else _find(name)
+    defaults = {"epsilon": 1e-5} | (variant.defaults if variant else {})
     published = defaults.pop("epsilon")
     numerics = Numerics(DTYPES[dtype], momentum, published if epsilon is None else epsilon, **dict(numerics))
     if entry is None:

@@ -103,7 +103,7 @@ class Block(nn.Module):
         return layers.Tap(name="output")(y if self.options.pre_activation else nn.relu(y)), None
 
     def shortcut_of(self, x, filters, train):
-        """What the shortcut gives of a block's input, for a branch that ends with so many filters."""
+        """The shortcut's output for a block's input `x`, with `filters` channels."""
         same_shape = self.strides == 1 and x.shape[-1] == filters
         if self.options.shortcut == "C" or (self.options.shortcut == "B" and not same_shape):
             x = layers.convolution(self.numerics, filters, 1, self.strides, name="shortcut_conv")(x)

@@ -22,7 +22,7 @@ def differing_keys(configs):
 
 
 def cell(value):
-    """A config's value for a table: a tuple, which JSON holds as a list, as text, and nothing in place of an empty section."""
+    """A config's value for a table: a list or tuple as the text of a tuple, and None for an empty section."""
     return None if value == {} else str(_tuples(value)) if isinstance(value, list | tuple) else value
 
 
@@ -31,12 +31,14 @@ def _tuples(value):
 
 
 def family(row):
-    """The family of a row's network where its members differ by depth: "plain", "residual", or the function of a user's own one.
+    """The family of a row's network whose members differ by depth: "plain", "residual", or the name of a user's own network.
 
-    None of another network, and where the depth is not known.
+    None for another network, and where the depth is not known.
     """
-    match = re.fullmatch(r"(plain|resnet)\d+(_cifar)?|.+:(.+)", row["model"])
-    return None if match is None or row["depth"] is None else match[3] or {"plain": "plain", "resnet": "residual"}[match[1]]
+    match = re.fullmatch(r"(plain|resnet)\d+(_cifar)?|.+:.+", row["model"] or "")
+    if match is None or row["depth"] is None:
+        return None
+    return {"plain": "plain", "resnet": "residual"}.get(match[1], row["model"])
 
 
 def config_columns(row):

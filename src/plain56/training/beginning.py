@@ -1,11 +1,11 @@
-"""What a run says when it begins, before anything is compiled: its network, its data, its steps, and what computes them."""
+"""What a run says when it begins, before its training is compiled: its network, its data, its steps, and what computes them."""
 
 import logging
-import os
 import textwrap
 
 import jax
 
+from plain56 import machine
 from plain56.data import how_resized
 from plain56.ops import native
 
@@ -51,13 +51,14 @@ def _training(config, examples):
         return f"at most {options.steps:,} updates of the last layer, each from all {examples:,} pictures"
     stop = f", stops after {options.stop_after:,}" if 0 < options.stop_after < options.steps else ""
     epochs = options.steps * options.batch_size / examples
-    return f"{options.steps:,} steps of {options.batch_size:,} pictures ({epochs:,.3g} epochs){stop}"
+    epochs = f"{epochs:,.0f}" if epochs >= 100 else f"{epochs:.3g}"
+    return f"{options.steps:,} steps of {options.batch_size:,} pictures ({epochs} epochs){stop}"
 
 
 def _devices():
     count, kind = jax.device_count(), jax.devices()[0].device_kind
     if kind == "cpu":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        cores = len(machine.cores())
         kind = f"CPU{' devices' * (count > 1)}, {cores} core{'s' * (cores > 1)}"
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return f"{count} {kind}{processes}"

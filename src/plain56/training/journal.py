@@ -43,8 +43,8 @@ class Journal:
         with ExitStack() as stack:
             self._append = stack.enter_context(self.run.open_log(self.status.step))
             self._show = stack.enter_context(open_loggers(self.config, self.run.path, self._begin))
+            self._newest = dict(self.run.newest({"train", "test"}))
             self._stack = stack.pop_all()
-        self._newest = {record["split"]: record for record in self.run.metrics()}
 
     def advance(self, step, state="running", reason=""):
         """Sets the status to that of a step."""

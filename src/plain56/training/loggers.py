@@ -96,7 +96,7 @@ def _begin(name, config, workdir, start):
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        raise UserError(f"The logger {name!r} cannot begin: {_reason(error)}; {KEY} without it goes on.") from error
+        raise UserError(f"The logger {name!r} cannot begin: {_reason(error)}; leave it out of {KEY} to go on.") from error
     for method in ("write", "close"):
         if not callable(getattr(begun, method, None)):
             kind = type(begun).__name__

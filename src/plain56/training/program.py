@@ -16,6 +16,7 @@ from plain56.config import build_model, check
 from plain56.data import Pictures, Split, evaluation_batch, evaluation_stream, image_shape, load_dataset, normalize, train_stream
 from plain56.errors import UserError
 from plain56.models import own
+from plain56.references import explaining, is_reference
 from plain56.training import cadence, transfer
 from plain56.training.metrics import Totals, add_batch, minimized_losses, split_totals
 from plain56.training.optimizer import make_optimizer, make_schedule
@@ -43,7 +44,11 @@ def prepare(config):
         dataset = dataset._replace(**layout.hold(dataset.splits))
     model = build_model(config, len(dataset.class_names))
     own.check(config.model.name, model, len(dataset.class_names), shape)
-    return Program(config, layout, dataset, found, shape, model)
+    program = Program(config, layout, dataset, found, shape, model)
+    if is_reference(config.optimizer.name):
+        with explaining(config.optimizer.name):
+            jax.eval_shape(program.try_optimizer)
+    return program
 
 
 def _compiled(method):
@@ -84,6 +89,12 @@ class Program:
     @_compiled
     def _draw(self):
         return initial_state(self.config, self.model, self.image_shape, self._plan)
+
+    def try_optimizer(self):
+        """An update by zeros, which only shows whether a user's own optimizer takes the network's parameters."""
+        params = self.model.init(jax.random.key(0), jnp.zeros((1, *self.image_shape)))["params"]
+        optimizer = make_optimizer(self.config.optimizer, self.schedule)
+        return optimizer.update(params, optimizer.init(params), params)
 
     def stream(self, step):
         """The batches of all steps from `step` on, for `train_steps`; None where these are made on the devices."""

@@ -1,4 +1,4 @@
-"""How far a run is, for who watches it."""
+"""How far a run is, for whoever watches it."""
 
 from typing import NamedTuple
 

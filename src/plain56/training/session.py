@@ -67,12 +67,13 @@ def train(config, workdir, on_progress=lambda progress: None):
         program = prepare(decide_mode(config, run))
         parallel.on_first(check_data, run, program.found)
         given = (config.train.warm_start or config.transfer.weights) and not parallel.on_first(run.has_checkpoint)
-        initial = initial_weights(program) if given else None  # before anything is told: they may not fit
-        if parallel.is_first():
-            beginning.log(program, workdir)
-            if config.transfer.weights:
+        # First, since weights that do not fit must stop it before it says anything.
+        initial = initial_weights(program) if given else None
+        parallel.on_first(beginning.log, program, workdir)
+        if config.transfer.weights:
+            if parallel.is_first():
                 _log_stages(program)
-                warn_of_mismatch(config)
+            parallel.on_first(warn_of_mismatch, config)
         initial = initial or program.initial
         parallel.on_first(_write_beginning, run, config, program.found)
         with _noting_the_end(run), closing(checkpoints.open_checkpoints(run.checkpoints)) as manager:
@@ -164,6 +165,6 @@ def _environment():
         "packages": {"plain56": __version__} | {name: importlib.metadata.version(name) for name in packages},
         "devices": [str(device) for device in jax.devices()],
         "variables": {name: os.environ[name] for name in sorted(os.environ) if name in VARIABLES or name.startswith("JAX_")},
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_cores": len(machine.cores()),
         "commit": commit,
     }

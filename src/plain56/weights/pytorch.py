@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plain56.errors import UserError
-from plain56.models import create_model, is_cifar_form, parse_name, stack, vgg
+from plain56.models import create_model, is_cifar_form, own, parse_name, stack, vgg
 
 FAMILIES = ("plain", "resnet", "vgg", "googlenet")  # those that have names here
 PARAMETERS = {"kernel": "weight", "bias": "bias", "scale": "weight", "mean": "running_mean", "var": "running_var"}
@@ -181,9 +181,10 @@ def _variable_shapes(name, tensors, image_shape, options):
     last = tensors.get(f"{_module(name, ['head'])}.bias" if named else "head.kernel")
     # Where it is missing or has no axes, the check says so, whatever the number of classes is.
     num_classes = last.shape[-1] if last is not None and last.ndim else 2
-    if name.startswith("googlenet"):
+    if parse_name(name)[0] == "googlenet":
         options = {"auxiliary": any(key.startswith("aux") for key in tensors)} | options
     model = create_model(name, num_classes, **options)
+    own.check(name, model, num_classes, image_shape)
     return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
 
 
