@@ -60,6 +60,7 @@ def test_a_run_that_goes_on_says_from_where(tiny_config, stopped_run, caplog):
     assert len(lines) >= 5 and all(len(line) <= 80 for line in lines)
 
 
+@pytest.mark.slow
 def test_a_sweep_says_only_once_what_its_runs_have_in_common(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     flags = ["--config.sweep.depths=(8,)", "--config.model.widths=(4,4,8)", "--config.train.stop_after=2"]

@@ -57,6 +57,7 @@ def test_each_network_is_timed_once_and_nothing_is_written(tmp_path, capsys, mon
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.slow
 def test_only_what_is_left_is_counted(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(duration, "_seconds", lambda config: (0.0, 3600.0, 0.0, {"test": 1}))
     (tmp_path / "ideas.py").write_text(SWEEP)

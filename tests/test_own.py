@@ -20,128 +20,7 @@ from plain56.pretrained import save_pretrained
 from tests.test_parallel import free_port
 
 ROOT = Path(__file__).parent.parent
-SOURCE = """
-import jax.numpy as jnp
-from flax import linen as nn
-
-from plain56.models import Output, layers
-
-
-class Block(nn.Module):
-    filters: int
-    scale: float
-    numerics: layers.Numerics
-
-    @nn.compact
-    def __call__(self, x, train):
-        y = layers.convolution(self.numerics, self.filters, 3, name="conv")(x)
-        y = layers.BatchNorm(self.numerics, train, name="norm")(y)
-        return layers.Tap(name="output")(nn.leaky_relu(y + self.scale * x)), None
-
-
-class Scaled(nn.Module):
-    num_classes: int
-    numerics: layers.Numerics
-    blocks: int
-    scale: float
-    stage: str = "stage1"
-    logits: str = "float32"
-
-    @nn.compact
-    def __call__(self, images, train=False):
-        x = layers.convolution(self.numerics, 4, 3, name="stem_conv")(images.astype(self.numerics.dtype))
-        fields = {"filters": 4, "scale": self.scale, "numerics": self.numerics, "name": self.stage}
-        x, _ = layers.scan_blocks(Block, self.blocks, False, **fields)(x, train)
-        logits = layers.head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2)))
-        return Output(logits.astype(self.logits))
-
-
-def scaled(num_classes, numerics, depth=5, scale=0.5, **others):
-    return Scaled(num_classes, numerics, depth - 2, scale, **others)
-
-
-class Single(nn.Module):
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, images, train=False):
-        return Output(nn.Dense(self.num_classes, name="stage1")(jnp.mean(images, axis=(1, 2))))
-
-
-class Counting(nn.Module):
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, images, train=False):
-        self.variable("memory", "count", jnp.zeros, ())
-        return Output(nn.Dense(self.num_classes, name="head")(jnp.mean(images, axis=(1, 2))))
-
-
-class Bare(nn.Module):
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, images, train=False):
-        return nn.Dense(self.num_classes)(jnp.mean(images, axis=(1, 2)))
-
-
-class Headless(nn.Module):
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, images, train=False):
-        scale = self.param("scale", nn.initializers.ones, ())
-        return Output(nn.Dense(self.num_classes, name="classes")(scale * jnp.mean(images, axis=(1, 2))))
-
-
-def single(num_classes, numerics):
-    return Single(num_classes)
-
-
-def counting(num_classes, numerics):
-    return Counting(num_classes)
-
-
-def bare(num_classes, numerics):
-    return Bare(num_classes)
-
-
-def headless(num_classes, numerics):
-    return Headless(num_classes)
-
-
-def none(num_classes, numerics):
-    return None
-
-
-def picky(num_classes, numerics, depth=8):
-    if depth % 6 != 2:
-        raise ValueError("depth must be 6n + 2")
-
-
-def signs(schedule, momentum=0.5):
-    import optax
-
-    return optax.chain(optax.trace(momentum), optax.scale_by_sign(), optax.scale_by_learning_rate(schedule))
-
-
-def no_optimizer(schedule):
-    return 3
-
-
-def searching(schedule):
-    import optax
-
-    return optax.lbfgs(schedule)
-
-
-def narrow():
-    return None
-
-
-def leaving(schedule):
-    raise SystemExit(3)
-"""
+SOURCE = (ROOT / "tests/fixtures/own_network.py").read_text()
 NAME = "own_network:scaled"
 
 
@@ -269,6 +148,7 @@ def test_options_make_a_run_another_one(folder):
             training.train(own_config(**options), "run")
 
 
+@pytest.mark.slow
 def test_sweep_compares_own_networks_with_others(folder):
     def elements(config):
         for depth in (5, 6):

@@ -90,7 +90,7 @@ def test_damaged_set_is_named(tmp_path):
 
 
 def test_absent_set_names_the_folder_and_the_extra(tmp_path):
-    with pytest.raises(UserError, match=f"{tmp_path}.*'prepare'"):
+    with pytest.raises(UserError, match=f"{tmp_path}.*plain56.prepare"):
         load_dataset(section(name="cifar10", dir=str(tmp_path)))
 
 

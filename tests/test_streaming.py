@@ -205,11 +205,11 @@ def test_a_streamed_run_equals_a_resident_one(tmp_path, tiny_config, finished_ru
     tiny_config.train.checkpoint_every = 6
     tiny_config.train.stop_after = 6
     training.train(tiny_config, tmp_path / "half")
+    tiny_config.train.stop_after = 0
     tiny_config.data.mode = "resident"
     with pytest.raises(UserError, match="began with data.mode=stream, which may not change"):
         training.train(tiny_config, tmp_path / "half")
     tiny_config.data.mode = "auto"
-    tiny_config.train.stop_after = 0
     assert training.train(tiny_config, tmp_path / "half").state == "finished"
     assert runs.Run(tmp_path / "half").environment()["data"]["streamed"]
     with pytest.raises(UserError, match="it must not be streamed"):
