@@ -216,7 +216,7 @@ def test_run_whose_file_is_gone_costs_a_sentence(folder, capsys):
         ("absent_network:scaled", {}, "the module absent_network cannot be imported: ModuleNotFoundError"),
         ("own_network", {}, "There is no network 'own_network'"),
         ("own-network:scaled", {}, "model.name must name package.module:function, not 'own-network:scaled'"),
-        (NAME, {"dept": 3}, r"own_network:scaled fails with TypeError: .*'dept' \(own_network.py, line 3\d\)"),
+        (NAME, {"dept": 3}, r"own_network:scaled fails with TypeError: .*'dept' \(own_network.py, line \d+\)"),
         ("own_network:picky", {"dept": 3}, "model.options does not fit own_network:picky, which takes depth: .*'dept'"),
         ("own_network:picky", {"depth": 9}, r"fails with ValueError: depth must be 6n \+ 2 \(own_network.py, line"),
         ("own_network:none", {}, "own_network:none must return a Flax module, not NoneType"),
