@@ -5,12 +5,12 @@ STAMP := $(VENV)/complete
 # Two workers, since few tests keep two cores busy. One at a time: make test ARGS=-n0
 PYTEST := $(PYTHON) -m pytest -n 2 --dist worksteal
 PIP := -m pip --disable-pip-version-check install --progress-bar off
-# Tells, in lines of 80 columns, the packages that pip comes to. A pipe has the status of its last command: without the word
-# "complete", pip has failed, and $(PIP_ERRORS) says why.
+# Prints the packages that pip reaches, in lines of 80 columns. A pipe has the status of its last command, so pip has failed if
+# the word "complete" does not come; $(PIP_ERRORS) says why.
 PIP_ERRORS := $(VENV)/pip-errors
 TELL := { line=; while read -r word name _; do case "$$word" in \
-	Collecting | Processing) name=$${name\#\#*/}; name=$${name%%[<=>!]*}; line="$$line $${name%%-[0-9]*}"; \
-		if [ $${\#line} -gt 56 ]; then echo " $$line"; line=; fi;; \
+	Collecting | Processing) name=$${name\#\#*/}; name=$${name%%[<=>!]*}; name=$${name%%-[0-9]*}; \
+		if [ $$(($${\#line} + $${\#name})) -gt 77 ]; then echo " $$line"; line=; fi; line="$$line $$name";; \
 	Installing) echo " $$line"; echo "Unpacking them";; \
 	complete) rm $(PIP_ERRORS); exit 0;; \
 	esac; done; cat $(PIP_ERRORS) >&2; rm $(PIP_ERRORS); exit 1; }
