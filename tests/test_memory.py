@@ -30,7 +30,7 @@ def megabytes():
 def while_training(folder, steps=2200):
     """MiB of this process after 200 steps and after the last one; records, tests and checkpoints included."""
     seen = {}
-    training.train(tiny(steps), folder / "run", lambda share, rate: seen.setdefault(round(share * steps) // 10 * 10, megabytes()))
+    training.train(tiny(steps), folder / "run", lambda now: seen.setdefault(round(now.share * steps) // 10 * 10, megabytes()))
     return seen[200], seen[steps]
 
 
@@ -42,7 +42,7 @@ def while_sweeping(folder, count=50):
         config.seed = seed
         elements.append(sweeps.Element(f"run{seed}", {"model.name": "resnet8", "seed": seed}, config))
     seen = {}
-    sweeps.run_sweep(elements, folder / "sweep", lambda name, share, rate: seen.__setitem__(name, megabytes()))
+    sweeps.run_sweep(elements, folder / "sweep", lambda now: seen.update(dict.fromkeys(now.training, megabytes())))
     return seen["run9"], seen["run29"], seen[f"run{count - 1}"]
 
 

@@ -171,8 +171,7 @@ def test_options_reach_the_optimizer():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "clipped"])
 def test_two_updates_equal_pytorchs(name):
-    import torch
-
+    torch = pytest.importorskip("torch")
     params, gradients = problem()
     weights = {path: torch.tensor(leaf) for path, leaf in single_blocks(params).items()}
     groups = [
@@ -204,7 +203,7 @@ def test_continued_run_equals_an_uninterrupted_one(tmp_path, tiny_config, name):
     train(tiny_config, tmp_path / "parts")
     whole, parts = (jax.tree.leaves(load_run(tmp_path / folder).state) for folder in ("whole", "parts"))
     assert runs.Run(tmp_path / "parts").status().step == tiny_config.train.steps
-    assert all(map(np.array_equal, whole, parts, strict=True)) and len(whole) == len(parts)
+    assert all(np.array_equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_changed_file_is_told_and_the_run_goes_on(folder, caplog):
         process = start(*arguments, "--workdir=run")
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0 and (warning in errors) == told, errors
-    assert not caplog.text and runs.read_run("run").status().state == "finished"
+    assert warning not in caplog.text and runs.read_run("run").status().state == "finished"
 
 
 def test_options_make_a_run_another_one(folder):

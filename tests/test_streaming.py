@@ -307,8 +307,8 @@ def test_a_run_goes_on_after_a_reading_process_was_killed(tmp_path, tiny_config,
     config = streamed(tiny_config)
     config.train.steps, config.train.evaluate_every, config.data.workers = 40, 40, 2
 
-    def kill(share, rate):
-        if share == 0.2:
+    def kill(progress):
+        if progress.share == 0.2:
             workers_of(psutil.Process())[0].kill()
 
     with pytest.raises(UserError, match="A process that reads data .data.workers. ended too early: Killed.* again to go on"):

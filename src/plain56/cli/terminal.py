@@ -102,7 +102,7 @@ def print_claim(held, sentence, figure):
     """
     print_paths("figure", figure)
     print(sentence)
-    print_result({"held": held, "claim": sentence, "figure": figure})
+    print_result({"held": held, "claim": sentence, "figure": figure and str(figure)})
     return FAILED if held is False else 0
 
 

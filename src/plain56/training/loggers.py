@@ -108,6 +108,15 @@ def _reason(error):
     return f"{type(error).__name__}: {first_line(error)}"
 
 
+@contextlib.contextmanager
+def _closing_on_errors(logger):
+    try:
+        yield
+    except BaseException:
+        logger.close()
+        raise
+
+
 def scalars(record):
     """The numbers of a record by the names that loggers show: {"train/loss": …}."""
     flat = {key: value for key, value in runs.flatten(record).items() if key not in ("step", "split", "seconds")}
@@ -125,8 +134,9 @@ class TensorBoard:
         with refusing_os_errors("run", workdir):
             folder.mkdir(exist_ok=True)
             self._file = EventsWriter(str(folder / "events"))
-        for record in runs.Run(workdir).metrics():
-            self.write(record)
+        with _closing_on_errors(self):
+            for record in runs.Run(workdir).metrics():
+                self.write(record)
 
     def write(self, record):
         with refusing_os_errors("run", self.workdir):  # a full disk stops the run, whatever it meets first
@@ -180,8 +190,9 @@ class WeightsAndBiases:
         )
         if not self._run.offline:
             logger.info("Weights & Biases shows this run at %s.", self._run.url)
-        for record in runs.Run(workdir).metrics():
-            self.write(record)
+        with _closing_on_errors(self):
+            for record in runs.Run(workdir).metrics():
+                self.write(record)
 
     def write(self, record):
         # After a resume the run there may be ahead, with the same numbers; offline it is a new file, which gets all records.
