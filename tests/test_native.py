@@ -32,7 +32,7 @@ def compiled():
     """The library as the compiler makes it."""
     if shutil.which("c++") is None:
         pytest.skip("there is no C++ compiler here")
-    native.library()  # compiles it, unless it is in the cache
+    native.library()  # compiled here, unless it has been compiled before
     return Path(native.library()._name)
 
 
