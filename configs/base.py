@@ -3,6 +3,8 @@
 All durations are in steps (one step is one update).
 """
 
+import re
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -15,10 +17,15 @@ def cifar_form(name):
     return f"{name}_cifar" if name in SHARED_DEPTHS else name
 
 
+def family(name):
+    """ "plain", "resnet", "vgg" or "googlenet"; "" of a user's own network, whose name has a ":"."""
+    return "" if ":" in name else re.match("[a-z]*", name)[0]
+
+
 def use_small_form(config, name):
     """Sets a config's network to `name`, in the form for small images."""
     config.model.name = cifar_form(name)
-    if ":" not in name and name.startswith(("vgg", "googlenet")):  # the user's own networks have a ":"
+    if family(name) in ("vgg", "googlenet"):
         config.model.form = "small"
 
 

@@ -21,8 +21,8 @@ def get_config(name="resnet20"):
     """`name`: plainN or resnetN with N = 6n + 2, in the CIFAR form, or a VGG or GoogLeNet, in the form for small images."""
     config = base.get_config()
     base.use_small_form(config, name)
-    depth = re.match(r"(?:plain|resnet)(\d+)", name)
-    if depth and int(depth[1]) >= DEEP:
+    depth = re.search(r"\d+", name)
+    if depth and base.family(name) in ("plain", "resnet") and int(depth[0]) >= DEEP:
         config.update_from_flattened_dict(DEEP_WARMUP)
     if config.model.form == "small":
         # Rate and weight decay of these networks on ImageNet, as in configs/imagenet.py; without batch norm they begin slowly.

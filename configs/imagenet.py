@@ -27,7 +27,7 @@ def get_config(name="resnet50"):
     config.train.evaluate_every = config.train.checkpoint_every = 5_000
     schedule = config.optimizer.schedule
     config.optimizer.learning_rate = 0.01
-    if name.startswith("vgg"):
+    if base.family(name) == "vgg":
         # Simonyan & Zisserman 2014, section 3.1: divided by 10 three times, when validation accuracy stopped improving. The paper
         # does not say when that was; these are quarters.
         config.train.steps = 370_000
@@ -35,7 +35,7 @@ def get_config(name="resnet50"):
         config.optimizer.weight_decay = 5e-4
         schedule.boundaries = (92_500, 185_000, 277_500)
         config.data.augment.enlarge = (256 / 224, 512 / 224)  # the shorter side from [256, 512]
-    elif name.startswith("googlenet"):
+    elif base.family(name) == "googlenet":
         # Szegedy et al. 2014, section 6: 4 % less every 8 epochs. Batch, rate, decay and length are those of the reference model.
         config.train.steps = 10_000_000
         config.train.batch_size = 32

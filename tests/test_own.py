@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import launch
-from configs import digits
+from configs import cifar10, digits, imagenet
 from plain56 import load_pretrained, runs, sweeps, training
 from plain56.errors import UserError
 from plain56.models import parse_name
@@ -108,6 +108,14 @@ def test_name_of_a_shipped_family_means_nothing_in_a_users_file(folder, name):
     _, variables, _ = load_pretrained("own.safetensors", f"own_network:{name}")
     assert jax.tree.all(jax.tree.map(np.array_equal, variables["params"], training.load_run("run").state.params))
     assert sweeps.run_sweep(sweeps.expand(config, lambda config: [{"seed": 1}]), "sweep")[0]["residual"] is False
+
+
+@pytest.mark.parametrize("name", ["vgg_mine:net", "googlenet_mine:net", "resnet2000:net"])
+def test_recipes_take_a_users_network_for_no_shipped_one(name):
+    for recipe in (cifar10, imagenet):
+        config, other = recipe.get_config(name), recipe.get_config("any:net")
+        other.model.name = name
+        assert config == other
 
 
 def test_own_network_is_fine_tuned(folder):
