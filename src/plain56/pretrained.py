@@ -51,8 +51,8 @@ def load_pretrained(source, model=None, num_classes=None, **options):
     Raises UserError if there is no such file, it is damaged or would run code, or it does not hold this network.
     """
     module, variables, about = _load(source, model, num_classes, options)
-    classes = variables["params"]["head"]["kernel"].shape[-1]
-    return module, variables, Preprocess(about, tuple(_class_names(about.class_names, classes)))
+    names = _class_names(about.class_names, count_classes(about.model, variables))
+    return module, variables, Preprocess(about, tuple(names))
 
 
 class Preprocess(NamedTuple):

@@ -119,7 +119,8 @@ def _import(name):
     try:
         importlib.invalidate_caches()  # the file may be newer than the last look at its folder
         module = importlib.import_module(name)
-        _checksums.setdefault(name, _checksum_of_file(module))
+        if name not in _checksums:
+            _checksums[name] = _checksum_of_file(module)
         return module
     finally:
         if "" in sys.path:  # the module may have changed it

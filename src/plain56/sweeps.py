@@ -180,7 +180,8 @@ def run_sweep(elements, workdir, on_progress=lambda progress: None, index=None):
     write(elements, workdir)
     summary, total, done = summarize(workdir), max(1, sum(todo.values())), 0
     for ended, element in enumerate(elements):
-        if element.planned(workdir).status().state in runs.ENDED:
+        status = element.planned(workdir).status()
+        if status.state in {*runs.ENDED, *runs.COMPLETE} and not _steps_left(element, workdir, status):
             continue
 
         def show(progress, ended=ended, name=element.name, before=done / total, work=todo[element.name] / total):
