@@ -4,387 +4,9 @@
 // are independent convolutions. Each result depends only on the operands: tasks depend on shapes and never on the number of
 // threads, and sums over tasks have a fixed order.
 
-#include <algorithm>
-#include <array>
-#include <atomic>
-#include <cstdint>
-#include <cstring>
-#include <memory>
-#include <thread>
-#include <utility>
-#include <vector>
-
-#include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
+#include "winograd.h"
 
 namespace {
-
-// The floats in one register, and how many sums fit into the register file beside what a multiply-add needs.
-#if defined(__AVX512F__)
-constexpr int kLanes = 16, kSums = 28;
-#elif defined(__AVX__)
-constexpr int kLanes = 8, kSums = 12;
-#else
-constexpr int kLanes = 4, kSums = 24;
-#endif
-typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
-typedef float Unaligned __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
-
-inline Vector Load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
-inline void Store(float* to, Vector value) { *reinterpret_cast<Unaligned*>(to) = value; }
-
-constexpr int64_t kTileFloats = 1 << 17;    // of images in one task: 512 KiB, so that they stay in the second-level cache
-constexpr int64_t kKernelFloats = 5 << 10;  // of the kernel in one pass over a tile: 20 KiB, for the first-level cache
-
-struct Images {
-  int64_t n, h, w, c;
-  int64_t size() const { return n * h * w * c; }
-};
-
-// Calls f(0) … f(tasks − 1) on the threads of XLA's pool and on this one. If there is no memory for a task, the process ends.
-template <typename F>
-void ParallelFor(ffi::ThreadPool& pool, int64_t tasks, const F& f) {
-  struct Progress {
-    std::atomic<int64_t> next{0}, done{0};
-  };
-  auto progress = std::make_shared<Progress>();
-  auto work = [progress, tasks, &f]() noexcept {
-    for (int64_t i; (i = progress->next++) < tasks; progress->done++) f(i);
-  };
-  for (int64_t i = std::min(pool.num_threads(), tasks); i > 1; --i) pool.Schedule(decltype(work)(work));
-  work();
-  while (progress->done < tasks) std::this_thread::yield();
-}
-
-// Where a kernel's taps read: output position u reads input position u · stride + offset, in each direction.
-struct Taps {
-  std::vector<int64_t> rows, columns, index;  // index: of the tap in the kernel, i · kw + j
-  int64_t row_stride, column_stride;
-  void Add(int64_t row, int64_t column, int64_t i) {
-    rows.push_back(row), columns.push_back(column), index.push_back(i);
-  }
-};
-
-Taps ForwardTaps(int64_t kh, int64_t kw, int64_t sh, int64_t sw, int64_t top, int64_t left) {
-  Taps taps{{}, {}, {}, sh, sw};
-  for (int64_t i = 0; i < kh; ++i)
-    for (int64_t j = 0; j < kw; ++j) taps.Add(i - top, j - left, i * kw + j);
-  return taps;
-}
-
-// A tap in a loop: what it adds to the address of the input, and its place in the packed kernel.
-struct Tap {
-  int64_t offset, place;
-};
-
-// The inputs of some output positions with zeros around them, so that no tap has to check where the image ends.
-class Tile {
- public:
-  // For `height` × `width` output positions of each image. Small images are taken several at a time, large ones in bands of rows.
-  Tile(const Images& input, const Taps& taps, int64_t height, int64_t width, int64_t filters)
-      : input_(input), taps_(taps), height_(height) {
-    auto [top, bottom] = std::minmax_element(taps.rows.begin(), taps.rows.end());
-    auto [left, right] = std::minmax_element(taps.columns.begin(), taps.columns.end());
-    top_ = *top, left_ = *left;
-    reach_ = *bottom - *top + 1;
-    columns_ = (width - 1) * taps.column_stride + *right - *left + 1;
-    whole_ = top_ >= 0 && left_ >= 0 && (height - 1) * taps_.row_stride + *bottom < input.h && left_ + columns_ <= input.w;
-    if (whole_) columns_ = input.w;
-    row_size_ = columns_ * input.c;
-    auto floats = [&](int64_t rows) { return std::max(Rows(rows) * row_size_, rows * width * filters); };
-    bands_ = 1;
-    while (bands_ < height && floats((height + bands_ - 1) / bands_) > kTileFloats) ++bands_;
-    band_ = (height + bands_ - 1) / bands_;
-    bands_ = (height + band_ - 1) / band_;
-    image_step = whole_ ? input.h * row_size_ : Rows(band_) * row_size_;
-    images = bands_ > 1 ? 1 : std::clamp<int64_t>(kTileFloats / floats(band_), 1, input.n);
-    // Groups of about the same size; if there are many, their number is a multiple of most numbers of threads.
-    groups_ = (input.n + images - 1) / images;
-    if (groups_ > 8) groups_ = (groups_ + 15) / 16 * 16;
-    images = (input.n + groups_ - 1) / groups_;
-    if (images > 8) images = images / 8 * 8;
-    groups_ = (input.n + images - 1) / images;
-    for (size_t t = 0; t < taps.rows.size(); ++t)
-      offsets_.push_back((taps.rows[t] - (whole_ ? 0 : top_)) * row_size_ + (taps.columns[t] - (whole_ ? 0 : left_)) * input.c);
-    column_step = taps.column_stride * input.c;
-    row_step = taps_.row_stride * row_size_;
-  }
-
-  int64_t count() const { return groups_ * bands_; }
-
-  // Prepares tile `number`: images first … last − 1, output rows begin … end − 1 of each.
-  void Take(int64_t number, const float* x, std::vector<float>& buffer) {
-    first = number / bands_ * images, last = std::min(first + images, input_.n);
-    begin = number % bands_ * band_, end = std::min(begin + band_, height_);
-    if (whole_) {
-      data_ = x + first * image_step + begin * row_step;
-      return;
-    }
-    buffer.resize(std::max<size_t>(buffer.size(), images * image_step));
-    data_ = buffer.data();
-    int64_t rows = Rows(end - begin), lead = std::clamp<int64_t>(-left_, 0, columns_) * input_.c;
-    int64_t from = std::max<int64_t>(left_, 0), copied = std::max<int64_t>(0, std::min(left_ + columns_, input_.w) - from) * input_.c;
-    for (int64_t n = first; n < last; ++n) {
-      float* to = buffer.data() + (n - first) * image_step;
-      for (int64_t r = 0; r < rows; ++r, to += row_size_) {
-        int64_t row = begin * taps_.row_stride + top_ + r;
-        if (row < 0 || row >= input_.h) {
-          std::fill_n(to, row_size_, 0.0f);
-          continue;
-        }
-        std::fill_n(to, lead, 0.0f);
-        std::memcpy(to + lead, x + ((n * input_.h + row) * input_.w + from) * input_.c, copied * sizeof(float));
-        std::fill_n(to + lead + copied, row_size_ - lead - copied, 0.0f);
-      }
-    }
-  }
-
-  // The taps that reach the image, not the zeros around it, from output position (row, column), or from the whole row if column < 0.
-  void Inside(int64_t row, int64_t column, std::vector<Tap>& inside) const {
-    inside.clear();
-    for (size_t t = 0; t < taps_.rows.size(); ++t) {
-      int64_t y = row * taps_.row_stride + taps_.rows[t], x = column * taps_.column_stride + taps_.columns[t];
-      if (y >= 0 && y < input_.h && (column < 0 || (x >= 0 && x < input_.w))) inside.push_back({offsets_[t], int64_t(t)});
-    }
-  }
-
-  // The input of output row `row` of an image, to which the taps' offsets are added.
-  const float* Row(int64_t image, int64_t row) const { return data_ + (image - first) * image_step + (row - begin) * row_step; }
-
-  int64_t images, image_step, row_step, column_step, first, last, begin, end;
-
- private:
-  int64_t Rows(int64_t outputs) const { return (outputs - 1) * taps_.row_stride + reach_; }
-
-  Images input_;
-  Taps taps_;
-  std::vector<int64_t> offsets_;
-  bool whole_;  // no tap reaches over an edge, so nothing is copied
-  int64_t height_, top_, left_, reach_, columns_, row_size_, bands_, band_, groups_;
-  const float* data_;
-};
-
-// Q output positions × V registers of output channels: the sum over all taps and some input channels, added to y unless `fresh`.
-template <int Q, int V>
-void Multiply(const float* x, const std::vector<Tap>& taps, int64_t channels, int64_t step, const float* packed, float* y, int64_t y_step,
-              bool fresh) {
-  Vector sums[Q][V] = {};
-  if (!fresh)
-    for (int q = 0; q < Q; ++q)
-      for (int v = 0; v < V; ++v) sums[q][v] = Load(y + q * y_step + v * kLanes);
-  for (auto [offset, place] : taps) {
-    const float* w = packed + place * channels * V * kLanes;
-    constexpr int kPointers = (Q + 3) / 4;
-    const float* pointers[kPointers];
-    for (int i = 0; i < kPointers; ++i) pointers[i] = x + offset + 4 * i * step;
-    for (int64_t c = 0; c < channels; ++c, w += V * kLanes) {
-      Vector kernel[V];
-      for (int v = 0; v < V; ++v) kernel[v] = Load(w + v * kLanes);
-#pragma GCC unroll 32
-      for (int q = 0; q < Q; ++q) {
-        float value = pointers[q / 4][c + q % 4 * step];
-        for (int v = 0; v < V; ++v) sums[q][v] += value * kernel[v];
-      }
-    }
-  }
-  for (int q = 0; q < Q; ++q)
-    for (int v = 0; v < V; ++v) Store(y + q * y_step + v * kLanes, sums[q][v]);
-}
-
-// The output positions whose tap reaches the image: images, rows and columns [from, to).
-struct Range {
-  int64_t images[2], rows[2], columns[2];
-};
-
-// K input channels × V registers of output channels of one tap: the sum over a range of positions, added to dw.
-template <int K, int V>
-void Accumulate(const Images& input, const float* x, const Images& output, const float* g, const Range& range, int64_t row_stride,
-                int64_t column_stride, float* dw) {
-  Vector sums[K][V] = {};
-  int64_t step = column_stride * input.c;
-  for (int64_t n = range.images[0]; n < range.images[1]; ++n) {
-    for (int64_t p = range.rows[0]; p < range.rows[1]; ++p) {
-      const float* value = x + ((n * input.h + p * row_stride) * input.w + range.columns[0] * column_stride) * input.c;
-      const float* gradient = g + ((n * output.h + p) * output.w + range.columns[0]) * output.c;
-      for (int64_t q = range.columns[0]; q < range.columns[1]; ++q, value += step, gradient += output.c) {
-        Vector values[V];
-        for (int v = 0; v < V; ++v) values[v] = Load(gradient + v * kLanes);
-#pragma GCC unroll 32
-        for (int k = 0; k < K; ++k)
-          for (int v = 0; v < V; ++v) sums[k][v] += value[k] * values[v];
-      }
-    }
-  }
-  for (int k = 0; k < K; ++k)
-    for (int v = 0; v < V; ++v) {
-      float* to = dw + k * output.c + v * kLanes;
-      Store(to, Load(to) + sums[k][v]);
-    }
-}
-
-template <int V, int... Q>
-auto MultiplyTable(std::integer_sequence<int, Q...>) {
-  return std::array<decltype(&Multiply<1, V>), sizeof...(Q)>{&Multiply<Q + 1, V>...};
-}
-template <int V>
-constexpr int kPositions = kSums / V < 16 ? kSums / V : 16;
-template <int V>
-const auto kMultiply = MultiplyTable<V>(std::make_integer_sequence<int, kPositions<V>>());
-
-template <int V>
-void MultiplyRow(const float* x, int64_t step, int64_t width, const std::vector<Tap>& taps, int64_t channels, const float* w, float* y,
-                 int64_t y_step, bool fresh) {
-  int64_t blocks = (width + kPositions<V> - 1) / kPositions<V>, size = (width + blocks - 1) / blocks;
-  for (int64_t q = 0; q < width; q += size) {
-    int64_t positions = std::min(size, width - q);
-    kMultiply<V>[positions - 1](x + q * step, taps, channels, step, w, y + q * y_step, y_step, fresh);
-  }
-}
-
-// Output channels in blocks of 4, 2 or 1 registers: few positions need many registers to fill the register file.
-std::vector<int> Blocks(int64_t channels, int64_t positions) {
-  std::vector<int> blocks;
-  for (int64_t left = channels / kLanes; left > 0; left -= blocks.back()) blocks.push_back(left >= 4 && positions <= 4 ? 4 : left >= 2 ? 2 : 1);
-  return blocks;
-}
-
-// Writes output positions (u · stride + shift) of y from the taps' inputs. `transposed`: the kernel's C and D are exchanged.
-void Correlate(ffi::ThreadPool& pool, const Images& input, const float* x, const float* w, bool transposed, const Taps& taps,
-               const Images& output, float* y, int64_t row_stride, int64_t row_shift, int64_t column_stride, int64_t column_shift) {
-  int64_t height = (output.h - row_shift + row_stride - 1) / row_stride;
-  int64_t width = (output.w - column_shift + column_stride - 1) / column_stride;
-  if (input.n == 0 || height <= 0 || width <= 0) return;
-  int64_t channels = input.c, filters = output.c, count = taps.rows.size();
-  Tile plan(input, taps, height, width, filters);
-  bool many = plan.images > width && width <= 8;
-  std::vector<int> blocks = Blocks(filters, many ? plan.images : width);
-  std::vector<int64_t> starts;
-  int64_t start = 0;
-  for (int v : blocks) starts.push_back(start), start += v * kLanes;
-  // As many input channels at a time as keep the kernel in the first-level cache.
-  auto chunk = [&](int64_t block) { return std::max<int64_t>(1, kKernelFloats / (count * blocks[block] * kLanes)); };
-  // The kernel in the order in which it is read.
-  static thread_local std::vector<float> memory;  // kept, since the system would clear new pages
-  memory.resize(std::max<size_t>(memory.size(), count * channels * filters));
-  float* packed = memory.data();
-  auto pack = [&](int64_t block) {
-    int64_t lanes = blocks[block] * kLanes;
-    float* to = packed + count * channels * starts[block];
-    for (int64_t from = 0, size = chunk(block); from < channels; from += size)
-      for (int64_t tap : taps.index)
-        for (int64_t c = from; c < std::min(from + size, channels); ++c, to += lanes)
-          for (int64_t lane = 0; lane < lanes; ++lane) {
-          int64_t d = starts[block] + lane;
-          to[lane] = transposed ? w[(tap * filters + d) * channels + c] : w[(tap * channels + c) * filters + d];
-        }
-  };
-  if (count * channels * filters > 1 << 14)
-    ParallelFor(pool, blocks.size(), pack);
-  else
-    for (size_t block = 0; block < blocks.size(); ++block) pack(block);
-  int64_t shares = std::min<int64_t>(blocks.size(), (16 + plan.count() - 1) / plan.count());
-  ParallelFor(pool, plan.count() * shares, [&](int64_t task) {
-    static thread_local std::vector<float> buffer;
-    static thread_local std::vector<Tap> inside;
-    Tile tile = plan;
-    tile.Take(task / shares, x, buffer);
-    int64_t share = task % shares, all = blocks.size();
-    for (int64_t block = all * share / shares; block < all * (share + 1) / shares; ++block) {
-      const float* kernel = packed + count * channels * starts[block];
-      auto run = blocks[block] == 4 ? &MultiplyRow<4> : blocks[block] == 2 ? &MultiplyRow<2> : &MultiplyRow<1>;
-      for (int64_t from = 0, size = chunk(block); from < channels; from += size) {
-        int64_t taken = std::min(size, channels - from);
-        auto at = [&](int64_t n, int64_t p, int64_t q) {
-          return y + ((n * output.h + p * row_stride + row_shift) * output.w + q * column_stride + column_shift) * filters + starts[block];
-        };
-        // Positions of one row, or one position of many images if a row has few.
-        for (int64_t p = tile.begin; p < tile.end; ++p) {
-          if (many) {
-            for (int64_t q = 0; q < width; ++q) {
-              tile.Inside(p, q, inside);
-              run(tile.Row(tile.first, p) + q * tile.column_step + from, tile.image_step, tile.last - tile.first, inside, taken, kernel,
-                  at(tile.first, p, q), output.h * output.w * filters, from == 0);
-            }
-          } else {
-            tile.Inside(p, -1, inside);
-            for (int64_t n = tile.first; n < tile.last; ++n)
-              run(tile.Row(n, p) + from, tile.column_step, width, inside, taken, kernel, at(n, p, 0), column_stride * filters, from == 0);
-          }
-        }
-        kernel += count * taken * blocks[block] * kLanes;
-      }
-    }
-  });
-}
-
-template <int V>
-void AccumulateChannels(const Images& input, const float* x, const Images& output, const float* g, const Range& range, int64_t row_stride,
-                        int64_t column_stride, float* dw) {
-  constexpr int kMost = kSums / V >= 16 ? 16 : kSums / V >= 8 ? 8 : 4;
-  for (int64_t c = 0; c < input.c;) {
-    int64_t left = input.c - c;
-    auto [run, taken] = left >= kMost ? std::pair(&Accumulate<kMost, V>, kMost)
-                        : left >= 4   ? std::pair(&Accumulate<4, V>, 4)
-                                      : std::pair(&Accumulate<1, V>, 1);
-    run(input, x + c, output, g, range, row_stride, column_stride, dw + c * output.c);
-    c += taken;
-  }
-}
-
-// The outputs in [from, to) whose input is in 0 … size − 1, again as [from, to).
-std::pair<int64_t, int64_t> Meets(int64_t offset, int64_t stride, int64_t size, int64_t from, int64_t to) {
-  from = std::max(from, offset < 0 ? (-offset + stride - 1) / stride : 0);
-  return {from, std::min(to, offset < size ? (size - 1 - offset) / stride + 1 : 0)};
-}
-
-void KernelGradient(ffi::ThreadPool& pool, const Images& input, const float* x, const Images& output, const float* g, const Taps& taps,
-                    float* dw) {
-  int64_t channels = input.c, filters = output.c, count = taps.rows.size(), size = count * channels * filters;
-  // Tiles of images, or of rows of one image, that stay in the second-level cache.
-  int64_t row_floats = std::max(output.w * filters, taps.row_stride * input.w * channels);
-  int64_t band = std::clamp<int64_t>(kTileFloats / row_floats, 1, output.h), bands = (output.h + band - 1) / band;
-  int64_t images = bands > 1 ? 1 : std::clamp<int64_t>(kTileFloats / (row_floats * output.h), 1, (input.n + 15) / 16);
-  int64_t tiles = (input.n + images - 1) / images * bands;
-  // Tasks are parts of the tiles, each with its own sums, and for large kernels also parts of the output channels.
-  int64_t parts = std::clamp<int64_t>((int64_t{1} << 20) / size, 1, std::min<int64_t>(16, tiles));
-  std::vector<int> blocks = Blocks(filters, kSums);
-  int64_t shares = std::min<int64_t>(blocks.size(), (16 + parts - 1) / parts);
-  static thread_local std::vector<float> memory;
-  memory.resize(std::max<size_t>(memory.size(), parts > 1 ? parts * size : 0));
-  float* partial = parts > 1 ? memory.data() : dw;
-  ParallelFor(pool, parts * shares, [&](int64_t task) {
-    int64_t part = task / shares, share = task % shares;
-    int64_t first = blocks.size() * share / shares, last = blocks.size() * (share + 1) / shares, start = 0;
-    for (int64_t block = 0; block < first; ++block) start += blocks[block] * kLanes;
-    int64_t end = start;
-    for (int64_t block = first; block < last; ++block) end += blocks[block] * kLanes;
-    float* mine = partial + part * size;
-    for (int64_t row = 0; row < count * channels; ++row) std::fill(mine + row * filters + start, mine + row * filters + end, 0.0f);
-    for (int64_t tile = tiles * part / parts; tile < tiles * (part + 1) / parts; ++tile) {
-      int64_t n = tile / bands * images, p = tile % bands * band;
-      for (int64_t tap = 0; tap < count; ++tap) {
-        auto [top, bottom] = Meets(taps.rows[tap], taps.row_stride, input.h, p, std::min(p + band, output.h));
-        auto [left, right] = Meets(taps.columns[tap], taps.column_stride, input.w, 0, output.w);
-        Range range{{n, std::min(n + images, input.n)}, {top, bottom}, {left, right}};
-        const float* from = x + (taps.rows[tap] * input.w + taps.columns[tap]) * channels;
-        int64_t d = start;
-        for (int64_t block = first; block < last; d += blocks[block++] * kLanes) {
-          auto run = blocks[block] == 2 ? &AccumulateChannels<2> : &AccumulateChannels<1>;
-          run(input, from, output, g + d, range, taps.row_stride, taps.column_stride, mine + taps.index[tap] * channels * filters + d);
-        }
-      }
-    }
-  });
-  if (parts == 1) return;
-  auto add = [&](int64_t begin, int64_t end) {
-    std::copy(partial + begin, partial + end, dw + begin);
-    for (int64_t part = 1; part < parts; ++part)
-      for (int64_t i = begin; i < end; ++i) dw[i] += partial[part * size + i];
-  };
-  constexpr int64_t kSlice = 1 << 14;
-  ParallelFor(pool, (size + kSlice - 1) / kSlice, [&](int64_t i) { add(i * kSlice, std::min(size, (i + 1) * kSlice)); });
-}
 
 // The product of all axes but the last four, and these four.
 template <typename Buffer>
@@ -403,17 +25,29 @@ ffi::Error Convolve(ffi::ThreadPool pool, Floats x, Floats w, ffi::Result<Floats
   auto [copies, input] = Shape(x);
   Images kernel = Shape(w).second, output = Shape(*y).second;
   Taps taps = ForwardTaps(kernel.n, kernel.h, strides[0], strides[1], padding[0], padding[1]);
-  for (int64_t i = 0; i < copies; ++i)
-    Correlate(pool, input, x.typed_data() + i * input.size(), w.typed_data() + i * kernel.size(), false, taps, output,
-              y->typed_data() + i * output.size(), 1, 0, 1, 0);
+  bool winograd = PrefersWinograd(input, kernel.n, kernel.h, strides[0], strides[1], output);
+  for (int64_t i = 0; i < copies; ++i) {
+    const float *from = x.typed_data() + i * input.size(), *by = w.typed_data() + i * kernel.size();
+    float* to = y->typed_data() + i * output.size();
+    if (winograd)
+      WinogradCorrelate(pool, input, from, by, false, padding[0], padding[1], output, to);
+    else
+      Correlate(pool, input, from, by, false, taps, output, to, 1, 0, 1, 0);
+  }
   return ffi::Error::Success();
 }
 
 ffi::Error InputGradient(ffi::ThreadPool pool, Floats g, Floats w, ffi::Result<Floats> dx, Pair strides, Pair padding) {
   auto [copies, output] = Shape(g);
   Images kernel = Shape(w).second, input = Shape(*dx).second;
+  bool winograd = PrefersWinograd(output, kernel.n, kernel.h, strides[0], strides[1], input);
   for (int64_t copy = 0; copy < copies; ++copy) {
+    const float *from = g.typed_data() + copy * output.size(), *by = w.typed_data() + copy * kernel.size();
     float* to = dx->typed_data() + copy * input.size();
+    if (winograd) {
+      WinogradCorrelate(pool, output, from, by, true, 2 - padding[0], 2 - padding[1], input, to);
+      continue;
+    }
     // Input rows with the same remainder by the stride meet the same taps.
     for (int64_t a = 0; a < strides[0]; ++a)
       for (int64_t b = 0; b < strides[1]; ++b) {
@@ -424,8 +58,7 @@ ffi::Error InputGradient(ffi::ThreadPool pool, Floats g, Floats w, ffi::Result<F
             if (row % strides[0] == 0 && column % strides[1] == 0) taps.Add(row / strides[0], column / strides[1], i * kernel.h + j);
           }
         if (taps.rows.empty()) taps.Add(-output.h - input.h, 0, 0);  // above the image: only zeros
-        Correlate(pool, output, g.typed_data() + copy * output.size(), w.typed_data() + copy * kernel.size(), true, taps, input, to,
-                  strides[0], a, strides[1], b);
+        Correlate(pool, output, from, by, true, taps, input, to, strides[0], a, strides[1], b);
       }
   }
   return ffi::Error::Success();
@@ -439,9 +72,15 @@ ffi::Error ComputeKernelGradient(ffi::ThreadPool pool, Floats x, Floats g, ffi::
     return ffi::Error::Success();
   }
   Taps taps = ForwardTaps(kernel.n, kernel.h, strides[0], strides[1], padding[0], padding[1]);
-  for (int64_t i = 0; i < copies; ++i)
-    KernelGradient(pool, input, x.typed_data() + i * input.size(), output, g.typed_data() + i * output.size(), taps,
-                   dw->typed_data() + i * kernel.size());
+  bool winograd = PrefersWinograd(input, kernel.n, kernel.h, strides[0], strides[1], output);
+  for (int64_t i = 0; i < copies; ++i) {
+    const float *from = x.typed_data() + i * input.size(), *by = g.typed_data() + i * output.size();
+    float* to = dw->typed_data() + i * kernel.size();
+    if (winograd)
+      WinogradKernelGradient(pool, input, from, output, by, padding[0], padding[1], to);
+    else
+      KernelGradient(pool, input, from, output, by, taps, to);
+  }
   return ffi::Error::Success();
 }
 

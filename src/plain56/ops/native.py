@@ -130,7 +130,7 @@ def _open(path):
 
 def _key():
     """What the compiled source depends on. Names the compiler without calling it: the library may outlive the compiler."""
-    parts = (SOURCE.read_bytes(), *COMPILE, os.environ.get("CXX", ""), jaxlib.__version__, processor())
+    parts = (*(path.read_bytes() for path in sorted(SOURCE.parent.glob("*.h"))), SOURCE.read_bytes(), *COMPILE, os.environ.get("CXX", ""), jaxlib.__version__, processor())
     return _digest(repr(parts).encode())
 
 
