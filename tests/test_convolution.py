@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ CASES = [
     (3, (2, 2), ((1, 1), (1, 1)), (1, 2)),
     (2, (3, 3), ((0, 0), (0, 0)), (7, 7)),  # stride larger than kernel
     (3, (4, 1), ((0, 0), (0, 0)), (5, 7)),
+    (3, (1, 1), ((3, 0), (0, 2)), (6, 9)),
 ]
 
 
@@ -88,6 +90,8 @@ def test_native_convolution_and_gradients_equal_lax(case, channels, lanes):
         (3, (2, 2), 67, (4, 4)),  # one position of many images at a time
         (3, (4, 4), 3, (20, 8)),  # more input channels than one pass takes
         (3, (7, 7), 8, (12, 40)),  # a kernel that is divided among the tasks
+        (3, (13, 30), 5, (3, 5)),  # tiles of which a part is outside, and more of them than one pass takes
+        (3, (16, 16), 16, (1, 2)),
         (1, (9, 30), 5, (30, 3)),
     ],
 )
@@ -95,6 +99,27 @@ def test_native_convolution_equals_lax_however_the_work_is_cut(size, image, imag
     padding = ((size // 2, size // 2),) * 2
     x, w, g = arrays(size, (1, 1), padding, image, jnp.float32, [count * lanes for count in channels], images)
     agree(x, w / 10, g, (1, 1), padding)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_native_results_in_bfloat16_are_the_exact_ones_rounded_once(case, lanes):
+    _, strides, padding, _ = case
+    x, w, g = arrays(*case, jnp.bfloat16, (2 * lanes, 3 * lanes))
+    with jax.enable_x64(True):
+        doubles = [jnp.asarray(np.asarray(array, np.float64)) for array in (x, w, g)]
+        y, pull_back = jax.vjp(functools.partial(reference, strides=strides, padding=padding), *doubles[:2])
+        expected = [np.asarray(array) for array in (y, *pull_back(doubles[2]))]
+    ours, our_pull_back = jax.vjp(functools.partial(ops.convolve, strides=strides, padding=padding), x, w)
+    for mine, theirs in zip((ours, *our_pull_back(g)), expected, strict=True):
+        assert mine.dtype == jnp.bfloat16
+        # Half of the last of 8 bits, and what float32 loses.
+        np.testing.assert_allclose(mine.astype(jnp.float32), theirs, rtol=2**-8 + 2**-16, atol=3e-6 * abs(theirs).max())
+
+
+def test_a_value_that_is_not_a_number_stays_one_in_bfloat16(lanes):
+    x, w, _ = arrays(3, (1, 1), ((1, 1), (1, 1)), (8, 8), jnp.bfloat16, (lanes, lanes))
+    y = ops.convolve(x.at[0, 2, 2, 0].set(jnp.nan), w, (1, 1), ((1, 1), (1, 1)))
+    assert np.isnan(y[0, 1:4, 1:4].astype(jnp.float32)).all() and np.isfinite(y[1].astype(jnp.float32)).all()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -155,8 +180,10 @@ from plain56 import ops
 from plain56.ops import native
 assert native.lanes()
 digest = hashlib.sha256()
-for images, side, channels in [(32, 32, 16), (48, 8, 64), (5, 7, 160)]:
-    x, w = (jax.random.normal(jax.random.key(0), shape) for shape in [(images, side, side, channels), (3, 3, channels, channels)])
+cases = [(32, 32, 16, "float32"), (48, 8, 64, "float32"), (5, 7, 160, "float32"), (5, 2, 160, "float32"), (9, 8, 64, "bfloat16")]
+for images, side, channels, dtype in cases:
+    shapes = (images, side, side, channels), (3, 3, channels, channels)
+    x, w = (jax.random.normal(jax.random.key(0), shape, dtype) for shape in shapes)
     y, pull_back = jax.vjp(lambda x, w: ops.convolve(x, w, (1, 1), ((1, 1), (1, 1))), x, w)
     for array in (y, *pull_back(y)):
         digest.update(np.asarray(array).tobytes())
@@ -171,3 +198,18 @@ def test_native_results_do_not_depend_on_the_number_of_threads(lanes):
         return subprocess.run([sys.executable, "-c", BITS], env=environment, check=True, capture_output=True, text=True).stdout
 
     assert bits("1") == bits("2") == bits("5")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("flag", "instructions", "floats"), [("-mno-avx512f", "avx2", 8), ("-mno-avx", "sse2", 4)])
+def test_processors_with_shorter_registers_have_the_same_results(flag, instructions, floats, lanes):
+    cpuinfo = Path("/proc/cpuinfo")
+    if lanes <= floats or not cpuinfo.exists() or instructions not in cpuinfo.read_text().split():
+        pytest.skip(f"this processor has no registers longer than {floats} floats beside {instructions}")
+    environment = os.environ | {"CXX": f"{os.environ.get('CXX', 'c++')} {flag}"}
+    program = "from plain56.ops import native; print(native.library().Lanes())"
+    told = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True)
+    assert int(told.stdout) == floats
+    tests = [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", "-k", "native and not threads", __file__]
+    done = subprocess.run(tests, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout

@@ -17,17 +17,29 @@ import jax.numpy as jnp
 from jax import lax
 
 from plain56.ops import native
+from plain56.ops.saved import from_bits, to_bits
+
+
+def _wide(x):
+    """In float32, or in float64 where it is that."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _sums(a, b):
-    """Σ a and Σ a·b over all images and positions of [N, H, W, C]: two [C]."""
-    return lax.platform_dependent(a, b, cpu=_cpu_sums, default=lambda a, b: (jnp.sum(a, (0, 1, 2)), jnp.sum(a * b, (0, 1, 2))))
+    """Σ a and Σ a·b over all images and positions of [N, H, W, C], in float32 or float64: two [C]."""
+    return lax.platform_dependent(a, b, cpu=_cpu_sums, default=_xla_sums)
+
+
+def _xla_sums(a, b):
+    a, b = _wide(a), _wide(b)
+    return jnp.sum(a, (0, 1, 2)), jnp.sum(a * b, (0, 1, 2))
 
 
 def _cpu_sums(a, b):
     channels = a.shape[-1]
     if native.takes(a, channels):
         return tuple(native.call(native.CHANNEL_SUMS, a, b, (2, channels)))
+    a, b = _wide(a), _wide(b)
     # Each image first, kept apart by the barrier: jaxlib 0.10.1 adds number after number, and loses a digit with 100,000 of them.
     each = lax.optimization_barrier((jnp.sum(a, (1, 2)), jnp.sum(a * b, (1, 2))))
     return tuple(jnp.sum(sums, 0) for sums in each)
@@ -57,26 +69,24 @@ def batch_norm(x, scale, bias, epsilon, axis_name=None):
 
 
 def _normalize(x, scale, bias, epsilon, axis_name):
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean, mean_square = _mean_sums(_sums(wide, wide), wide, axis_name)
+    mean, mean_square = _mean_sums(_sums(x, x), x, axis_name)
     variance = jnp.maximum(mean_square - mean * mean, 0)
     inverse = lax.rsqrt(variance + epsilon)
     factor = inverse * scale
-    y = affine(x.astype(mean.dtype), mean, factor, bias)
-    return (y.astype(x.dtype), mean, variance), (x, mean, inverse, scale)
+    y = affine(_wide(x), mean, factor, bias)
+    return (y.astype(x.dtype), mean, variance), (to_bits(x), mean, inverse, scale)
 
 
 def _backward(epsilon, axis_name, saved, gradients):
-    x, mean, inverse, scale = saved
-    dtype = x.dtype
-    x, g = x.astype(mean.dtype), gradients[0].astype(mean.dtype)
+    bits, mean, inverse, scale = saved
+    x, g = from_bits(bits), gradients[0]
     sums = dbias, products = _sums(g, x)
     dscale = (products - mean * dbias) * inverse
     mean_gradient, mean_product = _mean_sums(sums, x, axis_name)
     factor = scale * inverse
     slope = -factor * inverse**2 * (mean_product - mean * mean_gradient)
-    dx = affine(g, mean_gradient, factor, jnp.zeros_like(mean)) + affine(x, mean, slope, jnp.zeros_like(mean))
-    return dx.astype(dtype), dscale, dbias
+    dx = affine(_wide(g), mean_gradient, factor, jnp.zeros_like(mean)) + affine(_wide(x), mean, slope, jnp.zeros_like(mean))
+    return dx.astype(x.dtype), dscale, dbias
 
 
 batch_norm.defvjp(_normalize, _backward)

@@ -1,16 +1,20 @@
-// 2-D convolution of float32 images and its two gradients on a CPU, called by XLA. Compiled by native.py on the user's machine.
+// 2-D convolution of float32 and bfloat16 images and its two gradients on a CPU, called by XLA. Compiled by native.py on the user's
+// machine.
 //
 // Images [N, H, W, C], kernel [kh, kw, C, D] and output [N, h, w, D] as in convolution.py. Leading axes of all operands (vmap)
 // are independent convolutions. Each result depends only on the operands: tasks depend on shapes and never on the number of
-// threads, and sums over tasks have a fixed order.
+// threads, and sums over tasks have a fixed order. All sums are of floats.
 
 #include "winograd.h"
 
 namespace {
 
+using Operand = ffi::AnyBuffer;
+using Result = ffi::Result<ffi::AnyBuffer>;
+using Pair = ffi::Span<const int64_t>;
+
 // The product of all axes but the last four, and these four.
-template <typename Buffer>
-std::pair<int64_t, Images> Shape(Buffer buffer) {
+std::pair<int64_t, Images> Shape(const ffi::AnyBuffer& buffer) {
   auto dims = buffer.dimensions();
   size_t last = dims.size();
   int64_t copies = 1;
@@ -18,81 +22,76 @@ std::pair<int64_t, Images> Shape(Buffer buffer) {
   return {copies, {dims[last - 4], dims[last - 3], dims[last - 2], dims[last - 1]}};
 }
 
-using Floats = ffi::Buffer<ffi::F32>;
-using Pair = ffi::Span<const int64_t>;
-
-ffi::Error Convolve(ffi::ThreadPool pool, Floats x, Floats w, ffi::Result<Floats> y, Pair strides, Pair padding) {
-  auto [copies, input] = Shape(x);
-  Images kernel = Shape(w).second, output = Shape(*y).second;
-  Taps taps = ForwardTaps(kernel.n, kernel.h, strides[0], strides[1], padding[0], padding[1]);
-  bool winograd = PrefersWinograd(input, kernel.n, kernel.h, strides[0], strides[1], output);
-  for (int64_t i = 0; i < copies; ++i) {
-    const float *from = x.typed_data() + i * input.size(), *by = w.typed_data() + i * kernel.size();
-    float* to = y->typed_data() + i * output.size();
-    if (winograd)
-      WinogradCorrelate(pool, input, from, by, false, padding[0], padding[1], output, to);
-    else
-      Correlate(pool, input, from, by, false, taps, output, to, 1, 0, 1, 0);
-  }
-  return ffi::Error::Success();
-}
-
-ffi::Error InputGradient(ffi::ThreadPool pool, Floats g, Floats w, ffi::Result<Floats> dx, Pair strides, Pair padding) {
-  auto [copies, output] = Shape(g);
-  Images kernel = Shape(w).second, input = Shape(*dx).second;
-  bool winograd = PrefersWinograd(output, kernel.n, kernel.h, strides[0], strides[1], input);
-  for (int64_t copy = 0; copy < copies; ++copy) {
-    const float *from = g.typed_data() + copy * output.size(), *by = w.typed_data() + copy * kernel.size();
-    float* to = dx->typed_data() + copy * input.size();
-    if (winograd) {
-      WinogradCorrelate(pool, output, from, by, true, 2 - padding[0], 2 - padding[1], input, to);
-      continue;
-    }
-    // Input rows with the same remainder by the stride meet the same taps.
-    for (int64_t a = 0; a < strides[0]; ++a)
-      for (int64_t b = 0; b < strides[1]; ++b) {
-        Taps taps{{}, {}, {}, 1, 1};
-        for (int64_t i = 0; i < kernel.n; ++i)
-          for (int64_t j = 0; j < kernel.h; ++j) {
-            int64_t row = a + padding[0] - i, column = b + padding[1] - j;
-            if (row % strides[0] == 0 && column % strides[1] == 0) taps.Add(row / strides[0], column / strides[1], i * kernel.h + j);
-          }
-        if (taps.rows.empty()) taps.Add(-output.h - input.h, 0, 0);  // above the image: only zeros
-        Correlate(pool, output, from, by, true, taps, input, to, strides[0], a, strides[1], b);
-      }
-  }
-  return ffi::Error::Success();
-}
-
-ffi::Error ComputeKernelGradient(ffi::ThreadPool pool, Floats x, Floats g, ffi::Result<Floats> dw, Pair strides, Pair padding) {
-  auto [copies, input] = Shape(x);
-  Images output = Shape(g).second, kernel = Shape(*dw).second;
-  if (input.size() == 0 || output.size() == 0) {
-    std::fill_n(dw->typed_data(), copies * kernel.size(), 0.0f);
-    return ffi::Error::Success();
-  }
-  Taps taps = ForwardTaps(kernel.n, kernel.h, strides[0], strides[1], padding[0], padding[1]);
-  bool winograd = PrefersWinograd(input, kernel.n, kernel.h, strides[0], strides[1], output);
-  for (int64_t i = 0; i < copies; ++i) {
-    const float *from = x.typed_data() + i * input.size(), *by = g.typed_data() + i * output.size();
-    float* to = dw->typed_data() + i * kernel.size();
-    if (winograd)
-      WinogradKernelGradient(pool, input, from, output, by, padding[0], padding[1], to);
-    else
-      KernelGradient(pool, input, from, output, by, taps, to);
-  }
-  return ffi::Error::Success();
-}
-
-// Σ a and Σ a·b over all images and positions, for batch norm: [2, C].
-ffi::Error ComputeChannelSums(ffi::ThreadPool pool, Floats a, Floats b, ffi::Result<Floats> result, Pair, Pair) {
+// Calls f(a, b, result) for each of the copies of two operands and a result, as pointers to their numbers.
+template <typename Number, typename To, typename F>
+void EachCopy(Operand& a, Operand& b, Result& result, const F& f) {
   auto [copies, shape] = Shape(a);
+  auto *first = static_cast<Number*>(a.untyped_data()), *second = static_cast<Number*>(b.untyped_data());
+  auto* to = static_cast<To*>(result->untyped_data());
+  int64_t size = shape.size(), other_size = Shape(b).second.size(), result_size = result->element_count() / std::max<int64_t>(copies, 1);
+  for (int64_t i = 0; i < copies; ++i) f(first + i * size, second + i * other_size, to + i * result_size);
+}
+
+template <typename Number>
+void Convolve(ffi::ThreadPool& pool, Operand& x, Operand& w, Result& y, Pair strides, Pair padding) {
+  Images input = Shape(x).second, kernel = Shape(w).second, output = Shape(*y).second;
+  Taps taps = ForwardTaps(kernel.n, kernel.h, strides[0], strides[1], padding[0], padding[1]);
+  bool winograd = PrefersWinograd(input, kernel.n, kernel.h, strides[0], strides[1], output);
+  EachCopy<const Number, Number>(x, w, y, [&](const Number* x, const Number* w, Number* y) {
+    if (winograd) return WinogradCorrelate(pool, input, x, w, false, padding[0], padding[1], output, y);
+    AsFloats(pool, input, x, kernel, w, output, y, [&](const float* x, const float* w, float* y) {
+      Correlate(pool, input, x, w, false, taps, output, y, 1, 0, 1, 0);
+    });
+  });
+}
+
+template <typename Number>
+void InputGradient(ffi::ThreadPool& pool, Operand& g, Operand& w, Result& dx, Pair strides, Pair padding) {
+  Images output = Shape(g).second, kernel = Shape(w).second, input = Shape(*dx).second;
+  bool winograd = PrefersWinograd(output, kernel.n, kernel.h, strides[0], strides[1], input);
+  EachCopy<const Number, Number>(g, w, dx, [&](const Number* g, const Number* w, Number* dx) {
+    if (winograd) return WinogradCorrelate(pool, output, g, w, true, 2 - padding[0], 2 - padding[1], input, dx);
+    AsFloats(pool, output, g, kernel, w, input, dx, [&](const float* g, const float* w, float* dx) {
+      // Input rows with the same remainder by the stride meet the same taps.
+      for (int64_t a = 0; a < strides[0]; ++a)
+        for (int64_t b = 0; b < strides[1]; ++b) {
+          Taps taps{{}, {}, {}, 1, 1};
+          for (int64_t i = 0; i < kernel.n; ++i)
+            for (int64_t j = 0; j < kernel.h; ++j) {
+              int64_t row = a + padding[0] - i, column = b + padding[1] - j;
+              if (row % strides[0] == 0 && column % strides[1] == 0) taps.Add(row / strides[0], column / strides[1], i * kernel.h + j);
+            }
+          if (taps.rows.empty()) taps.Add(-output.h - input.h, 0, 0);  // above the image: only zeros
+          Correlate(pool, output, g, w, true, taps, input, dx, strides[0], a, strides[1], b);
+        }
+    });
+  });
+}
+
+template <typename Number>
+void ComputeKernelGradient(ffi::ThreadPool& pool, Operand& x, Operand& g, Result& dw, Pair strides, Pair padding) {
+  Images input = Shape(x).second, output = Shape(g).second, kernel = Shape(*dw).second;
+  if (input.size() == 0 || output.size() == 0) {
+    std::memset(dw->untyped_data(), 0, dw->size_bytes());
+    return;
+  }
+  Taps taps = ForwardTaps(kernel.n, kernel.h, strides[0], strides[1], padding[0], padding[1]);
+  bool winograd = PrefersWinograd(input, kernel.n, kernel.h, strides[0], strides[1], output);
+  EachCopy<const Number, Number>(x, g, dw, [&](const Number* x, const Number* g, Number* dw) {
+    if (winograd) return WinogradKernelGradient(pool, input, x, output, g, padding[0], padding[1], dw);
+    static thread_local std::vector<float> images, gradients;
+    KernelGradient(pool, input, Widened(pool, x, input.size(), images), output, Widened(pool, g, output.size(), gradients), taps, dw);
+  });
+}
+
+// Σ a and Σ a·b over all images and positions, for batch norm: floats [2, C].
+template <typename Number>
+void ComputeChannelSums(ffi::ThreadPool& pool, Operand& a, Operand& b, Result& result, Pair, Pair) {
+  Images shape = Shape(a).second;
   int64_t channels = shape.c, rows = shape.n * shape.h * shape.w;
   int64_t parts = std::clamp<int64_t>(shape.size() >> 13, 1, 64);
   std::vector<float> partial(parts * 2 * channels);
-  for (int64_t copy = 0; copy < copies; ++copy) {
-    const float* x = a.typed_data() + copy * shape.size();
-    const float* y = b.typed_data() + copy * shape.size();
+  EachCopy<const Number, float>(a, b, result, [&](const Number* x, const Number* y, float* to) {
     ParallelFor(pool, parts, [&](int64_t part) {
       int64_t begin = rows * part / parts, end = rows * (part + 1) / parts;
       for (int64_t c = 0; c < channels; c += kLanes) {
@@ -115,20 +114,27 @@ ffi::Error ComputeChannelSums(ffi::ThreadPool pool, Floats a, Floats b, ffi::Res
     for (int64_t i = 0; i < 2 * channels; ++i) {
       double total = 0;
       for (int64_t part = 0; part < parts; ++part) total += partial[part * 2 * channels + i];
-      result->typed_data()[copy * 2 * channels + i] = static_cast<float>(total);
+      to[i] = static_cast<float>(total);
     }
-  }
-  return ffi::Error::Success();
+  });
 }
 
 auto Binding() {
-  return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Arg<Floats>().Ret<Floats>().Attr<Pair>("strides").Attr<Pair>("padding");
+  return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Operand>().Arg<Operand>().Ret<ffi::AnyBuffer>().Attr<Pair>("strides").Attr<Pair>("padding");
 }
 
 }  // namespace
 
+// Defines what XLA calls, for both types of numbers.
+#define DEFINE(Name, Function)                                                                                          \
+  ffi::Error Name##OfType(ffi::ThreadPool pool, Operand a, Operand b, Result result, Pair strides, Pair padding) {      \
+    (a.element_type() == ffi::BF16 ? Function<Bfloat16> : Function<float>)(pool, a, b, result, strides, padding);       \
+    return ffi::Error::Success();                                                                                       \
+  }                                                                                                                     \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(Name, Name##OfType, Binding())
+
 extern "C" int Lanes() { return kLanes; }
-XLA_FFI_DEFINE_HANDLER_SYMBOL(Convolution, Convolve, Binding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(ConvolutionInputGradient, InputGradient, Binding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(ConvolutionKernelGradient, ComputeKernelGradient, Binding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(ChannelSums, ComputeChannelSums, Binding());
+DEFINE(Convolution, Convolve);
+DEFINE(ConvolutionInputGradient, InputGradient);
+DEFINE(ConvolutionKernelGradient, ComputeKernelGradient);
+DEFINE(ChannelSums, ComputeChannelSums);

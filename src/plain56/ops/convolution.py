@@ -4,7 +4,7 @@ XLA's own gradients of a small 3×3 convolution are 10 to 30 times slower on a C
 inside a loop. There are therefore three ways, of which the platform selects one when a program is lowered, so that one traced
 program is right on every backend:
 
-    native      on a CPU: `convolution.cc`, for float32 and whole registers of output channels
+    native      on a CPU: `convolution.cc`, for float32 and bfloat16, and whole registers of output channels
     portable    on a CPU otherwise: XLA's forward pass, and both gradients written out here
     XLA's own   on GPU and TPU
 
@@ -23,6 +23,7 @@ import numpy as np
 from jax import lax
 
 from plain56.ops import native
+from plain56.ops.saved import from_bits, to_bits
 
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 # Numbers in a kernel, which `convolution.cc` copies for every thread. VGG's fully connected layer as a kernel has 100 million.
@@ -102,12 +103,13 @@ def _convolve(x, w, strides, padding):
 
 def _forward(x, w, strides, padding):
     on_cpu = functools.partial(_cpu_forward, strides, padding)
-    return lax.platform_dependent(x, w, cpu=on_cpu, default=lambda x, w: _xla(x, w, strides, padding)), (x, w)
+    return lax.platform_dependent(x, w, cpu=on_cpu, default=lambda x, w: _xla(x, w, strides, padding)), (to_bits(x), to_bits(w))
 
 
 def _backward(strides, padding, saved, g):
     on_cpu, elsewhere = (functools.partial(gradients, strides, padding) for gradients in (_cpu_gradients, _xla_gradients))
-    return lax.platform_dependent(*saved, g, cpu=on_cpu, default=elsewhere)
+    x, w = map(from_bits, saved)
+    return lax.platform_dependent(x, w, g, cpu=on_cpu, default=elsewhere)
 
 
 _convolve.defvjp(_forward, _backward)

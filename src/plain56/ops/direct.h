@@ -291,24 +291,27 @@ std::pair<int64_t, int64_t> Meets(int64_t offset, int64_t stride, int64_t size, 
 }
 
 // result [size] = the sum over parts, in their order, of what f(part, share, to) writes; the shares of a part write to the same place.
-template <typename F>
-void SumOfParts(ffi::ThreadPool& pool, int64_t parts, int64_t shares, int64_t size, float* result, const F& f) {
+template <typename Number, typename F>
+void SumOfParts(ffi::ThreadPool& pool, int64_t parts, int64_t shares, int64_t size, Number* result, const F& f) {
   static thread_local std::vector<float> memory;
-  memory.resize(std::max<size_t>(memory.size(), parts > 1 ? parts * size : 0));
-  float* partial = parts > 1 ? memory.data() : result;
+  float* partial = nullptr;
+  if constexpr (std::is_same_v<Number, float>) partial = parts == 1 ? result : nullptr;
+  if (!partial) {
+    memory.resize(std::max<size_t>(memory.size(), parts * size));
+    partial = memory.data();
+  }
   ParallelFor(pool, parts * shares, [&](int64_t task) { f(task / shares, task % shares, partial + task / shares * size); });
-  if (parts == 1) return;
-  constexpr int64_t kSlice = 1 << 14;
-  ParallelFor(pool, (size + kSlice - 1) / kSlice, [&](int64_t slice) {
-    int64_t begin = slice * kSlice, end = std::min(size, begin + kSlice);
-    std::copy(partial + begin, partial + end, result + begin);
+  if (static_cast<void*>(partial) == result) return;
+  InSlices(pool, size, [&](int64_t begin, int64_t end) {
     for (int64_t part = 1; part < parts; ++part)
-      for (int64_t i = begin; i < end; ++i) result[i] += partial[part * size + i];
+      for (int64_t i = begin; i < end; ++i) partial[i] += partial[part * size + i];
+    for (int64_t i = begin; i < end; i += kLanes) Store(result + i, Load(partial + i));
   });
 }
 
+template <typename Number>
 void KernelGradient(ffi::ThreadPool& pool, const Images& input, const float* x, const Images& output, const float* g, const Taps& taps,
-                    float* dw) {
+                    Number* dw) {
   int64_t channels = input.c, filters = output.c, count = taps.rows.size(), size = count * channels * filters;
   // Tiles of images, or of rows of one image, that stay in the second-level cache.
   int64_t row_floats = std::max(output.w * filters, taps.row_stride * input.w * channels);

@@ -29,6 +29,7 @@ COMPILE = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-w")
 FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT = "Convolution", "ConvolutionInputGradient", "ConvolutionKernelGradient"
 CHANNEL_SUMS = "ChannelSums"
 FUNCTIONS = (FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, CHANNEL_SUMS)
+DTYPES = ("float32", "bfloat16")
 COMPILE_SECONDS = 300  # compiling takes a few; after so many, the compiler hangs
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def lanes():
 
 
 def describe():
-    """What computes float32 convolutions, as JSON values."""
+    """What computes convolutions in float32 and bfloat16, as JSON values."""
     count = lanes()
     on_cpu = "native" if count else "portable"
     return {"convolution": on_cpu if jax.default_backend() == "cpu" else "xla", "lanes": count}
@@ -91,13 +92,14 @@ def library():
 
 def takes(array, channels):
     """Whether the functions of the source compute results with so many channels from images like these."""
-    return array.dtype == np.float32 and lanes() > 0 and channels % lanes() == 0
+    return array.dtype.name in DTYPES and lanes() > 0 and channels % lanes() == 0
 
 
 def call(name, a, b, shape, strides=(), padding=()):
-    """Calls a function of the source on two float32 arrays; `shape` is that of the result."""
+    """Calls a function of the source on two arrays of one dtype; `shape` is that of the result. Sums are float32."""
     low = np.array([low for low, _ in padding], np.int64)
-    function = jax.ffi.ffi_call(f"plain56.{name}", jax.ShapeDtypeStruct(shape, np.float32), vmap_method="broadcast_all")
+    result = jax.ShapeDtypeStruct(shape, np.float32 if name == CHANNEL_SUMS else a.dtype)
+    function = jax.ffi.ffi_call(f"plain56.{name}", result, vmap_method="broadcast_all")
     return function(a, b, strides=np.array(strides, np.int64), padding=low)
 
 
@@ -130,7 +132,8 @@ def _open(path):
 
 def _key():
     """What the compiled source depends on. Names the compiler without calling it: the library may outlive the compiler."""
-    parts = (*(path.read_bytes() for path in sorted(SOURCE.parent.glob("*.h"))), SOURCE.read_bytes(), *COMPILE, os.environ.get("CXX", ""), jaxlib.__version__, processor())
+    sources = (path.read_bytes() for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h"))))
+    parts = (*sources, *COMPILE, os.environ.get("CXX", ""), jaxlib.__version__, processor())
     return _digest(repr(parts).encode())
 
 

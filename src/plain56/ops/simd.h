@@ -9,6 +9,7 @@
 #include <cstring>
 #include <memory>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -32,6 +33,29 @@ typedef float Unaligned __attribute__((vector_size(kLanes * sizeof(float)), alig
 inline Vector Load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
 inline void Store(float* to, Vector value) { *reinterpret_cast<Unaligned*>(to) = value; }
 
+// The upper half of a float. Sums are in float32 whatever the operands are.
+struct Bfloat16 {
+  uint16_t bits;
+};
+typedef uint16_t Halves __attribute__((vector_size(kLanes * sizeof(uint16_t)), aligned(2), may_alias));
+typedef uint32_t Words __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+
+inline Vector Load(const Bfloat16* from) {
+  return reinterpret_cast<Vector>(__builtin_convertvector(*reinterpret_cast<const Halves*>(from), Words) << 16);
+}
+inline void Store(Bfloat16* to, Vector value) {  // the nearest, and of two the even one
+  Words words = reinterpret_cast<Words>(value), nearest = words + 0x7fff + (words >> 16 & 1);
+  words = value == value ? nearest : words | 0x400000;  // not a number, which rounding could make infinite
+  *reinterpret_cast<Halves*>(to) = __builtin_convertvector(words >> 16, Halves);
+}
+inline float Value(float value) { return value; }
+inline float Value(Bfloat16 value) {
+  uint32_t word = uint32_t{value.bits} << 16;
+  float result;
+  std::memcpy(&result, &word, sizeof result);
+  return result;
+}
+
 struct Images {
   int64_t n, h, w, c;
   int64_t size() const { return n * h * w * c; }
@@ -50,6 +74,40 @@ void ParallelFor(ffi::ThreadPool& pool, int64_t tasks, const F& f) {
   for (int64_t i = std::min(pool.num_threads(), tasks); i > 1; --i) pool.Schedule(decltype(work)(work));
   work();
   while (progress->done < tasks) std::this_thread::yield();
+}
+
+// Calls f(begin, end) for slices of 0 … size − 1.
+template <typename F>
+void InSlices(ffi::ThreadPool& pool, int64_t size, const F& f) {
+  constexpr int64_t kSlice = 1 << 14;
+  ParallelFor(pool, (size + kSlice - 1) / kSlice, [&](int64_t i) { f(i * kSlice, std::min(size, (i + 1) * kSlice)); });
+}
+
+// Numbers as floats: the numbers themselves, or a copy.
+inline const float* Widened(ffi::ThreadPool&, const float* numbers, int64_t, std::vector<float>&) { return numbers; }
+inline const float* Widened(ffi::ThreadPool& pool, const Bfloat16* numbers, int64_t size, std::vector<float>& copy) {
+  copy.resize(std::max<size_t>(copy.size(), size));
+  InSlices(pool, size, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) copy[i] = Value(numbers[i]);
+  });
+  return copy.data();
+}
+
+// Calls f(x, w, y) for a result y of operands x and w with floats in their place.
+template <typename F>
+void AsFloats(ffi::ThreadPool&, const Images&, const float* x, const Images&, const float* w, const Images&, float* y, const F& f) {
+  f(x, w, y);
+}
+template <typename F>
+void AsFloats(ffi::ThreadPool& pool, const Images& input, const Bfloat16* x, const Images& kernel, const Bfloat16* w, const Images& output,
+              Bfloat16* y, const F& f) {
+  static thread_local std::vector<float> images, weights, results;
+  results.resize(std::max<size_t>(results.size(), output.size()));
+  f(Widened(pool, x, input.size(), images), Widened(pool, w, kernel.size(), weights), results.data());
+  float* from = results.data();
+  InSlices(pool, output.size(), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i += kLanes) Store(y + i, Load(from + i));
+  });
 }
 
 }  // namespace

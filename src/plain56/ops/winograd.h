@@ -110,21 +110,21 @@ struct Tiles {
 };
 
 // A patch of S×S pixels: pixel (i, j) is at data + i · row_step + j · column_step.
-template <typename Float>
+template <typename Number>
 struct Patch {
-  Float* data;
+  Number* data;
   int64_t row_step, column_step;
 };
 
 // The S×S pixels of an image from (row, column) on. A patch that reaches out of the image is copied, with zeros around it.
-template <int S>
-Patch<const float> PatchOf(const Images& images, const float* x, int64_t channels, int64_t n, int64_t row, int64_t column, float* copy) {
-  const float* from = x + ((n * images.h + row) * images.w + column) * images.c;
+template <int S, typename Number>
+Patch<const Number> PatchOf(const Images& images, const Number* x, int64_t channels, int64_t n, int64_t row, int64_t column, Number* copy) {
+  const Number* from = x + ((n * images.h + row) * images.w + column) * images.c;
   if (row >= 0 && column >= 0 && row + S <= images.h && column + S <= images.w) return {from, images.w * images.c, images.c};
   for (int64_t i = 0; i < S; ++i)
     for (int64_t j = 0; j < S; ++j) {
-      float* to = copy + (i * S + j) * channels;
-      const float* pixel = from + (i * images.w + j) * images.c;
+      Number* to = copy + (i * S + j) * channels;
+      const Number* pixel = from + (i * images.w + j) * images.c;
       bool inside = row + i >= 0 && row + i < images.h && column + j >= 0 && column + j < images.w;
       for (int64_t c = 0; c < channels; c += kLanes) Store(to + c, inside ? Load(pixel + c) : Vector{});
     }
@@ -132,19 +132,19 @@ Patch<const float> PatchOf(const Images& images, const float* x, int64_t channel
 }
 
 // Fetches what the tile after the next one needs, for reading (0) or writing (1): no processor expects a walk over tiles.
-template <int Write>
-inline void Prefetch(const float* tile, int64_t row_step, int64_t column_step, int rows) {
+template <int Write, typename Number>
+inline void Prefetch(const Number* tile, int64_t row_step, int64_t column_step, int rows) {
   for (int i = 0; i < rows; ++i)
     for (int j = 0; j < kTile; ++j) __builtin_prefetch(tile + i * row_step + (2 * kTile + j) * column_step, Write);
 }
 
 // Transforms tiles begin … end − 1, S×S pixels from `top` rows above and `left` columns before the tile's first output on. The
 // result is [points, tiles, channels], with `step` floats from one point to the next.
-template <typename T>
-void TransformTiles(const Images& images, const float* x, int64_t channels, const Tiles& tiles, int64_t begin, int64_t end, int64_t top,
+template <typename T, typename Number>
+void TransformTiles(const Images& images, const Number* x, int64_t channels, const Tiles& tiles, int64_t begin, int64_t end, int64_t top,
                     int64_t left, std::vector<float>& result, int64_t step) {
   constexpr int S = T::kFrom;
-  static thread_local std::vector<float> copy;
+  static thread_local std::vector<Number> copy;
   copy.resize(std::max<size_t>(copy.size(), S * S * channels));
   result.resize(std::max<size_t>(result.size(), kPoints * step));
   float* to = result.data();
@@ -167,8 +167,9 @@ bool PrefersWinograd(const Images& input, int64_t kh, int64_t kw, int64_t row_st
 }
 
 // y = x convolved with a kernel, as `Correlate`: `transposed` exchanges its C and D, and turns it around.
-void WinogradCorrelate(ffi::ThreadPool& pool, const Images& input, const float* x, const float* w, bool transposed, int64_t top,
-                       int64_t left, const Images& output, float* y) {
+template <typename Number>
+void WinogradCorrelate(ffi::ThreadPool& pool, const Images& input, const Number* x, const Number* w, bool transposed, int64_t top,
+                       int64_t left, const Images& output, Number* y) {
   int64_t channels = input.c, filters = output.c;
   std::vector<int> blocks = Blocks(filters, kSums);
   static thread_local std::vector<float> memory;
@@ -181,7 +182,7 @@ void WinogradCorrelate(ffi::ThreadPool& pool, const Images& input, const float* 
         auto in = [&](int i, int j) {
           if (!transposed) return Load(w + ((i * 3 + j) * channels + c) * filters + start + lane);
           Vector value;
-          for (int k = 0; k < kLanes; ++k) value[k] = w[((8 - i * 3 - j) * filters + start + lane + k) * channels + c];
+          for (int k = 0; k < kLanes; ++k) value[k] = Value(w[((8 - i * 3 - j) * filters + start + lane + k) * channels + c]);
           return value;
         };
         float* to = packed + kPoints * channels * start + c * lanes + lane;
@@ -199,7 +200,8 @@ void WinogradCorrelate(ffi::ThreadPool& pool, const Images& input, const float* 
   int64_t size = std::clamp<int64_t>(kTileFloats / 2 / (kPoints * channels) / 28 * 28, 14, kMostTiles), tasks = (tiles.count + size - 1) / size;
   int64_t shares = std::min<int64_t>(blocks.size(), (16 + tasks - 1) / tasks);
   ParallelFor(pool, tasks * shares, [&](int64_t task) {
-    static thread_local std::vector<float> values, products, partial;
+    static thread_local std::vector<float> values, products;
+    static thread_local std::vector<Number> partial;
     int64_t begin = task / shares * size, end = std::min(begin + size, tiles.count), taken = end - begin;
     int64_t step = taken * channels + kLanes;  // so that the points are not all in the same lines of the cache
     TransformTiles<OfInput>(input, x, channels, tiles, begin, end, top, left, values, step);
@@ -219,9 +221,9 @@ void WinogradCorrelate(ffi::ThreadPool& pool, const Images& input, const float* 
       const float* from = products.data();
       tiles.Each(begin, end, [&](int64_t image, int64_t row, int64_t column) {
         bool whole = row + kTile <= output.h && column + kTile <= output.w;
-        float* first = y + ((image * output.h + row) * output.w + column) * filters + starts[block];
+        Number* first = y + ((image * output.h + row) * output.w + column) * filters + starts[block];
         int64_t row_step = whole ? output.w * filters : kTile * lanes, column_step = whole ? filters : lanes;
-        float* to = whole ? first : partial.data();
+        Number* to = whole ? first : partial.data();
         for (int64_t lane = 0; lane < lanes; lane += kLanes, from += kLanes, to += kLanes) {
           Prefetch<1>(to, row_step, column_step, kTile);
           Transform<ToOutput>([&](int i, int j) { return Load(from + (i * kPatch + j) * lanes_step); },
@@ -237,8 +239,9 @@ void WinogradCorrelate(ffi::ThreadPool& pool, const Images& input, const float* 
 }
 
 // dw, as `KernelGradient`.
-void WinogradKernelGradient(ffi::ThreadPool& pool, const Images& input, const float* x, const Images& output, const float* g, int64_t top,
-                            int64_t left, float* dw) {
+template <typename Number>
+void WinogradKernelGradient(ffi::ThreadPool& pool, const Images& input, const Number* x, const Images& output, const Number* g,
+                            int64_t top, int64_t left, Number* dw) {
   int64_t channels = input.c, filters = output.c;
   Tiles tiles(output);
   // Tasks are parts of the tiles, each with its own sums, of so many input and output channels that these stay in the cache.

@@ -68,6 +68,6 @@ def _convolution(dtype):
     """What computes the convolutions."""
     if jax.default_backend() != "cpu":
         return "XLA's convolutions"
-    if dtype == "float32" and (lanes := native.lanes()):
+    if dtype in native.DTYPES and (lanes := native.lanes()):
         return f"convolutions in C++ ({INSTRUCTIONS[lanes]}, {lanes} channels at a time)"
     return "portable convolutions by XLA"
