@@ -3,12 +3,15 @@
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import launch
+from plain56.models import create_model
 from plain56.ops import native
 from plain56.training import prepare, train
-from plain56.training.beginning import INSTRUCTIONS, describe
+from plain56.training.beginning import INSTRUCTIONS, convolved_by, describe
 from tests.fixtures.sets import RGB, noise, png
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +31,28 @@ def test_the_main_job_says_what_it_trains(tiny_config):
         "data": "digits: 1,797 pictures of 10 classes: 1,300 to train, 48 to validate, 449 to test, 8×8",
         "training": "12 steps of 32 pictures (0.295 epochs), stops after 8",
     }
-    assert re.fullmatch(r"2 CPU devices, \d+ cores?; portable convolutions by XLA", devices)
+    slower = r"portable convolutions by XLA, which are slower \(there are several devices\)"
+    assert re.fullmatch(rf"2 CPU devices, \d+ cores?; {slower}", devices)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lanes", "widths", "devices", "ending"),
+    [
+        ("float32", 4, (4, 4, 8), 1, "C++ (128-bit vectors, 4 channels at a time)"),
+        ("bfloat16", 4, (4, 4, 8), 1, "C++ (128-bit vectors, 4 channels at a time)"),
+        # resnet8 has seven convolutions, two in its last stage.
+        ("float32", 8, (4, 4, 8), 1, "at a time), but 5 of 7 by XLA, slower: their channels are no multiple of 8"),
+        ("float32", 0, (4, 4, 8), 1, "which are slower (the C++ could not be compiled)"),
+        ("bfloat16", 0, (4, 4, 8), 2, "which are slower (there are several devices)"),
+        ("float64", 8, (8, 8, 8), 1, "which are slower (float64 is not float32 or bfloat16)"),
+    ],
+)
+def test_a_run_says_what_computes_its_convolutions_and_why(dtype, lanes, widths, devices, ending, monkeypatch):
+    monkeypatch.setattr(native, "lanes", lambda: lanes)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    model = create_model("resnet8", 10, widths=widths)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1))))["params"]
+    assert convolved_by(dtype, shapes).endswith(ending)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +70,7 @@ def test_pictures_of_ones_own_are_counted_and_measured(tmp_path, tiny_config, si
 
 
 def test_the_names_of_instructions_are_those_of_the_source():
-    source = native.SOURCE.read_text()
+    source = native.SOURCE.with_name("simd.h").read_text()
     lanes = [int(number) for number in re.findall(r"constexpr int kLanes = (\d+)", source)]
     assert lanes == list(INSTRUCTIONS)
     assert re.findall(r"#\w*if defined\(__(AVX\w*)__\)\nconstexpr int kLanes", source) == ["AVX512F", "AVX"]

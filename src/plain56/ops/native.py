@@ -57,6 +57,15 @@ def lanes():
     return load() if jax.default_backend() == "cpu" and jax.device_count() == 1 else 0
 
 
+def why_not(dtype):
+    """Why no function of the source computes with images of this dtype on this CPU; None if they do."""
+    if dtype not in DTYPES:
+        return f"{dtype} is not {' or '.join(DTYPES)}"
+    if jax.device_count() > 1:
+        return "there are several devices"
+    return None if lanes() else "the C++ could not be compiled"
+
+
 def describe():
     """What computes convolutions in float32 and bfloat16, as JSON values."""
     count = lanes()

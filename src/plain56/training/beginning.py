@@ -7,10 +7,11 @@ import jax
 
 from plain56 import machine
 from plain56.data import how_resized
+from plain56.models.stack import unstack
 from plain56.ops import native
 
 WIDTH, LABEL_WIDTH = 80, 10
-INSTRUCTIONS = {16: "AVX-512", 8: "AVX", 4: "128-bit vectors"}  # by floats in a register, as in `convolution.cc`
+INSTRUCTIONS = {16: "AVX-512", 8: "AVX", 4: "128-bit vectors"}  # by floats in a register, as in `ops/simd.h`
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +28,10 @@ def describe(program, workdir):
     """What is about to be trained, as texts by what they are about."""
     config = program.config
     return {
-        "network": f"{config.model.name}: {program.parameters:,} parameters; writes to {workdir}",
+        "network": f"{config.model.name}: {program.parameter_count:,} parameters; writes to {workdir}",
         "data": _data(config.data, program.found),
         "training": _training(config, program.found["train"]),
-        "devices": f"{_devices()}; {_convolution(config.model.dtype)}",
+        "devices": f"{_devices()}; {convolved_by(config.model.dtype, program.parameters)}",
     }
 
 
@@ -64,10 +65,14 @@ def _devices():
     return f"{count} {kind}{processes}"
 
 
-def _convolution(dtype):
-    """What computes the convolutions."""
+def convolved_by(dtype, shapes):
+    """What computes the convolutions of a network, of which `shapes` are the parameters; and why, where it is the slower way."""
     if jax.default_backend() != "cpu":
         return "XLA's convolutions"
-    if dtype in native.DTYPES and (lanes := native.lanes()):
-        return f"convolutions in C++ ({INSTRUCTIONS[lanes]}, {lanes} channels at a time)"
-    return "portable convolutions by XLA"
+    if reason := native.why_not(dtype):
+        return f"portable convolutions by XLA, which are slower ({reason})"
+    lanes = native.lanes()
+    text = f"convolutions in C++ ({INSTRUCTIONS[lanes]}, {lanes} channels at a time)"
+    kernels = [leaf.shape for (*_, name), leaf in unstack(shapes).items() if name == "kernel" and len(leaf.shape) == 4]
+    others = sum(channels % lanes > 0 for *_, channels in kernels)
+    return text + f", but {others} of {len(kernels)} by XLA, slower: their channels are no multiple of {lanes}" * (others > 0)

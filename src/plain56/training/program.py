@@ -82,9 +82,12 @@ class Program:
 
     @functools.cached_property
     def parameters(self):
-        """The number of all parameters, without compiling anything."""
-        state, _ = jax.eval_shape(self._draw)
-        return sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        """The shapes of all parameters, without compiling anything."""
+        return jax.eval_shape(self._draw)[0].params
+
+    @property
+    def parameter_count(self):
+        return sum(leaf.size for leaf in jax.tree.leaves(self.parameters))
 
     @_compiled
     def _draw(self):
