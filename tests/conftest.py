@@ -25,6 +25,7 @@ import pytest
 
 from configs import digits
 from plain56 import references, training
+from plain56.ops import native
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -80,3 +81,13 @@ def finished_run(tiny_runs, tmp_path):
 def stopped_run(tiny_runs, tmp_path):
     """A run of the shrunk recipe that was stopped at step 8, the test's own."""
     return Path(shutil.copytree(tiny_runs / "stopped", tmp_path / "stopped"))
+
+
+@pytest.fixture
+def lanes(monkeypatch):
+    """Switches the native convolution on, although this process has two devices."""
+    if shutil.which("c++") is None:
+        pytest.skip("there is no C++ compiler here")
+    assert native.load() > 0
+    monkeypatch.setattr(native, "lanes", native.load)
+    return native.load()

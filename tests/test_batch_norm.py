@@ -9,27 +9,55 @@ from plain56 import ops, parallel
 from plain56.models.layers import BatchNorm, Numerics
 
 
-def arrays(dtype):
+def arrays(dtype, repeats=1):
     generator = np.random.default_rng(0)
-    x, g = (jnp.asarray(generator.normal(size=(6, 5, 4, 3)), dtype) for _ in range(2))
-    return 2 * x + 1, jnp.asarray([0.5, 1, -2], dtype), jnp.asarray([1, 0, 3], dtype), g
+    x, g = (jnp.asarray(generator.normal(size=(6, 5, 4, 3 * repeats)), dtype) for _ in range(2))
+    scale, bias = ([0.5, 1, -2], [1, 0, 3])
+    return 2 * x + 1, *(jnp.asarray(repeats * vector, jnp.promote_types(dtype, "float32")) for vector in (scale, bias)), g
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("float64", 1e-13)])
-def test_values_and_gradients_equal_autodiff_of_flax(dtype, tolerance):
+def agree(dtype, repeats, relu, tolerance):
+    """Values and gradients equal those that automatic differentiation finds of Flax's batch norm, computed in a wider type."""
+    x, scale, bias, g = arrays(dtype, repeats)
+    ours, our_pull_back = jax.vjp(lambda *a: ops.batch_norm(*a, 1e-5, relu=relu)[0], x, scale, bias)
+    x, g = (array.astype(scale.dtype) for array in (x, g))
+    theirs = nn.BatchNorm(use_running_average=False, dtype=scale.dtype, param_dtype=scale.dtype)
+    stats = {"mean": jnp.zeros_like(scale), "var": jnp.ones_like(scale)}
+
+    def flax(x, scale, bias):
+        variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": stats}
+        y = theirs.apply(variables, x, mutable=["batch_stats"])[0]
+        return nn.relu(y) if relu else y
+
+    y, pull_back = jax.vjp(flax, x, scale, bias)
+    for mine, expected in zip((ours, *our_pull_back(g.astype(ours.dtype))), (y, *pull_back(g)), strict=True):
+        np.testing.assert_allclose(np.asarray(mine, float), expected, rtol=0, atol=tolerance * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("float64", 1e-13), ("bfloat16", 2**-8)])
+def test_values_and_gradients_equal_autodiff_of_flax(dtype, tolerance, relu):
     with jax.enable_x64(dtype == "float64"):
-        x, scale, bias, g = arrays(dtype)
-        theirs = nn.BatchNorm(use_running_average=False, dtype=dtype, param_dtype=dtype)
-        stats = {"mean": jnp.zeros(3, dtype), "var": jnp.ones(3, dtype)}
+        agree(dtype, 1, relu, tolerance)
 
-        def flax(x, scale, bias):
-            variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": stats}
-            return theirs.apply(variables, x, mutable=["batch_stats"])[0]
 
-        y, pull_back = jax.vjp(flax, x, scale, bias)
-        ours, our_pull_back = jax.vjp(lambda *a: ops.batch_norm(*a, 1e-5)[0], x, scale, bias)
-        for mine, expected in zip((ours, *our_pull_back(g)), (y, *pull_back(g)), strict=True):
-            np.testing.assert_allclose(mine, expected, rtol=0, atol=tolerance * float(jnp.abs(expected).max()))
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 2**-8)])
+def test_values_and_gradients_by_native_sums_equal_autodiff_of_flax(dtype, tolerance, relu, lanes):
+    agree(dtype, lanes, relu, tolerance)
+
+
+def test_native_sums_are_the_same_under_vmap(lanes):
+    x, scale, bias, g = arrays("float32", lanes)
+
+    def gradients(x, scale):
+        return jax.vjp(lambda *a: ops.batch_norm(*a, 1e-5, relu=True)[0], x, scale, bias)[1](g)
+
+    pairs = jnp.stack([x, -2 * x]), jnp.stack([scale, 3 * scale])
+    for mine, *expected in zip(
+        jax.vmap(gradients)(*pairs), *(gradients(*(part[i] for part in pairs)) for i in (0, 1)), strict=True
+    ):
+        np.testing.assert_allclose(mine, jnp.stack(expected), rtol=0, atol=2e-6 * float(jnp.abs(mine).max()))
 
 
 def test_statistics_follow_flax_in_training_and_rule_in_evaluation():

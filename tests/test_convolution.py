@@ -1,6 +1,5 @@
 import functools
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,16 +39,6 @@ def arrays(size, strides, padding, image, dtype, channels=(3, 5), images=2):
 
 def reference(x, w, strides, padding):
     return lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-@pytest.fixture
-def lanes(monkeypatch):
-    """Switches the native convolution on, although this process has two devices."""
-    if shutil.which("c++") is None:
-        pytest.skip("there is no C++ compiler here")
-    assert native.load() > 0
-    monkeypatch.setattr(native, "lanes", native.load)
-    return native.load()
 
 
 def agree(x, w, g, strides, padding):

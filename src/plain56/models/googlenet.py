@@ -53,7 +53,7 @@ class ConvolutionUnit(nn.Module):
     def __call__(self, x, train):
         taps = layers.taps_on_image(self.size, x) if self.small else 1.0
         x = layers.convolution(self.numerics, self.filters, self.size, self.strides, not self.normalise, taps, name="conv")(x)
-        return nn.relu(layers.BatchNorm(self.numerics, train, name="norm")(x) if self.normalise else x)
+        return layers.BatchNorm(self.numerics, train, relu=True, name="norm")(x) if self.normalise else nn.relu(x)
 
 
 class Inception(nn.Module):

@@ -122,12 +122,14 @@ class BatchNorm(nn.Module):
     """Batch normalization over all images of the batch and all positions; variables are named as in Flax's.
 
     In training it normalizes by the batch and updates the running `mean` and `var` [C]; in evaluation it normalizes by these.
-    Where the collection "moments" is mutable, it also tells the moments of its input, `mean` and `var` [C].
+    Where the collection "moments" is mutable, it also tells the moments of its input, `mean` and `var` [C]. With `relu` a ReLU
+    follows, which takes less memory and time than one by itself.
     """
 
     numerics: Numerics
     train: bool
     scale_init: Any = nn.initializers.ones
+    relu: bool = False
 
     @nn.compact
     def __call__(self, x):
@@ -141,8 +143,9 @@ class BatchNorm(nn.Module):
             self.put_variable("moments", "var", jnp.var(x, axis=(0, 1, 2), dtype=dtype))
         if not self.train or self.numerics.fixed_statistics:
             factor = lax.rsqrt(variance.value + self.numerics.epsilon) * scale
-            return ops.affine(x, mean.value, factor, bias).astype(x.dtype)
-        y, *batch = ops.batch_norm(x, scale, bias, self.numerics.epsilon, self.numerics.axis_name)
+            y = ops.affine(x, mean.value, factor, bias).astype(x.dtype)
+            return nn.relu(y) if self.relu else y
+        y, *batch = ops.batch_norm(x, scale, bias, self.numerics.epsilon, self.numerics.axis_name, self.relu)
         if not self.is_initializing():
             momentum = self.numerics.momentum
             for running, new in zip((mean, variance), batch, strict=True):

@@ -59,9 +59,11 @@ class BlockOptions(NamedTuple):
     normalise: bool = True
 
 
-def _norm(module, options, train, name, scale_init=nn.initializers.ones):
-    """What comes before or after every convolution of a module: batch norm, or the identity."""
-    return layers.BatchNorm(module.numerics, train, scale_init, name=name) if options.normalise else lambda x: x
+def _norm(module, options, train, name, scale_init=nn.initializers.ones, relu=True):
+    """What comes before or after every convolution of a module: batch norm, or the identity; and a ReLU."""
+    if options.normalise:
+        return layers.BatchNorm(module.numerics, train, scale_init, relu, name=name)
+    return nn.relu if relu else lambda x: x
 
 
 class Block(nn.Module):
@@ -84,23 +86,23 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         convolutions = self.convolutions()
+        activate_sum = self.options.residual and not self.options.pre_activation
         y = x if self.activate_input else layers.Tap(name="branch")(x)
         for i, (filters, size, strides) in enumerate(convolutions, start=1):
             last = i == len(convolutions)
             scale_init = nn.initializers.zeros if last and self.options.zero_init else nn.initializers.ones
-            norm = _norm(self, self.options, train, f"norm{i}", scale_init)
+            norm = _norm(self, self.options, train, f"norm{i}", scale_init, relu=not (last and activate_sum))
             conv = layers.convolution(self.numerics, filters, size, strides, name=f"conv{i}")
             if self.options.pre_activation:
-                y = nn.relu(norm(y))
+                y = norm(y)
                 if i == 1 and self.activate_input:
                     x, y = y, layers.Tap(name="branch")(y)
                 y = conv(y)
             else:
                 y = norm(conv(y))
-                y = y if last else nn.relu(y)
         if self.options.residual:
             y = y + self.shortcut_of(layers.Tap(name="shortcut")(x), y.shape[-1], train)
-        return layers.Tap(name="output")(y if self.options.pre_activation else nn.relu(y)), None
+        return layers.Tap(name="output")(nn.relu(y) if activate_sum else y), None
 
     def shortcut_of(self, x, filters, train):
         """The shortcut's output for a block's input `x`, with `filters` channels."""
@@ -108,7 +110,7 @@ class Block(nn.Module):
         if self.options.shortcut == "C" or (self.options.shortcut == "B" and not same_shape):
             x = layers.convolution(self.numerics, filters, 1, self.strides, name="shortcut_conv")(x)
             # With its own batch norm: an unnormalized projection drowns the branch. With pre-activation, its input is normalized.
-            return x if self.options.pre_activation else _norm(self, self.options, train, "shortcut_norm")(x)
+            return x if self.options.pre_activation else _norm(self, self.options, train, "shortcut_norm", relu=False)(x)
         if same_shape:
             return x
         added = filters - x.shape[-1]
@@ -172,7 +174,7 @@ class ResNet(nn.Module):
         size, strides = (3, 1) if self.form == "cifar" else (7, 2)
         x = layers.convolution(self.numerics, self.widths[0], size, strides, name="stem_conv")(x)
         if not options.pre_activation:
-            x = nn.relu(_norm(self, options, train, "stem_norm")(x))
+            x = _norm(self, options, train, "stem_norm")(x)
         if self.form == "imagenet":
             x = ops.max_pool(x, 3, 2, ((1, 1), (1, 1)))
         x = layers.Tap(name="stem")(x)
@@ -189,7 +191,7 @@ class ResNet(nn.Module):
                 fields = {"filters": filters, **shared, "name": f"stage{stage}"}
                 x, _ = layers.scan_blocks(self.block, equal, self.remat, **fields)(x, train)
         if options.pre_activation:
-            x = nn.relu(_norm(self, options, train, "head_norm")(x))
+            x = _norm(self, options, train, "head_norm")(x)
         return layers.Output(layers.head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2))))
 
 

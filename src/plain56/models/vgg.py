@@ -97,8 +97,10 @@ class VGG(nn.Module):
                 taps = layers.taps_on_image(size, x) if self.form == "small" else 1.0
                 x = layers.convolution(self.numerics, filters, size, use_bias=True, taps=taps, name=f"block{block}_conv{i}")(x)
                 if self.normalise:
-                    x = layers.BatchNorm(self.numerics, train, name=f"block{block}_norm{i}")(x)
-                x = layers.Tap(name=f"block{block}_tap{i}")(nn.relu(x))
+                    x = layers.BatchNorm(self.numerics, train, relu=True, name=f"block{block}_norm{i}")(x)
+                else:
+                    x = nn.relu(x)
+                x = layers.Tap(name=f"block{block}_tap{i}")(x)
                 if self.respond and (block, i) == (1, 1):
                     x = layers.local_response_norm(x, size=5, alpha=1e-4, beta=0.75, k=2.0)  # Krizhevsky et al. 2012's constants
             if block <= pools:

@@ -84,12 +84,12 @@ void ComputeKernelGradient(ffi::ThreadPool& pool, Operand& x, Operand& g, Result
   });
 }
 
-// Σ a and Σ a·b over all images and positions, for batch norm: floats [2, C].
-template <typename Number>
-void ComputeChannelSums(ffi::ThreadPool& pool, Operand& a, Operand& b, Result& result, Pair, Pair) {
+// Σ a and Σ a·b over all images and positions, for batch norm: floats [2, C]. `passes` says which values of a count, by those of b.
+template <typename Number, typename Passes>
+void SumChannels(ffi::ThreadPool& pool, Operand& a, Operand& b, Result& result, const Passes& passes) {
   Images shape = Shape(a).second;
   int64_t channels = shape.c, rows = shape.n * shape.h * shape.w;
-  int64_t parts = std::clamp<int64_t>(shape.size() >> 13, 1, 64);
+  int64_t parts = std::clamp<int64_t>(shape.size() >> 13, 1, 64), copy = 0;
   std::vector<float> partial(parts * 2 * channels);
   EachCopy<const Number, float>(a, b, result, [&](const Number* x, const Number* y, float* to) {
     ParallelFor(pool, parts, [&](int64_t part) {
@@ -97,11 +97,12 @@ void ComputeChannelSums(ffi::ThreadPool& pool, Operand& a, Operand& b, Result& r
       for (int64_t c = 0; c < channels; c += kLanes) {
         constexpr int kChains = 4;
         Vector sums[kChains] = {}, products[kChains] = {};
+        auto passed = passes(copy * channels * 3 + c, channels);
         int64_t row = begin;
         auto add = [&](int chain) {
-          Vector value = Load(x + row * channels + c);
+          Vector other = Load(y + row * channels + c), value = passed(Load(x + row * channels + c), other);
           sums[chain] += value;
-          products[chain] += value * Load(y + row * channels + c);
+          products[chain] += value * other;
           ++row;
         };
         while (row + kChains <= end)
@@ -116,25 +117,43 @@ void ComputeChannelSums(ffi::ThreadPool& pool, Operand& a, Operand& b, Result& r
       for (int64_t part = 0; part < parts; ++part) total += partial[part * 2 * channels + i];
       to[i] = static_cast<float>(total);
     }
+    ++copy;
   });
 }
 
-auto Binding() {
-  return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Operand>().Arg<Operand>().Ret<ffi::AnyBuffer>().Attr<Pair>("strides").Attr<Pair>("padding");
+template <typename Number>
+void ComputeChannelSums(ffi::ThreadPool& pool, Operand& a, Operand& b, Result& result) {
+  SumChannels<Number>(pool, a, b, result, [](int64_t, int64_t) { return [](Vector value, Vector) { return value; }; });
 }
+
+// As ChannelSums of gradients a, where (b − mean) · factor + bias is positive; [3, C] are mean, factor and bias.
+template <typename Number>
+void ComputePassedChannelSums(ffi::ThreadPool& pool, Operand& a, Operand& b, Operand& vectors, Result& result) {
+  const float* from = vectors.typed_data<float>();
+  SumChannels<Number>(pool, a, b, result, [from](int64_t start, int64_t step) {
+    Vector mean = Load(from + start), factor = Load(from + start + step), bias = Load(from + start + 2 * step);
+    return [=](Vector value, Vector x) { return (x - mean) * factor + bias > 0 ? value : Vector{}; };
+  });
+}
+
+auto Binding() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Operand>().Arg<Operand>(); }
+auto ConvolutionBinding() { return Binding().Ret<ffi::AnyBuffer>().Attr<Pair>("strides").Attr<Pair>("padding"); }
 
 }  // namespace
 
-// Defines what XLA calls, for both types of numbers.
-#define DEFINE(Name, Function)                                                                                          \
-  ffi::Error Name##OfType(ffi::ThreadPool pool, Operand a, Operand b, Result result, Pair strides, Pair padding) {      \
-    (a.element_type() == ffi::BF16 ? Function<Bfloat16> : Function<float>)(pool, a, b, result, strides, padding);       \
-    return ffi::Error::Success();                                                                                       \
-  }                                                                                                                     \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(Name, Name##OfType, Binding())
+// Defines what XLA calls, for both types of numbers, from the parameters and arguments after the first two.
+#define DEFINE(Name, Function, Bound, Parameters, ...)                                        \
+  ffi::Error Name##OfType Parameters {                                                        \
+    (a.element_type() == ffi::BF16 ? Function<Bfloat16> : Function<float>)(pool, a, b, __VA_ARGS__); \
+    return ffi::Error::Success();                                                             \
+  }                                                                                           \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(Name, Name##OfType, Bound)
+#define CONVOLUTION (ffi::ThreadPool pool, Operand a, Operand b, Result result, Pair strides, Pair padding)
 
 extern "C" int Lanes() { return kLanes; }
-DEFINE(Convolution, Convolve);
-DEFINE(ConvolutionInputGradient, InputGradient);
-DEFINE(ConvolutionKernelGradient, ComputeKernelGradient);
-DEFINE(ChannelSums, ComputeChannelSums);
+DEFINE(Convolution, Convolve, ConvolutionBinding(), CONVOLUTION, result, strides, padding);
+DEFINE(ConvolutionInputGradient, InputGradient, ConvolutionBinding(), CONVOLUTION, result, strides, padding);
+DEFINE(ConvolutionKernelGradient, ComputeKernelGradient, ConvolutionBinding(), CONVOLUTION, result, strides, padding);
+DEFINE(ChannelSums, ComputeChannelSums, Binding().Ret<ffi::AnyBuffer>(), (ffi::ThreadPool pool, Operand a, Operand b, Result result), result);
+DEFINE(PassedChannelSums, ComputePassedChannelSums, Binding().Arg<Operand>().Ret<ffi::AnyBuffer>(),
+       (ffi::ThreadPool pool, Operand a, Operand b, Operand vectors, Result result), vectors, result);

@@ -43,6 +43,10 @@ def _is_native(x, w, channels):
     return w.size <= MOST_NATIVE and native.takes(x, channels)
 
 
+def _attributes(strides, padding):
+    return {"strides": strides, "padding": [low for low, _ in padding]}
+
+
 def _input_gradient(strides, padding, x, w, g):
     kh, kw, c, d = w.shape
     # A gather, not a reverse: XLA folds a reverse or a transpose into the convolution, which is then slow inside loops.
@@ -80,19 +84,19 @@ def _kernel_gradient(strides, padding, x, w, g):
 def _cpu_forward(strides, padding, x, w):
     y = jax.eval_shape(lambda x, w: _xla(x, w, strides, padding), x, w)
     if _is_native(x, w, y.shape[-1]):
-        return native.call(native.FORWARD, x, w, y.shape, strides, padding)
+        return native.call(native.FORWARD, (x, w), y.shape, **_attributes(strides, padding))
     return _xla(x, w, strides, padding)
 
 
 def _cpu_gradients(strides, padding, x, w, g):
     if _is_native(x, w, g.shape[-1]):
-        dw = native.call(native.KERNEL_GRADIENT, x, g, w.shape, strides, padding)
+        dw = native.call(native.KERNEL_GRADIENT, (x, g), w.shape, **_attributes(strides, padding))
     else:
         # The barrier keeps XLA from recomputing whole chains of batch norm and ReLU for every shifted copy.
         x, g = lax.optimization_barrier((x, g))
         dw = _kernel_gradient(strides, padding, x, w, g)
     if _is_native(x, w, x.shape[-1]):
-        return native.call(native.INPUT_GRADIENT, g, w, x.shape, strides, padding), dw
+        return native.call(native.INPUT_GRADIENT, (g, w), x.shape, **_attributes(strides, padding)), dw
     return _input_gradient(strides, padding, x, w, g), dw
 
 

@@ -27,8 +27,8 @@ SOURCE = Path(__file__).with_name("convolution.cc")
 COMPILE = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-w")
 # Names of the functions in the source.
 FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT = "Convolution", "ConvolutionInputGradient", "ConvolutionKernelGradient"
-CHANNEL_SUMS = "ChannelSums"
-FUNCTIONS = (FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, CHANNEL_SUMS)
+CHANNEL_SUMS, PASSED_CHANNEL_SUMS = "ChannelSums", "PassedChannelSums"
+FUNCTIONS = (FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, CHANNEL_SUMS, PASSED_CHANNEL_SUMS)
 DTYPES = ("float32", "bfloat16")
 COMPILE_SECONDS = 300  # compiling takes a few; after so many, the compiler hangs
 
@@ -104,12 +104,11 @@ def takes(array, channels):
     return array.dtype.name in DTYPES and lanes() > 0 and channels % lanes() == 0
 
 
-def call(name, a, b, shape, strides=(), padding=()):
-    """Calls a function of the source on two arrays of one dtype; `shape` is that of the result. Sums are float32."""
-    low = np.array([low for low, _ in padding], np.int64)
-    result = jax.ShapeDtypeStruct(shape, np.float32 if name == CHANNEL_SUMS else a.dtype)
-    function = jax.ffi.ffi_call(f"plain56.{name}", result, vmap_method="broadcast_all")
-    return function(a, b, strides=np.array(strides, np.int64), padding=low)
+def call(name, operands, shape, **attributes):
+    """Calls a function of the source on arrays, the first two of one dtype; `shape` is that of the result. Sums are float32."""
+    dtype = np.float32 if name in (CHANNEL_SUMS, PASSED_CHANNEL_SUMS) else operands[0].dtype
+    function = jax.ffi.ffi_call(f"plain56.{name}", jax.ShapeDtypeStruct(shape, dtype), vmap_method="broadcast_all")
+    return function(*operands, **{key: np.array(value, np.int64) for key, value in attributes.items()})
 
 
 def _compiled():
