@@ -41,40 +41,54 @@ PROGRAMS = ("plain56", "Flax", "PyTorch", "torch.compile")
 TORCH_PROGRAM = Path(__file__).with_name("throughput_torch.py")
 
 
+def create(name):
+    """The network of a name in `NETWORKS`."""
+    from plain56.models import create_model
+
+    options = {"form": "small"} if name.startswith(("vgg", "googlenet")) else {}
+    options |= {"auxiliary": False, "dropout": 0.0} if name.startswith("googlenet") else {}
+    options |= {"bottleneck_stride": "3x3"} if name == "resnet50" else {}  # as torchvision's
+    return create_model(name, NETWORKS[name][2], **options)
+
+
+def prepare(name):
+    """A network and its training step: `(model, step_fn, state, batch)`; the jitted step donates the state."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from plain56.configs import base
+    from plain56.data import Batch
+    from plain56.training.optimizer import make_optimizer, make_schedule
+    from plain56.training.state import create_train_state
+    from plain56.training.step import Update, train_step
+
+    model, (batch_size, side, num_classes) = create(name), NETWORKS[name]
+    config = base.get_config()
+    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.steps))
+    generator = np.random.default_rng(0)
+    images = jnp.asarray(generator.normal(size=(batch_size, side, side, 3)), jnp.float32)
+    labels = jnp.asarray(generator.integers(num_classes, size=batch_size), jnp.int32)
+    state = jax.jit(lambda: create_train_state(model, optimizer, 0, (side, side, 3)))()
+    step_fn = jax.jit(functools.partial(train_step, update=Update(model, optimizer, seed=0)), donate_argnums=0)
+    return model, step_fn, state, Batch(images, labels, jnp.ones(batch_size, bool))
+
+
 def run_jax(name, plain):
     """The programs "plain56" and "Flax"."""
     import importlib.metadata
 
     import jax
     import jax.numpy as jnp
-    import numpy as np
 
     from plain56 import machine
-    from plain56.configs import base
-    from plain56.data import Batch
-    from plain56.models import create_model
-    from plain56.training.optimizer import make_optimizer, make_schedule
-    from plain56.training.state import create_train_state
-    from plain56.training.step import Update, train_step
 
     if plain:
         _write_as_plain_flax()
     else:
         machine.set_up()
-    batch_size, side, num_classes = NETWORKS[name]
-    options = {"form": "small"} if name.startswith(("vgg", "googlenet")) else {}
-    options |= {"auxiliary": False, "dropout": 0.0} if name.startswith("googlenet") else {}
-    options |= {"bottleneck_stride": "3x3"} if name == "resnet50" else {}  # as torchvision's
-    model = create_model(name, num_classes, **options)
-    config = base.get_config()
-    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.steps))
-    generator = np.random.default_rng(0)
-    images = jnp.asarray(generator.normal(size=(batch_size, side, side, 3)), jnp.float32)
-    labels = jnp.asarray(generator.integers(num_classes, size=batch_size), jnp.int32)
-    batch = Batch(images, labels, jnp.ones(batch_size, bool))
-    state = jax.jit(lambda: create_train_state(model, optimizer, 0, (side, side, 3)))()
+    model, step_fn, state, batch = prepare(name)
     variables = jax.tree.map(jnp.copy, {"params": state.params, "batch_stats": state.batch_stats})
-    step_fn = jax.jit(functools.partial(train_step, update=Update(model, optimizer, seed=0)), donate_argnums=0)
     forward_fn = jax.jit(lambda variables, images: model.apply(variables, images).logits)
 
     def step():
@@ -83,7 +97,7 @@ def run_jax(name, plain):
         jax.block_until_ready((state, totals))
 
     versions = {package: importlib.metadata.version(package) for package in ("jax", "jaxlib", "flax")}
-    serve(versions, {"step": step, "forward": lambda: jax.block_until_ready(forward_fn(variables, images))})
+    serve(versions, {"step": step, "forward": lambda: jax.block_until_ready(forward_fn(variables, batch.images))})
 
 
 def _write_as_plain_flax():

@@ -82,7 +82,7 @@ def load():
     try:
         functions = library()
     except (OSError, ValueError, AttributeError, subprocess.SubprocessError) as error:
-        logger.warning("Training is slow on this CPU, since the C++ convolution could not be compiled: %s", _reason(error))
+        logger.warning("Training is slow on this CPU, since the C++ convolution could not be compiled: %s", reason(error))
         return 0
     for name in FUNCTIONS:
         jax.ffi.register_ffi_target(f"plain56.{name}", jax.ffi.pycapsule(getattr(functions, name)), platform="cpu")
@@ -111,15 +111,20 @@ def call(name, operands, shape, **attributes):
     return function(*operands, **{key: np.array(value, np.int64) for key, value in attributes.items()})
 
 
-def _compiled():
-    """The library, compiled for this process, and kept for others if possible."""
+def compile_source(source, library):
+    """Compiles a C++ source; raises OSError, ValueError or subprocess.SubprocessError if that fails."""
     compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
     quiet = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
+    command = [*compiler, *COMPILE, "-I", jax.ffi.include_dir(), str(source), "-o", str(library)]
+    subprocess.run(command, check=True, timeout=COMPILE_SECONDS, **quiet)
+
+
+def _compiled():
+    """The library, compiled for this process, and kept for others if possible."""
     # Several processes may compile at a time, and each may be killed.
     with tempfile.TemporaryDirectory(dir=cache_folder() if can_keep(cache_folder()) else None) as folder:
         part = Path(folder) / "convolution.so"
-        command = [*compiler, *COMPILE, "-I", jax.ffi.include_dir(), str(SOURCE), "-o", str(part)]
-        subprocess.run(command, check=True, timeout=COMPILE_SECONDS, **quiet)
+        compile_source(SOURCE, part)
         compiled = _open(part)
         with contextlib.suppress(OSError):  # then the next process compiles again
             with part.open("rb") as file:
@@ -149,7 +154,7 @@ def _digest(content):
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _reason(error):
+def reason(error):
     """Why there is no library, in one line."""
     if isinstance(error, subprocess.TimeoutExpired):
         return f"{error.cmd[0]} has taken more than {COMPILE_SECONDS} seconds"
