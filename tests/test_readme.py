@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import resnet_table6
+from experiments.benchmarks import throughput
 from plain56.analysis.complexity import parts
 from plain56.cli import MODES
 from plain56.cli.flags import parse
@@ -138,13 +139,9 @@ def test_gradient_flow_is_that_of_the_committed_table():
     assert f"({shares[0]:.0f} to {shares[1]:.0f} %)" in README
 
 
-def throughput_line(row):
-    """A measurement of `make bench` as README shows it."""
-    cells = [f"{row['network']}, {row['batch_size']}, {row['image_size']}", {"step": "training step"}.get(row["work"], "forward")]
-    for program in ("plain56", "Flax", "PyTorch", "torch.compile"):
-        time, ratio = row["milliseconds"].get(program), row["times_as_fast_as"].get(program)
-        cells.append(f"{time['median']:.0f}" + (f" ({ratio['median']:.2f})" if ratio else "") if time else "–")
-    return f"| {' | '.join(cells)} |"
+def test_speed_table_is_that_of_the_committed_result():
+    result = json.loads((THROUGHPUT / "throughput.json").read_text())
+    assert f"\n\n{throughput.markdown(result)}\n\n" in README
 
 
 def depth_line(row):
@@ -164,7 +161,6 @@ def stream_numbers(result):
 @pytest.mark.parametrize(
     ("path", "line"),
     [
-        ("throughput/throughput.json", lambda result: map(throughput_line, result["rows"])),
         ("depth_cost/depth_cost.json", lambda result: map(depth_line, result)),
         ("stream_throughput/stream_throughput.json", stream_numbers),
     ],

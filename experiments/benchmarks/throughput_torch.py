@@ -10,6 +10,8 @@ from torch.nn import functional
 from torchvision.models.googlenet import BasicConv2d
 from turns import serve
 
+MODES = {"torch.compile": "default", "torch.compile, CUDA graphs": "reduce-overhead"}
+
 
 class Block(nn.Module):
     """Two 3×3 convolutions, with shortcut A if `residual`."""
@@ -62,25 +64,41 @@ def main():
     """Builds the network that the command line names, and takes turns."""
     if hasattr(os, "sched_getaffinity"):
         torch.set_num_threads(len(os.sched_getaffinity(0)))  # as XLA does
-    name, (batch_size, side, num_classes, compiled) = sys.argv[1], map(int, sys.argv[2:])
-    model = network(name, side, num_classes).to(memory_format=torch.channels_last)
-    images = torch.randn(batch_size, 3, side, side).to(memory_format=torch.channels_last)
-    labels = torch.randint(num_classes, (batch_size,))
+    program, name, device, *numbers = sys.argv[1:]
+    batch_size, side, num_classes, repeats = map(int, numbers)
+    on_gpu = device == "gpu"
+    if on_gpu and not torch.cuda.is_available():
+        sys.exit("PyTorch finds no GPU that it can use")
+    torch.backends.cudnn.benchmark = True  # only of the GPU
+    place = "cuda" if on_gpu else "cpu"
+    model = network(name, side, num_classes).to(place, memory_format=torch.channels_last)
+    images = torch.randn(batch_size, 3, side, side).to(place, memory_format=torch.channels_last)
+    labels = torch.randint(num_classes, (batch_size,)).to(place)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
-    run = torch.compile(model) if compiled else model
+    run = torch.compile(model, mode=MODES[program]) if program in MODES else model
+
+    def logits():
+        with torch.autocast(place, torch.bfloat16, enabled=on_gpu):
+            return run(images)
 
     def step():
         model.train()
-        optimizer.zero_grad()
-        functional.cross_entropy(run(images), labels).backward()
-        optimizer.step()
+        for _ in range(repeats):
+            optimizer.zero_grad()
+            functional.cross_entropy(logits().float(), labels).backward()
+            optimizer.step()
+        if on_gpu:
+            torch.cuda.synchronize()
 
     def forward():
         model.eval()
         with torch.no_grad():
-            run(images)
+            for _ in range(repeats):
+                logits()
+        if on_gpu:
+            torch.cuda.synchronize()
 
-    serve({"torch": torch.__version__, "torchvision": torchvision.__version__}, {"step": step, "forward": forward})
+    serve({"torch": torch.__version__, "torchvision": torchvision.__version__}, {"step": step, "forward": forward}, repeats)
 
 
 if __name__ == "__main__":

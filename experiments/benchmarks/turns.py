@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -15,6 +16,12 @@ import time
 from pathlib import Path
 
 TURN_SECONDS = 1.0
+# With "cpu", PyTorch finds no GPU either. On a GPU the programs share its memory, most of which JAX would reserve.
+ENVIRONMENTS = {
+    "cpu": {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""},
+    "gpu": {"JAX_PLATFORMS": "cuda,cpu", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+}
+VECTOR_FLAGS = re.compile(r"avx2|fma|avx512f|avx512_bf16|amx_\w+")
 
 
 class Failed(Exception):
@@ -28,7 +35,11 @@ class Program:
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
         self.process = subprocess.Popen(command, **pipes, text=True, env=environment)
-        self.about = self.read()
+        try:
+            self.about = self.read()
+        except Failed:
+            self.close()
+            raise
 
     def read(self):
         line = self.process.stdout.readline()
@@ -50,8 +61,13 @@ class Program:
         self.errors.close()
 
 
-def serve(about, works):
-    """Prints what a program is, then takes turns until its input ends; `works` are functions without arguments, by name."""
+def serve(about, works, repeats=1):
+    """Prints what a program is, then takes turns until its input ends.
+
+    Args:
+        works: functions without arguments, by name.
+        repeats: how many times each of them does its work in one call; the times are of one.
+    """
     for work in works.values():
         work()
         work()
@@ -61,7 +77,7 @@ def serve(about, works):
         while not times or time.perf_counter() - start < TURN_SECONDS:
             before = time.perf_counter()
             work()
-            times.append(1000 * (time.perf_counter() - before))
+            times.append(1000 * (time.perf_counter() - before) / repeats)
         print(json.dumps(times), flush=True)
 
 
@@ -85,18 +101,19 @@ def python_with(name, *packages):
     return str(python)
 
 
-def start_all(commands, stack, show):
+def start_all(commands, stack, show, device="cpu"):
     """Starts programs: `(those that run, versions, sentences about those that could not be run)`.
 
     Args:
         commands: functions that return a program's command, by its name.
         stack: an `ExitStack`, which ends the programs.
+        device: "cpu" or "gpu".
     """
     running, versions, sentences = {}, {}, []
     for name, command in commands.items():
         show(f"{name} starts")
         try:
-            running[name] = Program(command(), os.environ | {"JAX_PLATFORMS": "cpu"})
+            running[name] = Program(command(), os.environ | ENVIRONMENTS[device])
             stack.callback(running[name].close)
             versions |= running[name].about
         except Failed as error:
@@ -105,16 +122,40 @@ def start_all(commands, stack, show):
 
 
 def summary(values):
-    """Median and range of numbers."""
-    return {"median": round(statistics.median(values), 3), "least": round(min(values), 3), "most": round(max(values), 3)}
+    """Median and quartiles of numbers; all three are the number if there is only one."""
+    quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else 3 * values
+    return dict(zip(("lower_quartile", "median", "upper_quartile"), (round(value, 3) for value in quartiles), strict=True))
 
 
-def describe_machine():
-    """The processor, the number of cores and the system."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        processor = platform.processor() or platform.machine()
+def find_gpu():
+    """The name of the GPU that JAX would use, or None. Another process asks, since asking takes the GPU's memory."""
+    command = [sys.executable, "-c", "import jax; print(jax.devices('cuda')[0].device_kind)"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return None if result.returncode else result.stdout.strip()
+
+
+def parse_cpuinfo(text):
+    """The first processor of Linux's /proc/cpuinfo: its name, numbers (None where it has none) and vector extensions."""
+    fields = dict(re.findall(r"^([^\t:\n]+)[ \t]*:[ \t]*(.*)$", text.split("\n\n")[0], re.MULTILINE))
+    return {
+        "processor": fields.get("model name") or platform.processor() or platform.machine(),
+        "family": fields.get("cpu family"),
+        "model": fields.get("model"),
+        "stepping": fields.get("stepping"),
+        "flags": [flag for flag in fields.get("flags", "").split() if VECTOR_FLAGS.fullmatch(flag)],
+    }
+
+
+def describe_machine(gpu=None):
+    """The processor, the number of cores, the system, and the name of the GPU if that is what is measured."""
+    file = Path("/proc/cpuinfo")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{processor}, {cores} cores, {platform.system()}"
+    processor = parse_cpuinfo(file.read_text() if file.exists() else "")
+    return processor | {"cores": cores, "system": platform.system(), "gpu": gpu}
+
+
+def machine_line(machine):
+    """What `describe_machine` returns, as a line."""
+    details = [f"{key} {machine[key]}" for key in ("family", "model", "stepping") if machine[key]] + machine["flags"]
+    processor = machine["processor"] + (f" ({', '.join(details)})" if details else "")
+    return ", ".join([processor, f"{machine['cores']} cores", machine["system"], *filter(None, [machine["gpu"]])])

@@ -1,4 +1,4 @@
-"""How many times as fast as the other programs plain56 is, by network: medians and ranges over rounds."""
+"""How many times as fast as the other programs plain56 is, by network: medians and quartiles over rounds."""
 
 import json
 from pathlib import Path
@@ -24,8 +24,9 @@ def draw(folder):
             known = [(place + (i - (len(others) - 1) / 2) * 0.2, ratio) for place, ratio in known if ratio]
             places, ratios = zip(*known, strict=True) if known else ((), ())
             medians = [ratio["median"] for ratio in ratios]
-            spread = [[r["median"] - r["least"] for r in ratios], [r["most"] - r["median"] for r in ratios]]
-            axes.errorbar(places, medians, spread, fmt="os^"[i], color=COLORS[i], markersize=4, capsize=2, label=program)
+            below = [ratio["median"] - ratio["lower_quartile"] for ratio in ratios]
+            above = [ratio["upper_quartile"] - ratio["median"] for ratio in ratios]
+            axes.errorbar(places, medians, (below, above), fmt="os^"[i], color=COLORS[i], markersize=4, capsize=2, label=program)
         axes.axhline(1, color="black", linewidth=0.8)
         axes.set_xticks(range(len(rows)), [row["network"] for row in rows], rotation=45, ha="right")
         axes.set(title=title, yscale="log")
