@@ -139,8 +139,8 @@ def measure_step(name, traced):
     """The milliseconds of a step with the threads of this process, and the part "groups" if `traced`."""
     import jax
 
-    _, step, state, batch = prepare(name)
-    step_fn = jax.jit(step, donate_argnums=0)
+    _, train, state, batch = prepare(name)
+    step_fn = jax.jit(train, donate_argnums=0)
     compiled = step_fn.lower(state, batch).compile()
 
     def step():
