@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 MOST_FILE_LINES, MOST_FUNCTION_LINES, MOST_ARGUMENTS = 400, 70, 8
 ROOMS = ("src/plain56", "configs", "experiments", "tests")
 FILES = [ROOT / "launch.py", *(file for room in ROOMS for file in sorted((ROOT / room).rglob("*.py")))]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "src/plain56/ops/convolution.cc"]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "src/plain56/ops").glob("*.[ch]*"))]
 # Subject first, and American. What earlier versions called their keys and protocols stays where it is told.
 FOREIGN = re.compile(
     r"\b(?:needed|allowed) (?:is|are)\b|\b(?:centre|grey)s?\b|colour|behaviour|neighbour"

@@ -249,7 +249,7 @@ def test_describe_says_what_is_not_in_the_paper(capsys):
 def test_describe_all(capsys, monkeypatch):
     monkeypatch.setattr("plain56.models.list_models", lambda: ["plain20", "vgg11_bn"])
     printed, result = described(capsys, "--all")
-    assert re.search(r"10 classes, 32×32 .*?plain20 +│ +20 │ +269,722 │ +40.551 │ +1.508 │ +81 │", printed, re.DOTALL)
+    assert re.search(r"10 classes, 32×32 .*?plain20 +│ +20 │ +269,722 │ +40.551 │ +1.491 │ +81 │", printed, re.DOTALL)
     images = "1000 classes, 224×224 "
     assert re.search(rf"{images}.*?vgg11_bn +│ +11 │ +132,868,840 │ +7,609.090 │ +65.595 │ +150 │", printed, re.DOTALL)
     assert [network["layers"] for network in result["networks"]] == [20, 11]

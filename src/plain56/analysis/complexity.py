@@ -154,8 +154,9 @@ class _Tracer:
             if kind == "custom_jvp_call":  # a ReLU
                 self.keep(outputs)
             return outputs
-        if kind == "convert_element_type":
-            return operands
+        if kind == "convert_element_type":  # the same value, kept in the smaller of the two types
+            bytes_after = equation.outvars[0].aval.size * equation.outvars[0].aval.dtype.itemsize
+            return [dataclasses.replace(operands[0], bytes=bytes_after) if bytes_after < operands[0].bytes else operands[0]]
         self.keep(_read_by_gradient(kind, operands))
         # What is done between two modules, such as a pool, belongs to the part before it.
         module = next((name for name in path.split("/") if name in self.modules), None)

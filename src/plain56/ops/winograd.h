@@ -166,38 +166,40 @@ bool PrefersWinograd(const Images& input, int64_t kh, int64_t kw, int64_t row_st
   return tiles * (kPoints * products + 180 * (input.c + output.c)) + 160 * products < output.n * taps(output.h) * taps(output.w) * products;
 }
 
+// The transform of the kernel for `lanes` of its output channels from `start` on: [points, input channels, lanes].
+template <typename Number>
+void TransformKernel(const Number* w, bool transposed, int64_t channels, int64_t filters, int64_t start, int64_t lanes, float* to) {
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t lane = 0; lane < lanes; lane += kLanes, to += kLanes) {
+      auto in = [&](int i, int j) {
+        if (!transposed) return Load(w + ((i * 3 + j) * channels + c) * filters + start + lane);
+        Vector value;
+        for (int k = 0; k < kLanes; ++k) value[k] = Value(w[((8 - i * 3 - j) * filters + start + lane + k) * channels + c]);
+        return value;
+      };
+      Transform<OfKernel>(in, [&](int i, int j, Vector value) { Store(to + (i * kPatch + j) * channels * lanes, value); });
+    }
+}
+
 // y = x convolved with a kernel, as `Correlate`: `transposed` exchanges its C and D, and turns it around.
 template <typename Number>
 void WinogradCorrelate(ffi::ThreadPool& pool, const Images& input, const Number* x, const Number* w, bool transposed, int64_t top,
                        int64_t left, const Images& output, Number* y) {
   int64_t channels = input.c, filters = output.c;
   std::vector<int> blocks = Blocks(filters, kSums);
-  static thread_local std::vector<float> memory;
-  memory.resize(std::max<size_t>(memory.size(), kPoints * channels * filters));
-  float* packed = memory.data();
-  auto pack = [&](int64_t block, int64_t start) {
-    int64_t lanes = blocks[block] * kLanes;
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t lane = 0; lane < lanes; lane += kLanes) {
-        auto in = [&](int i, int j) {
-          if (!transposed) return Load(w + ((i * 3 + j) * channels + c) * filters + start + lane);
-          Vector value;
-          for (int k = 0; k < kLanes; ++k) value[k] = Value(w[((8 - i * 3 - j) * filters + start + lane + k) * channels + c]);
-          return value;
-        };
-        float* to = packed + kPoints * channels * start + c * lanes + lane;
-        Transform<OfKernel>(in, [&](int i, int j, Vector value) { Store(to + (i * kPatch + j) * channels * lanes, value); });
-      }
-  };
   std::vector<int64_t> starts;
   int64_t start = 0;
   for (int v : blocks) starts.push_back(start), start += v * kLanes;
-  if (channels * filters > 1 << 11)
-    ParallelFor(pool, blocks.size(), [&](int64_t block) { pack(block, starts[block]); });
-  else
-    for (size_t block = 0; block < blocks.size(); ++block) pack(block, starts[block]);
+  static thread_local std::vector<float> memory;
+  memory.resize(std::max<size_t>(memory.size(), kPoints * channels * filters));
+  float* kernels = memory.data();
+  ParallelFor(pool, blocks.size(), [&](int64_t block) {
+    int64_t begin = starts[block];
+    TransformKernel(w, transposed, channels, filters, begin, blocks[block] * kLanes, kernels + kPoints * channels * begin);
+  });
   Tiles tiles(output);
-  int64_t size = std::clamp<int64_t>(kTileFloats / 2 / (kPoints * channels) / 28 * 28, 14, kMostTiles), tasks = (tiles.count + size - 1) / size;
+  int64_t size = std::clamp<int64_t>(kTileFloats / 2 / (kPoints * channels) / 28 * 28, 14, kMostTiles);
+  int64_t tasks = (tiles.count + size - 1) / size;
   int64_t shares = std::min<int64_t>(blocks.size(), (16 + tasks - 1) / tasks);
   ParallelFor(pool, tasks * shares, [&](int64_t task) {
     static thread_local std::vector<float> values, products;
@@ -209,7 +211,7 @@ void WinogradCorrelate(ffi::ThreadPool& pool, const Images& input, const Number*
     int64_t share = task % shares, all = blocks.size();
     for (int64_t block = all * share / shares; block < all * (share + 1) / shares; ++block) {
       int64_t lanes = blocks[block] * kLanes, lanes_step = taken * lanes + kLanes;
-      const float* kernel = packed + kPoints * channels * starts[block];
+      const float* kernel = kernels + kPoints * channels * starts[block];
       products.resize(std::max<size_t>(products.size(), kPoints * lanes_step));
       partial.resize(std::max<size_t>(partial.size(), kTile * kTile * lanes));
       auto run = blocks[block] == 2 ? &MultiplyRow<2> : &MultiplyRow<1>;
