@@ -132,7 +132,7 @@ void ComputePassedChannelSums(ffi::ThreadPool& pool, Operand& a, Operand& b, Ope
   const float* from = vectors.typed_data<float>();
   SumChannels<Number>(pool, a, b, result, [from](int64_t start, int64_t step) {
     Vector mean = Load(from + start), factor = Load(from + start + step), bias = Load(from + start + 2 * step);
-    return [=](Vector value, Vector x) { return (x - mean) * factor + bias > 0 ? value : Vector{}; };
+    return [=](Vector value, Vector x) { return (x - mean) * factor + bias > Vector{} ? value : Vector{}; };
   });
 }
 
