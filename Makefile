@@ -39,7 +39,7 @@ test-browser: setup
 test-torch: setup-torch
 	$(TORCH_VENV)/bin/python -m pytest -m torch $(ARGS)
 
-# Milliseconds compared with plain Flax and PyTorch, then JPEGs per second compared with Pillow and tf.data: about 35 minutes.
+# Milliseconds compared with plain Flax and PyTorch, then JPEGs per second compared with Pillow and tf.data: half an hour or more.
 # Only some networks, and no JPEGs: make bench ARGS="--networks=resnet20"
 bench: setup
 	$(PYTHON) -m experiments.benchmarks.throughput $(ARGS)

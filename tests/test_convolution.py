@@ -196,7 +196,7 @@ def test_processors_with_shorter_registers_have_the_same_results(flag, instructi
     if lanes <= floats or not cpuinfo.exists() or instructions not in cpuinfo.read_text().split():
         pytest.skip(f"this processor has no registers longer than {floats} floats beside {instructions}")
     environment = os.environ | {"CXX": f"{os.environ.get('CXX', 'c++')} {flag}"}
-    program = "from plain56.ops import native; print(native.library().Lanes())"
+    program = "from plain56.ops import native; print(native.load())"
     told = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True)
     assert int(told.stdout) == floats
     tests = [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", "-k", "native and not threads", __file__]

@@ -201,6 +201,13 @@ std::vector<int> Blocks(int64_t channels, int64_t positions) {
   return blocks;
 }
 
+// The first output channel of each block, and the end of the last.
+std::vector<int64_t> Starts(const std::vector<int>& blocks) {
+  std::vector<int64_t> starts{0};
+  for (int v : blocks) starts.push_back(starts.back() + v * kLanes);
+  return starts;
+}
+
 // Writes output positions (u · stride + shift) of y from the taps' inputs. `transposed`: the kernel's C and D are exchanged.
 void Correlate(ffi::ThreadPool& pool, const Images& input, const float* x, const float* w, bool transposed, const Taps& taps,
                const Images& output, float* y, int64_t row_stride, int64_t row_shift, int64_t column_stride, int64_t column_shift) {
@@ -211,9 +218,7 @@ void Correlate(ffi::ThreadPool& pool, const Images& input, const float* x, const
   Tile plan(input, taps, height, width, filters);
   bool many = plan.images > width && width <= 8;
   std::vector<int> blocks = Blocks(filters, many ? plan.images : width);
-  std::vector<int64_t> starts;
-  int64_t start = 0;
-  for (int v : blocks) starts.push_back(start), start += v * kLanes;
+  std::vector<int64_t> starts = Starts(blocks);
   // As many input channels at a time as keep the kernel in the first-level cache.
   auto chunk = [&](int64_t block) { return std::max<int64_t>(1, kKernelFloats / (count * blocks[block] * kLanes)); };
   // The kernel in the order in which it is read.
@@ -321,12 +326,11 @@ void KernelGradient(ffi::ThreadPool& pool, const Images& input, const float* x, 
   // Tasks are parts of the tiles, each with its own sums, and for large kernels also parts of the output channels.
   int64_t parts = std::clamp<int64_t>((int64_t{1} << 20) / size, 1, std::min<int64_t>(16, tiles));
   std::vector<int> blocks = Blocks(filters, kSums);
+  std::vector<int64_t> starts = Starts(blocks);
   int64_t shares = std::min<int64_t>(blocks.size(), (16 + parts - 1) / parts);
   SumOfParts(pool, parts, shares, size, dw, [&](int64_t part, int64_t share, float* mine) {
-    int64_t first = blocks.size() * share / shares, last = blocks.size() * (share + 1) / shares, start = 0;
-    for (int64_t block = 0; block < first; ++block) start += blocks[block] * kLanes;
-    int64_t end = start;
-    for (int64_t block = first; block < last; ++block) end += blocks[block] * kLanes;
+    int64_t first = blocks.size() * share / shares, last = blocks.size() * (share + 1) / shares;
+    int64_t start = starts[first], end = starts[last];
     for (int64_t row = 0; row < count * channels; ++row) std::fill(mine + row * filters + start, mine + row * filters + end, 0.0f);
     for (int64_t tile = tiles * part / parts; tile < tiles * (part + 1) / parts; ++tile) {
       int64_t n = tile / bands * images, p = tile % bands * band;

@@ -187,9 +187,7 @@ void WinogradCorrelate(ffi::ThreadPool& pool, const Images& input, const Number*
                        int64_t left, const Images& output, Number* y) {
   int64_t channels = input.c, filters = output.c;
   std::vector<int> blocks = Blocks(filters, kSums);
-  std::vector<int64_t> starts;
-  int64_t start = 0;
-  for (int v : blocks) starts.push_back(start), start += v * kLanes;
+  std::vector<int64_t> starts = Starts(blocks);
   static thread_local std::vector<float> memory;
   memory.resize(std::max<size_t>(memory.size(), kPoints * channels * filters));
   float* kernels = memory.data();
