@@ -48,15 +48,25 @@ def _add_model(config):
     config.model.name = "resnet20"
     config.model.dtype = "float32"  # of activations: float32 | bfloat16
     config.model.options = ConfigDict()  # of a network of your own: any names with numbers, texts, True, False, None or tuples
-    # None: as published. The next seven keys are for plain and residual networks, the last three for VGG and GoogLeNet.
+    # None: as published. Most keys are for plain and residual networks, the last three for VGG and GoogLeNet.
     # A: identity with zero padding; B: projection where the shape changes; C: projection everywhere
     config.model.shortcut = placeholder(str)  # A in the CIFAR form, B in the ImageNet form
     config.model.widths = placeholder(tuple)  # filters of the stages: (16, 32, 64), or (64, 128, 256, 512) in the ImageNet form
     config.model.bottleneck_stride = placeholder(str)  # 1x1 (the paper's) | 3x3 (torchvision's, "v1.5")
     config.model.pre_activation = placeholder(bool)
-    config.model.normalise = placeholder(bool)  # False: without batch norm
     config.model.zero_init = placeholder(bool)  # the last scale of residual blocks begins at zero
     config.model.remat = placeholder(bool)  # keep less for the backward pass and recompute the rest: less memory, more time
+    # Repairs, of which src/plain56/models/repairs.py has the definitions and sources; the first value is the published one.
+    config.model.activation = placeholder(str)  # relu | leaky_relu | tanh | tat (plain networks)
+    config.model.negative_slope = placeholder(float)  # of leaky_relu: 0.01
+    config.model.normalization = placeholder(str)  # batch | group | layer | none
+    config.model.initializer = placeholder(str)  # he_normal | orthogonal | delta_orthogonal | dirac
+    config.model.kernel = placeholder(str)  # free | dirac
+    # The next four are for residual networks: what multiplies the branches: 1 | a number | "inverse_sqrt_blocks" | "learned_zero"
+    config.model.branch_scale = placeholder(object)
+    config.model.shortcut_scale = placeholder(float)  # what multiplies the shortcuts
+    config.model.fixup = placeholder(bool)  # needs normalization "none"
+    config.model.survival = placeholder(float)  # stochastic depth: how probable it is that the last block is not left out
     config.model.form = placeholder(str)  # imagenet | small; VGG: also dense
     config.model.dropout = placeholder(float)  # 0.5 in VGG, 0.4 in googlenet, 0.2 in googlenet_bn
     config.model.auxiliary = placeholder(bool)  # GoogLeNet's heads in the middle of the network

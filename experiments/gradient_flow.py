@@ -33,7 +33,7 @@ def measure(config):
     flow = program.gradients(state.params, state.batch_stats)
     family, depth = parse_name(config.model.name)
     network = {"network": config.model.name, "depth": depth, "residual": family == "resnet"}
-    network |= {"batch_norm": config.model.normalise is not False, "seed": config.seed}
+    network |= {"normalization": config.model.normalization or "batch", "seed": config.seed}
     parts = {"shortcut_norm": flow.shortcuts, "branch_norm": flow.branches, "shortcut_share": flow.shortcut_shares}
     return [
         {**network, "block": block, "norm": f"{norm:.5g}"}
@@ -49,9 +49,9 @@ def measure_all(options, arguments):
     machine.set_up()
     configs = []
     for element in sweeps.expand(options.config, degradation.sweep):
-        for normalize in (None, False):
+        for normalization in ("batch", "none"):
             config = copy.deepcopy(element.config)
-            config.model.normalise = normalize
+            config.model.normalization = normalization
             configs.append(config)
     rows = []
     with cli.progress() as show:

@@ -9,7 +9,17 @@ from pathlib import Path
 
 from plain56 import cli
 from plain56.errors import UserError
-from plain56.figures import costs, degradation, gradient_flow, landscape, lesions, responses, throughput, transfer
+from plain56.figures import (
+    costs,
+    degradation,
+    gradient_flow,
+    gradient_slopes,
+    landscape,
+    lesions,
+    responses,
+    throughput,
+    transfer,
+)
 
 RESULTS = Path(__file__).parent / "results"
 FIGURES = {  # by the table that each is drawn from
@@ -19,6 +29,7 @@ FIGURES = {  # by the table that each is drawn from
     "lesions.csv": lesions,
     "responses.csv": responses,
     "savings.csv": costs,
+    "slopes.csv": gradient_slopes,
     "throughput.json": throughput,
     "transfer.csv": transfer,
 }

@@ -50,7 +50,10 @@ def logits(model, variables, images):
     return np.asarray(_apply(model, variables, images))
 
 
-SHORTCUTS = [{}, *(pytest.param(o, marks=pytest.mark.slow) for o in ({"shortcut": "B"}, {"shortcut": "C"}, {"normalise": False}))]
+SHORTCUTS = [
+    {},
+    *(pytest.param(o, marks=pytest.mark.slow) for o in ({"shortcut": "B"}, {"shortcut": "C"}, {"normalization": "none"})),
+]
 
 
 @pytest.mark.parametrize("options", SHORTCUTS)
@@ -63,7 +66,7 @@ def test_without_a_block_a_residual_network_passes_its_input_on(options):
         """The network by hand, from its parts."""
 
         def norm(x, *path):
-            if not model.block_options.normalise:
+            if model.block_options.normalization == "none":
                 return x
             statistics = variables["batch_stats"]
             for part in path[:-1]:

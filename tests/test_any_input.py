@@ -71,8 +71,11 @@ def test_any_value_of_any_key_in_a_file(tmp_path_factory, key, value):
 
 
 # The types of keys whose default is None.
-TYPES = dict.fromkeys(("shortcut", "bottleneck_stride", "form"), str)
-TYPES |= {**dict.fromkeys(("dropout", "epsilon", "clip_norm"), float), "widths": list}
+TYPES = dict.fromkeys(("shortcut", "bottleneck_stride", "form", "activation", "normalization", "initializer", "kernel"), str)
+TYPES |= {
+    **dict.fromkeys(("dropout", "epsilon", "clip_norm", "negative_slope", "branch_scale", "shortcut_scale", "survival"), float)
+}
+TYPES["widths"] = list
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -119,7 +122,14 @@ PLAUSIBLE = {
     "transfer.freeze": st.lists(st.sampled_from(["*", "stem", "stage1", "head", "x", ""]), max_size=2),
     "optimizer.schedule.name": st.sampled_from(["step", "cosine"]),
     "optimizer.schedule.boundaries": st.lists(STEPS, max_size=2),
-    **dict.fromkeys(("model.normalise", "model.pre_activation", "model.zero_init", "model.remat"), st.none() | st.booleans()),
+    **dict.fromkeys(("model.pre_activation", "model.zero_init", "model.remat", "model.fixup"), st.none() | st.booleans()),
+    "model.activation": st.sampled_from(["relu", "leaky_relu", "tanh", "tat"]),
+    "model.negative_slope": st.none() | st.floats(0, 1),
+    "model.normalization": st.sampled_from(["batch", "group", "layer", "none"]),
+    "model.initializer": st.sampled_from(["he_normal", "orthogonal", "delta_orthogonal", "dirac"]),
+    "model.kernel": st.sampled_from(["free", "dirac"]),
+    "model.branch_scale": st.sampled_from(["inverse_sqrt_blocks", "learned_zero", 0, 0.5, 1]),
+    **dict.fromkeys(("model.shortcut_scale", "model.survival"), st.floats(0, 1)),
     **dict.fromkeys(("batch_norm.sync", "data.augment.flip", "optimizer.decay_all", "transfer.probe"), st.booleans()),
     **dict.fromkeys(("transfer.freeze_scales", "transfer.freeze_statistics"), st.booleans()),
     **dict.fromkeys(("data.validation_examples", "data.examples_per_class", "data.image_size", "data.augment.pad"), COUNTS),

@@ -53,8 +53,10 @@ def unit(tree, path, block):
     ("name", "options"),
     [
         ("resnet14", NARROW),
-        pytest.param("plain14", NARROW | {"normalise": False}, marks=pytest.mark.slow),
+        pytest.param("plain14", NARROW | {"normalization": "none"}, marks=pytest.mark.slow),
         pytest.param("resnet14", NARROW | {"pre_activation": True, "shortcut": "B"}, marks=pytest.mark.slow),
+        pytest.param("plain14", NARROW | {"activation": "tanh", "kernel": "dirac"}, marks=pytest.mark.slow),
+        pytest.param("resnet14", NARROW | {"normalization": "layer", "branch_scale": 0.5}, marks=pytest.mark.slow),
         pytest.param("vgg11", {"form": "small"}, marks=pytest.mark.slow),
     ],
 )
@@ -99,10 +101,10 @@ def test_norms_are_those_of_finite_differences(name, options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("normalise", [True, False])
-def test_the_parts_make_up_the_whole(normalise):
+@pytest.mark.parametrize("normalization", ["batch", "none"])
+def test_the_parts_make_up_the_whole(normalization):
     with jax.enable_x64(True):
-        model, variables, images = network("resnet20", dtype="float64", normalise=normalise)
+        model, variables, images = network("resnet20", dtype="float64", normalization=normalization)
         _, taps = jax.jit(functools.partial(gradients.gradients, model, loss=loss))(variables, images)
         flow = measured(model, variables, images)
         # What comes out of a block goes into the next one, and nowhere else.
@@ -145,7 +147,7 @@ def test_norms_whose_squares_are_out_of_range():
 
 
 def test_growth_is_the_factor_of_a_geometric_series():
-    network = gradient_flow.Network("plain20", False, 20, True, 0, 3.0 * 1.25 ** -np.arange(9.0), *[np.array([])] * 3)
+    network = gradient_flow.Network("plain20", False, 20, "batch", 0, 3.0 * 1.25 ** -np.arange(9.0), *[np.array([])] * 3)
     assert network.growth == pytest.approx(1.25)
 
 

@@ -17,7 +17,7 @@ FOREIGN = re.compile(
     r"|(?:initial|normal|material|optim|summar|serial)is(?:e[drs]?|ing|ation)\b",
     re.IGNORECASE,
 )
-NAMES_THAT_STAY = re.compile(r"""\bnormalise\b|augment\.colour|["`]colour["`]|`centre`""")
+NAMES_THAT_STAY = re.compile(r"""model\.normalise\b|["]normalise["]|augment\.colour|["`]colour["`]|`centre`""")
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))

@@ -127,15 +127,15 @@ def test_gradient_flow_is_that_of_the_committed_table():
         assert f"| {' | '.join(line.values())} |" in shown
     growth = {
         name: statistics.mean(network.growth for network in members)
-        for (name, normalized), members in gradient_flow.by_kind(networks).items()
-        if normalized
+        for (name, normalization), members in gradient_flow.by_kind(networks).items()
+        if normalization == "batch"
     }
     plain = [100 * (rate - 1) for name, rate in growth.items() if name.startswith("plain")]
     assert f"by {min(plain):.0f} to {max(plain):.0f} % with every block" in README
     ends = ("resnet20", "resnet152_cifar")
     rates = [f"{100 * (growth[name] - 1):.{digits}f} %" for name, digits in zip(ends, (0, 1), strict=True)]
     assert f"In residual ones it grows by {rates[0]} (20 layers) to {rates[1]} (152)" in README
-    shares = [100 * np.mean([n.shares.mean() for n in networks if (n.name, n.batch_norm) == (name, True)]) for name in ends]
+    shares = [100 * np.mean([n.shares.mean() for n in networks if (n.name, n.normalization) == (name, "batch")]) for name in ends]
     assert f"({shares[0]:.0f} to {shares[1]:.0f} %)" in README
 
 

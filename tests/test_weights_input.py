@@ -45,10 +45,14 @@ SOUND = {
     "options.epsilon": [None, 1, 3, 8.0],
     "options.shortcut": [None],
     "options.bottleneck_stride": [None],
-    **{f"options.{key}": [None, True] for key in ("normalise", "remat", "zero_init")},
+    **{f"options.{key}": [None, True] for key in ("remat", "zero_init")},
+    # Of the published ones.
+    "options.normalization": [None, "group", "layer"],
+    "options.negative_slope": [None],
     "options.pre_activation": [None],
 }
-OPTIONS = ("epsilon", "shortcut", "widths", "normalise", "remat", "zero_init", "pre_activation", "bottleneck_stride", "dtype")
+OPTIONS = ("epsilon", "shortcut", "widths", "normalization", "remat", "zero_init", "pre_activation", "bottleneck_stride", "dtype")
+OPTIONS += ("negative_slope",)
 OTHERS = ("form", "dropout", "auxiliary", "momentum", "num_classes", "name", "nonsense")
 KEYS = [*DESCRIPTION, *(f"options.{key}" for key in OPTIONS + OTHERS)]
 
@@ -135,7 +139,7 @@ def test_keys_and_text_of_a_description(write):
 
 
 def test_a_description_of_an_earlier_version(monkeypatch):
-    monkeypatch.setitem(keys.RENAMED, "model.residual_widths", "model.widths")
+    monkeypatch.setitem(keys.RENAMED, "model.residual_widths", ("model.widths", {}))
     assert formats.describe("FILE", DESCRIPTION | {"options": {"residual_widths": [4, 4, 8]}}).options == {"widths": (4, 4, 8)}
 
 

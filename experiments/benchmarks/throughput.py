@@ -168,7 +168,7 @@ def _write_as_plain_flax():
         norm = nn.BatchNorm(use_running_average=not train, scale_init=scale_init, name=name, **constants)
         return (lambda x: nn.relu(norm(x))) if relu else norm
 
-    def one_after_another(block, length, remat, name, **fields):
+    def one_after_another(block, length, remat, in_axes, name, **fields):
         def run(x, train):
             for i in range(length):
                 x, _ = block(**fields, name=f"{name}_{i}")(x, train)

@@ -78,10 +78,25 @@ RULES = {
     "model.dtype": TEXT,
     "model.dropout": _optional(FRACTION),
     "model.widths": _optional((lambda values: _all_are(_count(1), values), "a tuple of numbers of filters")),
-    **dict.fromkeys((f"model.{key}" for key in ("shortcut", "bottleneck_stride", "form")), _optional(TEXT)),
     **dict.fromkeys(
-        (f"model.{key}" for key in ("pre_activation", "normalise", "zero_init", "remat", "auxiliary")), _optional(BOOLEAN)
+        (
+            f"model.{key}"
+            for key in ("shortcut", "bottleneck_stride", "form", "activation", "normalization", "initializer", "kernel")
+        ),
+        _optional(TEXT),
     ),
+    **dict.fromkeys(
+        (f"model.{key}" for key in ("pre_activation", "zero_init", "remat", "auxiliary", "fixup")), _optional(BOOLEAN)
+    ),
+    "model.negative_slope": _optional(_number(lambda value: 0 <= value <= 1, "a number from 0 to 1")),
+    "model.branch_scale": _optional(
+        (
+            lambda value: value in ("inverse_sqrt_blocks", "learned_zero") or NOT_NEGATIVE[0](value),
+            "'inverse_sqrt_blocks', 'learned_zero' or a number from 0 to below 1e38",
+        )
+    ),
+    "model.shortcut_scale": _optional(NOT_NEGATIVE),
+    "model.survival": _optional(_number(lambda value: 0 < value <= 1, "a number above 0 and at most 1")),
     "data.name": (
         lambda value: type(value) is str and value not in ("", "folder:"),
         "'digits', the name of a TFDS set, or 'folder:PATH'",
@@ -167,7 +182,9 @@ def _has_batch_norm(config):
     if is_own(config.model.name):
         return True  # it may have some; nothing is known of it
     family = parse_name(config.model.name)[0]
-    return config.model.normalise is not False if family in ("plain", "resnet") else config.model.name.endswith("_bn")
+    if family in ("plain", "resnet"):
+        return config.model.normalization in (None, "batch")
+    return config.model.name.endswith("_bn")
 
 
 # Where a key changes nothing, it must have the value here, which are the defaults of `configs/base.py`: [(where, when, values)].

@@ -4,7 +4,7 @@ parameters        trained values, those of auxiliary heads among them.
 multiply-adds     of convolutions and matrix products, for one image. Auxiliary heads only have them in training: a total is
                   that of evaluation, without them.
 activation bytes  what the backward pass reads of one image's forward pass in training: the values that go into convolutions,
-                  dense layers, normalizations and max pools, and those that leave ReLUs, each once, in its own dtype.
+                  dense layers, normalizations and max pools, and those that leave activations, each once, in its own dtype.
                   Additions, averages and concatenations need nothing for their gradients. Not counted are the image itself,
                   dropout's masks and statistics, which are one number per channel. What a compiler keeps may be more or less.
 receptive field   side of the square of pixels that one value of the part's output depends on, along the longest path. It
@@ -113,7 +113,8 @@ def _trace(model, variables, images, train):
     """Costs by part, in the order of computation."""
 
     def forward(variables, images):
-        return model.apply(variables, images, train, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
+        rngs = dict.fromkeys(("dropout", "survival"), jax.random.key(0))
+        return model.apply(variables, images, train, mutable=["batch_stats"], rngs=rngs)
 
     program = jax.make_jaxpr(forward)(variables, images).jaxpr
     tracer = _Tracer(variables["params"])
@@ -151,7 +152,7 @@ class _Tracer:
             return self.walk(parameters["branches"][-1].jaxpr, operands[1:], path)
         if inner:
             outputs = self.walk(getattr(inner, "jaxpr", inner), operands, path)
-            if kind == "custom_jvp_call":  # a ReLU
+            if kind == "custom_jvp_call" or parameters.get("name") == "leaky_relu":  # the first is a ReLU
                 self.keep(outputs)
             return outputs
         if kind == "convert_element_type":  # the same value, kept in the smaller of the two types
@@ -162,6 +163,8 @@ class _Tracer:
         module = next((name for name in path.split("/") if name in self.modules), None)
         self.part = _part(module) if module else self.part
         outputs = [_output(equation, operands, variable.aval, self.part) for variable in equation.outvars]
+        if kind == "tanh":
+            self.keep(outputs)
         if self.part:
             cost = self.costs.setdefault(self.part, _Cost())
             cost.multiply_adds += _multiply_adds(equation)

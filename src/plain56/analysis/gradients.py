@@ -31,12 +31,15 @@ class Flow(NamedTuple):
     shortcut_shares: dict[str, float]
 
 
+def _streams():
+    return dict.fromkeys(("dropout", "survival"), jax.random.key(0))
+
+
 def zero_taps(model, variables, images):
     """The collection "taps" of a network: zeros of the shape of each `layers.Tap`'s input; {} if it has none."""
 
     def forward(variables, images):
-        rngs = {"dropout": jax.random.key(0)}
-        return model.apply(variables, images, train=True, mutable=["taps", "batch_stats"], rngs=rngs)[1].get("taps", {})
+        return model.apply(variables, images, train=True, mutable=["taps", "batch_stats"], rngs=_streams())[1].get("taps", {})
 
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(forward, variables, images))
 
@@ -44,17 +47,17 @@ def zero_taps(model, variables, images):
 def gradients(model, variables, images, loss):
     """Gradients of `loss(output)` in training mode: of the parameters, and of the "taps", those at the places themselves.
 
-    Dropout is always the same.
+    Dropout and stochastic depth are always the same.
 
     Args:
         variables: {"params": …, "batch_stats": …}.
         images: normalized, [N, H, W, C].
     """
     fixed = {name: collection for name, collection in variables.items() if name != "params"}
-    rngs = {"dropout": jax.random.key(0)}
 
     def of(params, taps):
-        output, _ = model.apply({"params": params, "taps": taps, **fixed}, images, train=True, mutable=["batch_stats"], rngs=rngs)
+        moved = {"params": params, "taps": taps, **fixed}
+        output, _ = model.apply(moved, images, train=True, mutable=["batch_stats"], rngs=_streams())
         return loss(output)
 
     return jax.grad(of, argnums=(0, 1))(variables["params"], zero_taps(model, variables, images))

@@ -40,17 +40,19 @@ def without(model, variables, block):
         raise UserError(f"Block {number} of stage {stage} changes the shape; a plain network cannot be without it.")
     order = [other for other in range(model.blocks[stage - 1]) if other != number]
     fewer = tuple(n - (i == stage) for i, n in enumerate(model.blocks, start=1))
-    return model.clone(blocks=fewer), _with_order(variables, stage, order)
+    # With the numbers that follow from the depth that it was trained with.
+    return model.clone(blocks=fewer, block_options=model.options), _with_order(variables, stage, order)
 
 
 def silence(model, variables, silenced):
     """Variables of a residual network in which the branches of some blocks give nothing, so that only the shortcuts are left."""
-    last = len(model.block(1).convolutions())
-    zeroed = f"norm{last}" if model.block_options.normalise and not model.block_options.pre_activation else f"conv{last}"
+    last, options = len(model.block(1).convolutions()), model.block_options
+    normalized = options.normalization != "none" and not options.pre_activation
+    zeroed = (f"norm{last}",) if normalized else (f"conv{last}", f"bias{last}b")
     names = {f"stage{stage}.{number}" for stage, number in silenced}
 
     def change(leaves):
-        return {path: np.zeros_like(v) if path[0] in names and path[-2] == zeroed else v for path, v in leaves.items()}
+        return {path: np.zeros_like(v) if path[0] in names and path[-2] in zeroed else v for path, v in leaves.items()}
 
     return variables | {"params": _changed(variables["params"], change)}
 

@@ -62,8 +62,8 @@ class _Alone(nn.Module):
 
 def _reductions(model, row, input_shape):
     single, _, size3, _, size5, pooled = INCEPTIONS[row.name.removeprefix("inception")]
-    large = 3 if model.normalise else 5
-    naive = Inception((single, 0, size3, 0, size5, pooled), large, normalise=model.normalise, numerics=model.numerics)
+    large = 3 if model.normalize else 5
+    naive = Inception((single, 0, size3, 0, size5, pooled), large, normalize=model.normalize, numerics=model.numerics)
     (without,) = complexity.parts(_Alone(naive), input_shape)
     return Saving(row.name, row.parameters, without.parameters, row.multiply_adds, without.multiply_adds)
 

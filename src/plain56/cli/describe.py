@@ -14,7 +14,7 @@ Multiply-adds: in convolutions and matrix products, for one image; the total is
 that of evaluation.
 Activation memory (MB: 10⁶ bytes): what the backward pass reads of one image,
 each value once: the inputs of convolutions, dense layers, normalizations and
-max pools, and the outputs of ReLUs.
+max pools, and the outputs of activations.
 Receptive field: side of the square of pixels that one value depends on; in
 total, before a dense layer or an average takes in the whole image. It counts
 padding, and may be larger than the image."""

@@ -180,6 +180,10 @@ class _Literal(flags.ArgumentParser):
             return argument
 
 
+# Keys whose values may be of several types.
+config_flags.register_flag_parser_for_type(object, _Literal())
+
+
 def _run_config(path):
     """The config that a run was trained with, read from its config.json."""
     from plain56.config import check_value, from_json

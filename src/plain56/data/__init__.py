@@ -15,5 +15,14 @@ from plain56.data.datasets import (
     open_test_split,
 )
 from plain56.data.pictures import Pictures, center, read_picture, resize
-from plain56.data.resident import DROPOUT_STREAM, Batch, augmented, evaluation_batch, stream_key, train_batch, visiting_order
+from plain56.data.resident import (
+    DROPOUT_STREAM,
+    SURVIVAL_STREAM,
+    Batch,
+    augmented,
+    evaluation_batch,
+    stream_key,
+    train_batch,
+    visiting_order,
+)
 from plain56.data.streaming import evaluation_stream, train_stream

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from plain56.data.augment import augment, normalize
 
 # Each use of a run's seed draws from its own stream.
-ORDER_STREAM, AUGMENTATION_STREAM, DROPOUT_STREAM = 1, 2, 3
+ORDER_STREAM, AUGMENTATION_STREAM, DROPOUT_STREAM, SURVIVAL_STREAM = 1, 2, 3, 4
 
 
 class Batch(NamedTuple):

@@ -16,7 +16,7 @@ class Network(NamedTuple):
     name: str
     residual: bool
     depth: int
-    batch_norm: bool
+    normalization: str
     seed: int
     norms: np.ndarray
     shortcuts: np.ndarray  # as the next two, empty in plain networks
@@ -25,15 +25,19 @@ class Network(NamedTuple):
 
     @property
     def growth(self):
-        """The factor by which the norm grows with each block on its way back, from a line fitted to its logarithm."""
-        return float(np.exp(-np.polyfit(np.arange(len(self.norms)), np.log(self.norms), 1)[0]))
+        return growth(self.norms)
+
+
+def growth(norms):
+    """The factor by which norms grow with each block on their way back, from a line fitted to their logarithm."""
+    return float(np.exp(-np.polyfit(np.arange(len(norms)), np.log(norms), 1)[0]))
 
 
 def read(folder):
     """The `Network`s of gradient_flow.csv, as `experiments.gradient_flow` writes it."""
 
     def key(row):
-        return row["network"], *kind_of(row), row["batch_norm"] == "True", int(row["seed"])
+        return row["network"], *kind_of(row), row["normalization"], int(row["seed"])
 
     def column(rows, name):
         return np.array([float(row[name]) for row in rows if row[name]])
@@ -44,22 +48,22 @@ def read(folder):
 
 
 def by_kind(networks):
-    """The networks of all seeds, by name and batch norm."""
-    return grouped(networks, lambda network: (network.name, network.batch_norm))
+    """The networks of all seeds, by name and normalization."""
+    return grouped(networks, lambda network: (network.name, network.normalization))
 
 
 def table(folder):
     """Means over seeds, and the range of the growth, as text by column, from the folder's gradient_flow.csv."""
     lines = []
-    for (name, normalized), members in by_kind(read(folder)).items():
-        growth = [network.growth for network in members]
+    for (name, normalization), members in by_kind(read(folder)).items():
+        rates = [network.growth for network in members]
         ends = [statistics.mean(network.norms[i] for network in members) for i in (-1, 0)]
         shares = [network.shares.mean() for network in members if len(network.shares)]
         lines.append(
             {
                 "network": name,
-                "batch norm": "yes" if normalized else "no",
-                "growth per block": f"{statistics.mean(growth):.3f} ({min(growth):.3f} to {max(growth):.3f})",
+                "normalization": normalization,
+                "growth per block": f"{statistics.mean(rates):.3f} ({min(rates):.3f} to {max(rates):.3f})",
                 "norm at the last block": f"{ends[0]:.3g}",
                 "norm at the stem": f"{ends[1]:.3g}",
                 "through the shortcut": f"{100 * statistics.mean(shares):.0f} %" if shares else "–",
@@ -80,12 +84,13 @@ def draw(folder):
     colors = color_by_depth(network.depth for network in networks)
     figure = Figure(figsize=(8, 5.6), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey="row")
-    for line, normalized in zip(axes, (True, False), strict=True):
+    rows = {"batch": "with batch norm", "none": "without batch norm"}
+    for line, title in zip(axes, rows.values(), strict=True):
         for axis, family in zip(line, FAMILIES.values(), strict=True):
-            axis.set(yscale="log", title=f"{family} networks, {'with' if normalized else 'without'} batch norm")
+            axis.set(yscale="log", title=f"{family} networks, {title}")
         line[0].set_ylabel("norm of the gradient")
     for members in by_kind(networks).values():
-        axis = axes[int(not members[0].batch_norm), int(members[0].residual)]
+        axis = axes[list(rows).index(members[0].normalization), int(members[0].residual)]
         norms, color = np.array([network.norms for network in members]), colors[members[0].depth]
         blocks = np.arange(norms.shape[1])  # 0 is the stem
         axis.plot(blocks, np.exp(np.log(norms).mean(0)), color=color, linewidth=1.5)
@@ -95,7 +100,7 @@ def draw(folder):
     handles = depth_handles(colors)
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     drawn = [save(figure, folder, "gradient_flow")]
-    residual = [network for network in networks if network.residual and network.batch_norm]
+    residual = [network for network in networks if network.residual and network.normalization == "batch"]
     if residual:
         drawn.append(_draw_parts(max(residual, key=lambda network: network.depth), folder))
     return drawn

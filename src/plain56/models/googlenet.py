@@ -45,15 +45,16 @@ class ConvolutionUnit(nn.Module):
     filters: int
     size: int
     strides: int = 1
-    normalise: bool = False
+    normalize: bool = False
     small: bool = False
     numerics: layers.Numerics = layers.Numerics()
 
     @nn.compact
     def __call__(self, x, train):
-        taps = layers.taps_on_image(self.size, x) if self.small else 1.0
-        x = layers.convolution(self.numerics, self.filters, self.size, self.strides, not self.normalise, taps, name="conv")(x)
-        return layers.BatchNorm(self.numerics, train, relu=True, name="norm")(x) if self.normalise else nn.relu(x)
+        initializer = layers.he_normal(2 / layers.taps_on_image(self.size, x) if self.small else 2.0)
+        shape = self.filters, self.size, self.strides
+        x = layers.convolution(self.numerics, *shape, use_bias=not self.normalize, kernel_init=initializer, name="conv")(x)
+        return layers.BatchNorm(self.numerics, train, relu=True, name="norm")(x) if self.normalize else nn.relu(x)
 
 
 class Inception(nn.Module):
@@ -66,13 +67,13 @@ class Inception(nn.Module):
 
     filters: tuple[int, ...]
     large: int = 5
-    normalise: bool = False
+    normalize: bool = False
     small: bool = False
     numerics: layers.Numerics = layers.Numerics()
 
     @nn.compact
     def __call__(self, x, train):
-        unit = functools.partial(ConvolutionUnit, normalise=self.normalise, small=self.small, numerics=self.numerics)
+        unit = functools.partial(ConvolutionUnit, normalize=self.normalize, small=self.small, numerics=self.numerics)
         single, reduced3, size3, reduced5, size5, pooled = self.filters
         middle = unit(reduced3, 1, name="reduce3x3")(x, train) if reduced3 else x
         wide = unit(reduced5, 1, name="reduce5x5")(x, train) if reduced5 else x
@@ -90,7 +91,7 @@ class AuxiliaryHead(nn.Module):
 
     num_classes: int
     dropout: float = AUXILIARY_DROPOUT
-    normalise: bool = False
+    normalize: bool = False
     small: bool = False
     numerics: layers.Numerics = layers.Numerics()
 
@@ -98,11 +99,11 @@ class AuxiliaryHead(nn.Module):
     def __call__(self, x, train):
         if self.small:
             x = jnp.mean(x, axis=(1, 2), keepdims=True)
-        elif self.normalise:
+        elif self.normalize:
             x = _adaptive_average(x, 4)
         else:
             x = nn.avg_pool(x, (5, 5), (3, 3))
-        x = ConvolutionUnit(128, 1, normalise=self.normalise, small=self.small, numerics=self.numerics, name="conv")(x, train)
+        x = ConvolutionUnit(128, 1, normalize=self.normalize, small=self.small, numerics=self.numerics, name="conv")(x, train)
         x = nn.relu(layers.dense(self.numerics, 1024, self.numerics.dtype, name="fc")(x.reshape(x.shape[0], -1)))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return layers.head(self.numerics, self.num_classes, x, layers.small_normal)
@@ -127,7 +128,7 @@ class GoogLeNet(nn.Module):
     `Output(logits [N, num_classes], (logits of 4a, logits of 4d))`.
 
     Args:
-        normalise: torchvision's variant, "googlenet_bn", with batch norm.
+        normalize: torchvision's variant, "googlenet_bn", with batch norm.
         form: "imagenet", or "small" for small images: a 3×3 stem without strides and pools, further pools left out where
             they would leave nothing, and auxiliary heads on a global average.
         auxiliary: False leaves the auxiliary heads out of the parameters.
@@ -135,7 +136,7 @@ class GoogLeNet(nn.Module):
     """
 
     num_classes: int
-    normalise: bool = False
+    normalize: bool = False
     form: str = "imagenet"
     auxiliary: bool = True
     dropout: float = 0.4
@@ -147,13 +148,18 @@ class GoogLeNet(nn.Module):
             return layer[:-1]  # "inception3" of "inception3a"
         return "stem" if layer.startswith("conv") else "head"
 
+    @property
+    def effective_depth(self):
+        """The mean number of weighted layers on the way to the last one: a block's ways have 1, 2, 2 and 1 of them."""
+        return 3 + len(INCEPTIONS) * (1 + 2 + 2 + 1) / 4 + 1
+
     @nn.compact
     def __call__(self, images, train=False):
         small = self.form == "small"
         with_heads = self.auxiliary and (train or self.is_initializing())
-        pooled_heads = with_heads and not self.normalise
+        pooled_heads = with_heads and not self.normalize
         layers.check_image_size(images, 1 if small else MINIMUM_AUXILIARY_IMAGE_SIZE if pooled_heads else MINIMUM_IMAGE_SIZE)
-        shared = {"normalise": self.normalise, "small": small, "numerics": self.numerics}
+        shared = {"normalize": self.normalize, "small": small, "numerics": self.numerics}
         x = images.astype(self.numerics.dtype)
         x = ConvolutionUnit(64, 3 if small else 7, 1 if small else 2, **shared, name="conv1")(x, train)
         x = self._normalize_response(x if small else layers.max_pool(x, 3, 2))
@@ -163,8 +169,8 @@ class GoogLeNet(nn.Module):
         auxiliary_logits = []
         for name, filters in INCEPTIONS.items():
             if name in ("4a", "5a") and (not small or min(x.shape[1:3]) > 1):
-                x = layers.max_pool(x, 2 if self.normalise and name == "5a" else 3, 2)
-            x = Inception(filters, 3 if self.normalise else 5, **shared, name=f"inception{name}")(x, train)
+                x = layers.max_pool(x, 2 if self.normalize and name == "5a" else 3, 2)
+            x = Inception(filters, 3 if self.normalize else 5, **shared, name=f"inception{name}")(x, train)
             if with_heads and name in AUXILIARY_AFTER:
                 dropout = AUXILIARY_DROPOUT if self.dropout else 0.0
                 auxiliary = AuxiliaryHead(self.num_classes, dropout, **shared, name=f"auxiliary{name}")
@@ -175,7 +181,7 @@ class GoogLeNet(nn.Module):
 
     def _normalize_response(self, x):
         # Caffe divides alpha by the window size, and the paper's network was Caffe's.
-        return x if self.normalise else layers.local_response_norm(x, size=5, alpha=1e-4 / 5, beta=0.75, k=1.0)
+        return x if self.normalize else layers.local_response_norm(x, size=5, alpha=1e-4 / 5, beta=0.75, k=1.0)
 
 
 NAMES = ("googlenet", "googlenet_bn")
@@ -185,10 +191,10 @@ def variant(name):
     """The `Variant` of a name; None where it is not in `NAMES`."""
     if name not in NAMES:
         return None
-    normalise = name == "googlenet_bn"
+    normalize = name == "googlenet_bn"
     # torchvision's rate and epsilon.
-    defaults = {"dropout": 0.2, "epsilon": 1e-3} if normalise else {}
-    return layers.Variant("googlenet", 22, {"normalise": normalise}, defaults)
+    defaults = {"dropout": 0.2, "epsilon": 1e-3} if normalize else {}
+    return layers.Variant("googlenet", 22, {"normalize": normalize}, defaults)
 
 
 def check(model):

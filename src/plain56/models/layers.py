@@ -10,8 +10,6 @@ from jax import lax
 from plain56 import ops
 from plain56.errors import UserError
 
-# He et al. 2015 ("Delving deep into rectifiers"), equation 10: variance 2 / fan-in, not truncated.
-he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 # For the last layer of VGG and GoogLeNet (Simonyan & Zisserman 2014, section 3.1, have it in all layers): the first loss is then
 # near ln(classes). Without batch norm, the gradients of a larger loss end the training before it begins.
 small_normal = nn.initializers.normal(0.01)
@@ -70,6 +68,11 @@ def check_dropout(rate):
         raise UserError(f"model.dropout must be at least 0 and below 1, not {rate!r}.")
 
 
+def he_normal(gain=2.0):
+    """Normal numbers of variance `gain` / fan-in, not truncated (He et al. 2015, "Delving deep into rectifiers", equation 10)."""
+    return nn.initializers.variance_scaling(gain, "fan_in", "normal")
+
+
 def _convolve(x, w, strides, padding, *, lhs_dilation, rhs_dilation, feature_group_count, **unused):
     assert feature_group_count == 1 and {*lhs_dilation, *rhs_dilation} == {1}
     return ops.convolve(x, w, strides, padding)
@@ -89,8 +92,8 @@ def taps_on_image(size, x):
     return share
 
 
-def convolution(numerics, filters, size, strides=1, use_bias=False, taps=1.0, name=None):
-    """A size×size convolution, zero-padded by size // 2 on every side as in Caffe and PyTorch; `taps` is of `taps_on_image`.
+def convolution(numerics, filters, size, strides=1, use_bias=False, kernel_init=None, name=None):
+    """A size×size convolution, zero-padded by size // 2 on every side as in Caffe and PyTorch; by default He's initialization.
 
     Flax's "SAME" would pad a strided kernel on one side only and shift the image.
     """
@@ -100,7 +103,7 @@ def convolution(numerics, filters, size, strides=1, use_bias=False, taps=1.0, na
         strides=(strides, strides),
         padding=((size // 2, size // 2),) * 2,
         use_bias=use_bias,
-        kernel_init=he_normal if taps == 1 else nn.initializers.variance_scaling(2.0 / taps, "fan_in", "normal"),
+        kernel_init=kernel_init or he_normal(),
         dtype=numerics.dtype,
         param_dtype=numerics.parameter_dtype,
         conv_general_dilated=_convolve,
@@ -108,12 +111,14 @@ def convolution(numerics, filters, size, strides=1, use_bias=False, taps=1.0, na
     )
 
 
-def dense(numerics, features, dtype=None, kernel_init=he_normal, name=None):
-    """A fully-connected layer."""
-    return nn.Dense(features, kernel_init=kernel_init, dtype=dtype, param_dtype=numerics.parameter_dtype, name=name)
+def dense(numerics, features, dtype=None, kernel_init=None, name=None):
+    """A fully-connected layer, by default with He's initialization."""
+    return nn.Dense(
+        features, kernel_init=kernel_init or he_normal(), dtype=dtype, param_dtype=numerics.parameter_dtype, name=name
+    )
 
 
-def head(numerics, num_classes, x, kernel_init=he_normal):
+def head(numerics, num_classes, x, kernel_init=None):
     """The last layer, "head": logits in float32 whatever the activations are in (float64 where they are that)."""
     return dense(numerics, num_classes, kernel_init=kernel_init, name="head")(x.astype(numerics.parameter_dtype))
 
@@ -202,8 +207,10 @@ def rematerialized(block, in_loop):
     return nn.remat(block, prevent_cse=not in_loop, static_argnums=(2,))
 
 
-def scan_blocks(block, length, remat, **fields):
+def scan_blocks(block, length, remat, in_axes=nn.broadcast, **fields):
     """`length` equal blocks under one `nn.scan`: one body is compiled, parameters and statistics get a leading `block` axis.
+
+    All blocks get the same `train`; `in_axes` is of `nn.scan` where they get more than that.
 
     On a GPU the body has several blocks, since a loop stacks copies of all that the backward pass needs, but not where `remat`
     asks for less memory: without a loop around it, the compiler would undo that.
@@ -213,7 +220,7 @@ def scan_blocks(block, length, remat, **fields):
         rematerialized(block, in_loop=True) if remat else block,
         variable_axes={"params": 0, "batch_stats": 0, "moments": 0, "taps": 0},
         split_rngs={"params": True},
-        in_axes=nn.broadcast,
+        in_axes=in_axes,
         length=length,
         unroll=min(unroll, length),
     )(**fields)

@@ -25,7 +25,7 @@ from flax import linen as nn
 
 from plain56 import ops
 from plain56.errors import UserError
-from plain56.models import layers
+from plain56.models import layers, repairs
 
 SHORTCUTS = ("A", "B", "C")
 IMAGENET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -36,7 +36,7 @@ MINIMUM_IMAGE_SIZE = {"cifar": 4, "imagenet": 32}  # the smallest side of which 
 
 
 class BlockOptions(NamedTuple):
-    """What all blocks of a network share.
+    """What all blocks of a network share. None but the first three is in the paper with another value than the first.
 
     Args:
         residual: False leaves the shortcut out, and its projection with it.
@@ -45,10 +45,14 @@ class BlockOptions(NamedTuple):
             "C" projects in every block.
         pre_activation: batch norm and ReLU come before each convolution, and nothing after the addition (He et al. 2016,
             "Identity mappings in deep residual networks").
-        normalise: batch norm after every convolution, or before it with pre-activation. False is not in the paper.
-        zero_init: the last scale of every residual block starts at zero (Goyal et al. 2017). It is not in the paper.
+        zero_init: the last scale of every residual block starts at zero (Goyal et al. 2017).
         bottleneck_stride: the convolution that has the stride: "1x1" is the paper's (v1), "3x3" torchvision's (v1.5). The choice
             changes no parameter.
+        normalization, activation, negative_slope, initializer, kernel, branch_scale, shortcut_scale, survival: of `repairs`.
+        fixup: no norms; numbers that shift and multiply in their place, and another initialization (Zhang, Dauphin, Ma 2019,
+            "Fixup initialization", section 4). Unlike the published code, kernels are He normal by fan-in, zero channels of
+            shortcut A come before and after, a shortcut that changes the shape gets the block's input without the shift, and
+            only kernels decay.
     """
 
     residual: bool = True
@@ -56,21 +60,23 @@ class BlockOptions(NamedTuple):
     bottleneck_stride: str = "1x1"
     pre_activation: bool = False
     zero_init: bool = False
-    normalise: bool = True
-
-
-def _norm(module, options, train, name, scale_init=nn.initializers.ones, relu=True):
-    """What comes before or after every convolution of a module: batch norm, or the identity; and a ReLU."""
-    if options.normalise:
-        return layers.BatchNorm(module.numerics, train, scale_init, relu, name=name)
-    return nn.relu if relu else lambda x: x
+    normalization: str = "batch"
+    activation: str = "relu"
+    negative_slope: float | None = None
+    initializer: str = "he_normal"
+    kernel: str = "free"
+    branch_scale: float | str = 1.0
+    shortcut_scale: float = 1.0
+    fixup: bool = False
+    survival: float = 1.0
 
 
 class Block(nn.Module):
     """What basic and bottleneck blocks share: the shortcut around their convolutions.
 
     With `activate_input`, the first norm and ReLU of pre-activation come before the paths of shortcut and branch part.
-    Takes `(activations [N, H, W, C], train)` and returns `(activations, None)`; `nn.scan` needs the second value.
+    Takes `(activations [N, H, W, C], train)` and returns `(activations, None)`; `nn.scan` needs the second value. With stochastic
+    depth it also takes its value of `repairs.survived_blocks`. `blocks` is the network's number of them.
     """
 
     filters: int
@@ -78,39 +84,63 @@ class Block(nn.Module):
     activate_input: bool = False
     options: BlockOptions = BlockOptions()
     numerics: layers.Numerics = layers.Numerics()
+    blocks: int = 1
 
     def convolutions(self):
         """`(filters, kernel size, strides)` of each convolution."""
         raise NotImplementedError
 
     @nn.compact
-    def __call__(self, x, train):
-        convolutions = self.convolutions()
-        activate_sum = self.options.residual and not self.options.pre_activation
+    def __call__(self, x, train, survived=None):
+        options = self.options
+        activate_sum = options.residual and not options.pre_activation
         y = x if self.activate_input else layers.Tap(name="branch")(x)
-        for i, (filters, size, strides) in enumerate(convolutions, start=1):
-            last = i == len(convolutions)
-            scale_init = nn.initializers.zeros if last and self.options.zero_init else nn.initializers.ones
-            norm = _norm(self, self.options, train, f"norm{i}", scale_init, relu=not (last and activate_sum))
-            conv = layers.convolution(self.numerics, filters, size, strides, name=f"conv{i}")
-            if self.options.pre_activation:
-                y = norm(y)
-                if i == 1 and self.activate_input:
+        for number in range(1, len(self.convolutions()) + 1):
+            if options.pre_activation:
+                y = self.normalized(y, number, train, survived)
+                if number == 1 and self.activate_input:
                     x, y = y, layers.Tap(name="branch")(y)
-                y = conv(y)
+                y = self.convolved(y, number)
             else:
-                y = norm(conv(y))
-        if self.options.residual:
-            y = y + self.shortcut_of(layers.Tap(name="shortcut")(x), y.shape[-1], train)
-        return layers.Tap(name="output")(nn.relu(y) if activate_sum else y), None
+                y = self.normalized(self.convolved(y, number), number, train, survived)
+        if options.residual:
+            shortcut = self.shortcut_of(layers.Tap(name="shortcut")(x), y.shape[-1], train)
+            y = repairs.scaled_branch(options, y, survived) + repairs.scaled(options.shortcut_scale, shortcut)
+        return layers.Tap(name="output")(repairs.activation(options)(y) if activate_sum else y), None
+
+    def convolved(self, x, number):
+        """The branch's convolution number `number`, from 1 on."""
+        options, convolutions = self.options, self.convolutions()
+        filters, size, strides = convolutions[number - 1]
+        taps = layers.taps_on_image(size, x)
+        kernel_init = repairs.initializer(options, taps)
+        if options.fixup:
+            x = repairs.Shift(name=f"bias{number}a")(x)
+            kernel_init = repairs.fixup_initializer(options, taps, self.blocks, len(convolutions), number)
+        return repairs.convolution(options, self.numerics, filters, size, strides, kernel_init, name=f"conv{number}")(x)
+
+    def normalized(self, x, number, train, survived):
+        """What comes after the convolution number `number`, or before it with pre-activation: a norm and the activation."""
+        options, last, numerics = self.options, number == len(self.convolutions()), self.numerics
+        if survived is not None:  # the statistics of a block that is left out stay
+            numerics = numerics._replace(momentum=jnp.where(survived > 0, numerics.momentum, 1.0))
+        if options.fixup:
+            x = repairs.Multiplier(1.0, name="scale")(x) if last else x
+            x = repairs.Shift(name=f"bias{number}b")(x)
+        scale_init = nn.initializers.zeros if last and options.zero_init else nn.initializers.ones
+        activated = options.pre_activation or not (last and options.residual)
+        return repairs.normalized(options, numerics, x, train, f"norm{number}", scale_init, activated)
 
     def shortcut_of(self, x, filters, train):
         """The shortcut's output for a block's input `x`, with `filters` channels."""
-        same_shape = self.strides == 1 and x.shape[-1] == filters
-        if self.options.shortcut == "C" or (self.options.shortcut == "B" and not same_shape):
-            x = layers.convolution(self.numerics, filters, 1, self.strides, name="shortcut_conv")(x)
-            # With its own batch norm: an unnormalized projection drowns the branch. With pre-activation, its input is normalized.
-            return x if self.options.pre_activation else _norm(self, self.options, train, "shortcut_norm", relu=False)(x)
+        options, same_shape = self.options, self.strides == 1 and x.shape[-1] == filters
+        if options.shortcut == "C" or (options.shortcut == "B" and not same_shape):
+            kernel_init = repairs.initializer(options)
+            x = layers.convolution(self.numerics, filters, 1, self.strides, kernel_init=kernel_init, name="shortcut_conv")(x)
+            if options.pre_activation:  # its input is normalized
+                return x
+            # With its own norm: an unnormalized projection drowns the branch.
+            return repairs.normalized(options, self.numerics, x, train, "shortcut_norm", activated=False)
         if same_shape:
             return x
         added = filters - x.shape[-1]
@@ -165,16 +195,41 @@ class ResNet(nn.Module):
     def stage_of(layer):
         return layer if layer == "head_norm" else layer.partition("_")[0]
 
+    @property
+    def options(self):
+        """The blocks' options, with the numbers that follow from depth."""
+        blocks = sum(self.blocks)
+        return repairs.with_depth(self.block_options, blocks, 1 + blocks * len(self.block(1).convolutions()))
+
+    @property
+    def effective_depth(self):
+        """The mean number of layers that a way from the images to the classes has, if it takes or leaves each branch."""
+        options, layers_in_branch = self.block_options, len(self.block(1).convolutions())
+        if not options.residual:
+            return 2 + sum(self.blocks) * layers_in_branch
+        changes = len(self.blocks) - (self.block.expansion == 1)  # of the shape
+        projections = {"A": 0, "B": changes, "C": sum(self.blocks)}[options.shortcut]
+        return 2 + (sum(self.blocks) * layers_in_branch + projections) / 2
+
+    @property
+    def rate_multiple(self):
+        """`path -> ` what multiplies the learning rate of the parameter there; None where all have one rate."""
+        return repairs.fixup_rate if self.block_options.fixup else None
+
     @nn.compact
     def __call__(self, images, train=False):
         layers.check_image_size(images, MINIMUM_IMAGE_SIZE[self.form])
-        options, shared = self.block_options, {"options": self.block_options, "numerics": self.numerics}
+        options, total = self.options, sum(self.blocks)
+        shared = {"options": options, "numerics": self.numerics, "blocks": total}
+        survived = repairs.survived_blocks(self, options.survival, total, train)
         single_block = layers.rematerialized(self.block, in_loop=False) if self.remat else self.block
         x = images.astype(self.numerics.dtype)
         size, strides = (3, 1) if self.form == "cifar" else (7, 2)
-        x = layers.convolution(self.numerics, self.widths[0], size, strides, name="stem_conv")(x)
+        kernel_init = repairs.initializer(options, layers.taps_on_image(size, x))
+        x = layers.convolution(self.numerics, self.widths[0], size, strides, kernel_init=kernel_init, name="stem_conv")(x)
+        x = repairs.Shift(name="stem_bias")(x) if options.fixup else x
         if not options.pre_activation:
-            x = _norm(self, options, train, "stem_norm")(x)
+            x = repairs.normalized(options, self.numerics, x, train, "stem_norm")
         if self.form == "imagenet":
             x = ops.max_pool(x, 3, 2, ((1, 1), (1, 1)))
         x = layers.Tap(name="stem")(x)
@@ -185,14 +240,22 @@ class ResNet(nn.Module):
             # activated input, too (He et al. 2016, section 3.2 and appendix).
             activate_input = options.pre_activation and (stage == 1 or (changes and options.shortcut != "A"))
             first_differs = changes or activate_input
+            begin = sum(self.blocks[: stage - 1])
+            own = () if survived is None else (survived[begin : begin + blocks],)
             if first_differs:
-                x, _ = single_block(filters, strides, activate_input, **shared, name=f"stage{stage}_first")(x, train)
+                first = single_block(filters, strides, activate_input, **shared, name=f"stage{stage}_first")
+                x, _ = first(x, train, *(values[0] for values in own))
             if equal := blocks - first_differs:
                 fields = {"filters": filters, **shared, "name": f"stage{stage}"}
-                x, _ = layers.scan_blocks(self.block, equal, self.remat, **fields)(x, train)
+                in_axes = (nn.broadcast, 0) if own else nn.broadcast
+                rest = layers.scan_blocks(self.block, equal, self.remat, in_axes, **fields)
+                x, _ = rest(x, train, *(values[int(first_differs) :] for values in own))
         if options.pre_activation:
-            x = _norm(self, options, train, "head_norm")(x)
-        return layers.Output(layers.head(self.numerics, self.num_classes, jnp.mean(x, axis=(1, 2))))
+            x = repairs.normalized(options, self.numerics, x, train, "head_norm")
+        x = jnp.mean(x, axis=(1, 2))
+        x = repairs.Shift(name="head_bias")(x) if options.fixup else x
+        head_init = nn.initializers.zeros if options.fixup else None
+        return layers.Output(layers.head(self.numerics, self.num_classes, x, head_init))
 
 
 # Table 6's depths, and 152, the depth of the deepest ImageNet network. 50 and 152 fit both forms (6·8 + 2 and 6·25 + 2):
@@ -251,10 +314,11 @@ def check(model):
         raise UserError(f"model.widths may not decrease with shortcut A, which pads channels; it is {widths}.")
     if options.zero_init and not options.residual:
         raise UserError("model.zero_init must be False: a plain network whose last scales are zero has no gradient.")
-    if options.zero_init and not options.normalise:
-        raise UserError("model.zero_init must be False with model.normalise=False: without batch norm there is no scale.")
+    if options.zero_init and options.normalization == "none":
+        raise UserError("model.zero_init must be False with model.normalization='none': without a norm there is no scale.")
     if options.zero_init and options.pre_activation:
         raise UserError(
             "model.pre_activation and model.zero_init may not both be True: the zero norm would come before the last "
             "convolution, which then would have no gradient."
         )
+    repairs.check(options, (*widths, *(width * model.block.expansion for width in widths)))

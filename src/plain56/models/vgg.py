@@ -47,7 +47,7 @@ class FullyConnectedMap(nn.Module):
     @nn.compact
     def __call__(self, x):
         rows = MAP * MAP * x.shape[-1]
-        kernel = self.param("kernel", layers.he_normal, (rows, self.features), self.numerics.parameter_dtype)
+        kernel = self.param("kernel", layers.he_normal(), (rows, self.features), self.numerics.parameter_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.numerics.parameter_dtype)
         kernel, bias = (value.astype(self.numerics.dtype) for value in (kernel, bias))
         if x.shape[1:3] == (MAP, MAP):
@@ -69,7 +69,7 @@ class VGG(nn.Module):
 
     Args:
         configuration: kernel sizes of the convolutions, block by block.
-        normalise: batch norm after every convolution.
+        normalize: batch norm after every convolution.
         respond: local response normalization after the first one (A-LRN).
         form: "imagenet" takes images of 224 pixels. "dense" is the same network with the same parameters, its
             fully-connected layers read as convolutions, for images of any size from 224: logits are means over positions.
@@ -80,12 +80,17 @@ class VGG(nn.Module):
 
     configuration: tuple
     num_classes: int
-    normalise: bool = False
+    normalize: bool = False
     respond: bool = False
     form: str = "imagenet"
     dropout: float = 0.5
     numerics: layers.Numerics = layers.Numerics()
     pools: int = 0
+
+    @property
+    def effective_depth(self):
+        """The number of weighted layers, which all follow each other."""
+        return sum(map(len, self.configuration)) + (1 if self.form == "small" else 3)
 
     @nn.compact
     def __call__(self, images, train=False):
@@ -94,9 +99,10 @@ class VGG(nn.Module):
         pools = (self.pools or possible_pools(images.shape[1:])) if self.form == "small" else len(WIDTHS)
         for block, (sizes, filters) in enumerate(zip(self.configuration, WIDTHS, strict=True), start=1):
             for i, size in enumerate(sizes, start=1):
-                taps = layers.taps_on_image(size, x) if self.form == "small" else 1.0
-                x = layers.convolution(self.numerics, filters, size, use_bias=True, taps=taps, name=f"block{block}_conv{i}")(x)
-                if self.normalise:
+                initializer = layers.he_normal(2 / layers.taps_on_image(size, x) if self.form == "small" else 2.0)
+                named = {"kernel_init": initializer, "name": f"block{block}_conv{i}"}
+                x = layers.convolution(self.numerics, filters, size, use_bias=True, **named)(x)
+                if self.normalize:
                     x = layers.BatchNorm(self.numerics, train, relu=True, name=f"block{block}_norm{i}")(x)
                 else:
                     x = nn.relu(x)
@@ -129,7 +135,7 @@ def variant(name):
         return None
     fixed = {
         "configuration": CONFIGURATIONS[name.removesuffix("_bn").removesuffix("_lrn")],
-        "normalise": name.endswith("_bn"),
+        "normalize": name.endswith("_bn"),
         "respond": name.endswith("_lrn"),
         "pools": 0,
     }

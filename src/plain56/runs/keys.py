@@ -27,7 +27,11 @@ NOT_IDENTITY = (
     "data.workers",
     "parallelism",
 )
-RENAMED = {"data.augment.colour": "data.augment.color"}
+# Renamed keys, each with its new name and the new names of its values, if they have some.
+RENAMED = {
+    "data.augment.colour": ("data.augment.color", {}),
+    "model.normalise": ("model.normalization", {True: "batch", False: "none"}),
+}
 # The keys of open sections, which a user's own function chooses: flags, sweeps and stored configs may add some.
 OPEN_KEY = re.compile(r"(model|optimizer)\.options\.(\w+)")
 # Removed keys, each with the one value that means the same as its absence, and why no other is accepted.
@@ -66,11 +70,12 @@ def renamed(config, source):
         section, name = _section(config, key)
         if section.pop(name, accepted) != accepted:
             raise UserError(f"{source} has {key}, which was removed: {reason}; it must be {accepted}.")
-    for old, new in RENAMED.items():
+    for old, (new, values) in RENAMED.items():
         section, name = _section(config, old)
         if name in section:
             target, new_name = _section(config, new)
-            target.setdefault(new_name, section.pop(name))
+            value = section.pop(name)
+            target.setdefault(new_name, values[value] if type(value) is bool and values else value)
     return config
 
 

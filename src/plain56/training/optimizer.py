@@ -11,7 +11,7 @@ from flax import traverse_util
 from plain56.errors import UserError
 from plain56.models.stack import is_stacked
 from plain56.references import call, check_options, is_reference
-from plain56.training.transfer import scale_by_layer
+from plain56.training.transfer import scale_rates
 
 
 def make_schedule(options, steps):
@@ -27,18 +27,18 @@ def make_schedule(options, steps):
     return lambda step: jnp.where(step < warmup_steps, schedule.warmup_learning_rate, decayed(step))
 
 
-def make_optimizer(config, schedule, multiples=None):
+def make_optimizer(config, schedule, rate_multiple=None):
     """The optax transformation of a config's `optimizer` section: the gradient is clipped first, then the optimizer takes it.
 
     Args:
         config: the section. Its own section `options` goes to the optimizer as keywords.
-        multiples: of each layer's learning rate, as of `transfer.Plan`; None for one rate.
+        rate_multiple: of `transfer.Plan`; None for one rate.
 
     Raises UserError where the optimizer does not take these options, or is a user's own and is not there or fails.
     """
     options = config.options.to_dict()
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    scale = [scale_by_layer(multiples)] if multiples else []
+    scale = [scale_rates(rate_multiple)] if rate_multiple else []
     return optax.chain(*clip, *_parts(config, schedule, options), *scale)
 
 

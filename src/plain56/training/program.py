@@ -156,7 +156,7 @@ class Program:
         shared_by = layout.axis_name if config.batch_norm.sync else None
         update = Update(
             model=self._with_numerics(axis_name=shared_by, fixed_statistics=config.transfer.freeze_statistics),
-            optimizer=make_optimizer(config.optimizer, self.schedule, self._plan.multiples),
+            optimizer=make_optimizer(config.optimizer, self.schedule, self._plan.rate_multiple),
             seed=config.seed,
             label_smoothing=config.train.label_smoothing,
             accumulate=config.train.accumulate,
@@ -238,7 +238,7 @@ class Program:
 
 def initial_state(config, model, image_shape, plan):
     """State and totals before the first step; `plan` is of `transfer.plan`."""
-    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.steps), plan.multiples)
+    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.steps), plan.rate_multiple)
     return create_train_state(model, optimizer, config.seed, image_shape, plan.is_trained), Totals.zero()
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
-from plain56.data import DROPOUT_STREAM, augmented, stream_key, train_batch, visiting_order
+from plain56.data import DROPOUT_STREAM, SURVIVAL_STREAM, augmented, stream_key, train_batch, visiting_order
 from plain56.training.metrics import batch_totals, example_losses, minimized_losses
 from plain56.training.state import TrainState
 from plain56.training.transfer import split
@@ -61,15 +61,15 @@ class Feed(NamedTuple):
 def train_step(state, batch, update):
     """One update: `(state, batch) -> (state, totals)`. The totals describe the state before the update, in training mode.
 
-    Auxiliary heads add 0.3 times their loss to what is minimized; the totals are those of the last layer only. Dropout is a pure
-    function of the seed and the state's step. The same function serves one device and many: over a batch that is shared out by
-    the compiler, sums and batch statistics are global.
+    Auxiliary heads add 0.3 times their loss to what is minimized; the totals are those of the last layer only. Dropout and
+    stochastic depth are pure functions of the seed and the state's step. The same function serves one device and many: over a
+    batch that is shared out by the compiler, sums and batch statistics are global.
     """
     is_trained, axis_name = update.is_trained, update.axis_name
     moving, fixed = (state.params, {}) if is_trained is None else split(state.params, is_trained)
     moving = moving if is_trained is None else traverse_util.unflatten_dict(moving)
     examples = jnp.sum(batch.mask)
-    key = stream_key(update.seed, DROPOUT_STREAM, state.step)
+    key, survival = (stream_key(update.seed, stream, state.step) for stream in (DROPOUT_STREAM, SURVIVAL_STREAM))
     if axis_name:
         examples = jax.lax.psum(examples, axis_name)
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
@@ -79,7 +79,8 @@ def train_step(state, batch, update):
 
     def loss_fn(moving, part, key):
         variables = {"params": whole(moving), "batch_stats": state.batch_stats}
-        output, changes = update.model.apply(variables, part.images, train=True, mutable=["batch_stats"], rngs={"dropout": key})
+        rngs = {"dropout": key, "survival": survival}  # a block is left out for the whole batch, on all devices
+        output, changes = update.model.apply(variables, part.images, train=True, mutable=["batch_stats"], rngs=rngs)
         losses = example_losses(output.logits, part.labels, update.label_smoothing)
         minimized = minimized_losses(output, part.labels, update.label_smoothing)
         loss = jnp.sum(jnp.where(part.mask, minimized, 0)) / examples

@@ -23,25 +23,31 @@ class Stage(NamedTuple):
 class Plan(NamedTuple):
     """What a config's `transfer` section does to training.
 
-    `is_trained` is a function of a parameter's path, or None where all are trained; `multiples` are those of the layers'
-    learning rates, by layer, or None where all have one rate.
+    Both are functions of a parameter's path: `is_trained` is None where all are trained, and `rate_multiple`, of the learning
+    rate, is None where all have one rate.
     """
 
     is_trained: Callable | None
-    multiples: dict[str, float] | None
+    rate_multiple: Callable | None
 
 
 def plan(options, model, image_shape):
     """The `Plan` of a network for images of `image_shape` `(H, W, C)`; the last layer is always trained.
 
+    A network that has a `rate_multiple` of its own multiplies the rates by it.
+
     `options` is the config's `transfer` section. Raises UserError if no layer fits a pattern of `freeze`.
     """
     if options.probe:
         return Plan(lambda path: path[0] == "head", None)
+    of_network = getattr(model, "rate_multiple", None)
     if not (options.freeze or options.freeze_scales or options.rate_factor != 1):
-        return Plan(None, None)
+        return Plan(None, of_network)
     stages = stack.stages(model, image_shape)
-    return Plan(_is_trained(options, stages), None if options.rate_factor == 1 else _rates(options, stages))
+    if options.rate_factor == 1:
+        return Plan(_is_trained(options, stages), of_network)
+    rates = _rates(options, stages)
+    return Plan(_is_trained(options, stages), lambda path: rates[path[0]] * (of_network(path) if of_network else 1))
 
 
 def _is_trained(options, stages):
@@ -89,10 +95,10 @@ def describe(params, options, model, image_shape):
     return list(described.values())
 
 
-def scale_by_layer(multiples):
-    """An optax transformation that multiplies the updates of every layer by its number of a plan's `multiples`."""
+def scale_rates(rate_multiple):
+    """An optax transformation that multiplies the update of every parameter by a plan's `rate_multiple`."""
 
     def scale(updates, params=None):
-        return traverse_util.path_aware_map(lambda path, leaf: leaf * multiples[path[0]], updates)
+        return traverse_util.path_aware_map(lambda path, leaf: leaf * rate_multiple(path), updates)
 
     return optax.stateless(scale)

@@ -111,7 +111,7 @@ def places(name, variables):
             # PyTorch's networks are for square images; for others ours are written as they are.
             side = side if side and side**2 * channels == leaf.shape[0] else 0
             shape = leaf.shape[:-3:-1] + leaf.shape[:-2]
-            yield Place(collection, path, f"{_module(name, modules)}.{PARAMETERS[parameter]}", shape, side)
+            yield Place(collection, path, f"{_module(name, modules)}.{PARAMETERS.get(parameter, parameter)}", shape, side)
 
 
 def _module(name, modules):
@@ -127,6 +127,8 @@ def _module(name, modules):
         return CIFAR_HEAD
     if first in RESNET:
         return RESNET[first]
+    if not rest:  # what PyTorch's networks do not have keeps its name
+        return first
     (layer,) = rest
     layer = (CIFAR_SHORTCUT if cifar else SHORTCUT).get(layer) or layer.replace("norm", "bn")
     return f"layer{first.removeprefix('stage')}.{layer}"
