@@ -217,6 +217,7 @@ def test_describe_prints_the_stages_and_one_json_line():
     last = json.loads(result.stdout.splitlines()[-1])
     assert (last["image_shape"], last["num_classes"]) == ([32, 32, 3], 10)
     assert (last["parameters"], last["multiply_adds"]) == (853_018, 125_485_696)
+    assert last["effective_depth"] == 29 and "Effective depth: 29 layers" in result.stdout
     assert [stage["receptive_field"] for stage in last["stages"]] == [3, 39, 109, 249, None]
 
 

@@ -108,6 +108,23 @@ def test_googlenet_costs_what_its_table_says():
         assert costs[f"inception{name}"] == pytest.approx(millions, rel=0.02), name
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "depth"),
+    [
+        # arXiv 2602.13298: all layers in a row; the mean of the shortest and the longest way; means of parallel branches.
+        ("plain56", {}, 56),
+        ("resnet56", {}, (2 + 56) / 2),
+        ("resnet50", {}, (2 + 4 + 50) / 2),  # the shortest way has a projection in each of four stages
+        ("resnet20", {"shortcut": "C"}, (2 + 9 + 20) / 2),
+        ("vgg16", {}, 16),
+        ("vgg16", {"form": "small"}, 14),
+        ("googlenet", {}, 3 + 9 * (1 + 2 + 2 + 1) / 4 + 1),
+    ],
+)
+def test_effective_depth(name, options, depth):
+    assert create_model(name, 10, **options).effective_depth == depth
+
+
 def test_listed_names_are_filtered():
     assert list_models("plain??") == ["plain20", "plain32", "plain44", "plain56", "plain18", "plain34"]
     assert list_models("vgg16*") == ["vgg16", "vgg16_bn", "vgg16_1x1"]

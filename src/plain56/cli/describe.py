@@ -54,7 +54,7 @@ def _describe_one(options, arguments):
     if saved:
         _print_savings(parse_name(name)[0], saved)
     details = {"stages": [row._asdict() for row in rows], "savings": [row._asdict() for row in saved]}
-    print_result({"model": name, **size, **total, **details})
+    print_result({"model": name, **size, **total, "effective_depth": _effective_depth(model), **details})
 
 
 def _describe_all(options, arguments):
@@ -65,8 +65,9 @@ def _describe_all(options, arguments):
     networks, names = [], list_models()
     with progress() as show:
         for i, name in enumerate(names, start=1):
-            _, size, _, total = _measure(name, functools.partial(create_model, name), options)
-            networks.append({"model": name, "layers": parse_name(name)[1], **size, **total})
+            model, size, _, total = _measure(name, functools.partial(create_model, name), options)
+            depths = {"layers": parse_name(name)[1], "effective_depth": _effective_depth(model)}
+            networks.append({"model": name, **depths, **size, **total})
             show("describe", i / len(names))
     for side, num_classes in sorted({(row["image_shape"][0], row["num_classes"]) for row in networks}):
         members = [row for row in networks if (row["image_shape"][0], row["num_classes"]) == (side, num_classes)]
@@ -92,6 +93,11 @@ def _measure(name, build, options, channels=3):
     return model, size, rows, complexity.total(rows)._asdict()
 
 
+def _effective_depth(model):
+    """The network's own, which is that of arXiv 2602.13298; a user's own network need not have one."""
+    return getattr(model, "effective_depth", None)
+
+
 def _costs(row):
     """What a stage or a network costs, by the headings `COSTS`."""
     cells = (
@@ -115,6 +121,9 @@ def _print_stages(name, model, size, rows, total):
     ]
     print_table(title, [*shown, {"stage": "total", "output": "", **_costs(total)}])
     print(DEFINITIONS)
+    if depth := _effective_depth(model):
+        print(f"Effective depth: {depth:g} layers, the mean number on a way from the images to")
+        print("the classes that takes or leaves each branch.")
     if any(row.training_only for row in rows):
         print("* only in training: the total has its parameters and its memory, but not its\nmultiply-adds.")
 

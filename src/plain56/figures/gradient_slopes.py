@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from plain56 import runs
-from plain56.figures.style import COLORS, grouped, mean_and_range, save, styled
+from plain56.figures.style import COLORS, apart, grouped, mean_and_range, save, styled
 
-NAMES = {"batch": "batch norm", "group": "group norm", "layer": "layer norm", "none": "none"}
+NAMES = {"batch": "batch norm", "group": "group norm", "layer": "layer norm", "none": "no norm"}
 
 
 def expected_growth(slope, normalization):
@@ -61,10 +61,12 @@ def draw(folder):
     """Draws slopes.png and .svg from the folder's slopes.csv; returns the PNG's path."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axis = figure.subplots()
-    for (normalization, slopes), color in zip(_by_normalization(folder).items(), COLORS, strict=False):
+    measured = _by_normalization(folder)
+    ends = apart([np.mean(list(slopes.values())[-1]) for slopes in measured.values()], 0.025)
+    for (normalization, slopes), end, color in zip(measured.items(), ends, COLORS, strict=False):
         means, ranges = mean_and_range(slopes.values())
         axis.errorbar(list(slopes), means, ranges, color=color, marker="o", markersize=4, linewidth=1.5, capsize=2)
-        axis.annotate(NAMES[normalization], (1.02, means[-1]), color=color, va="center", annotation_clip=False)
+        axis.annotate(NAMES[normalization], (1.03, end), color=color, va="center", annotation_clip=False)
     curve = np.linspace(0, 1, 101)
     axis.plot(curve, [expected_growth(slope, "batch") for slope in curve], "k--", linewidth=1)
     axis.annotate("theory, batch norm", (0.06, expected_growth(0.06, "batch")), xytext=(6, 2), textcoords="offset points")

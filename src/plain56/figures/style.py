@@ -82,6 +82,20 @@ def mean_and_range(groups):
     return means, np.maximum(0, [means - [min(values) for values in groups], [max(values) for values in groups] - means])
 
 
+def apart(values, distance):
+    """Values moved as little as it takes, in their order, to be at least a distance apart: where labels of lines can stand."""
+    order, placed = np.argsort(values, kind="stable"), np.array(values, float)
+    for _ in range(100 * len(values)):
+        gaps = np.diff(placed[order])
+        if (gaps >= distance * (1 - 1e-6)).all():
+            break
+        for low, high, gap in zip(order, order[1:], gaps, strict=False):
+            if gap < distance:
+                middle = (placed[low] + placed[high]) / 2
+                placed[low], placed[high] = middle - distance / 2, middle + distance / 2
+    return placed
+
+
 def save(figure, folder, name):
     """Writes a figure as SVG, PDF and PNG, and returns the path of the PNG. Raises UserError if one cannot be written."""
     undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": None}
