@@ -151,7 +151,7 @@ def test_growth_is_the_factor_of_a_geometric_series():
     assert network.growth == pytest.approx(1.25)
 
 
-def test_a_plain_network_logs_the_flow(tmp_path):
+def test_a_plain_network_logs_the_flow(tmp_path, caplog):
     config = digits.get_config("plain8")
     config.model.widths = (4, 4, 8)
     config.train.gradients_every, config.train.stop_after = 2, 2
@@ -159,6 +159,9 @@ def test_a_plain_network_logs_the_flow(tmp_path):
     records = runs.Run(tmp_path / "run").metrics("gradients")
     assert [record["step"] for record in records] == [0, 2]
     assert records[0]["shortcuts"] == {} and len(records[0]["outputs"]) == 4
+    config.train.stop_after = 4
+    assert training.train(config, tmp_path / "run").step == 4
+    assert "logger" not in caplog.text
 
 
 def test_a_run_logs_the_flow_and_nothing_else_changes(tmp_path):

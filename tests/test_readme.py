@@ -14,7 +14,7 @@ from experiments.benchmarks import throughput
 from plain56.analysis.complexity import parts
 from plain56.cli import MODES
 from plain56.cli.flags import parse
-from plain56.figures import costs, degradation, gradient_flow, transfer
+from plain56.figures import costs, degradation, gradient_flow, gradient_slopes, transfer
 from plain56.models import create_model
 
 ROOT = Path(__file__).parent.parent
@@ -123,7 +123,7 @@ def test_gradient_flow_is_that_of_the_committed_table():
     folder = ROOT / "experiments/results/gradient_flow"
     networks = gradient_flow.read(folder)
     shown = (folder / "README.md").read_text()
-    for line in gradient_flow.table(folder):
+    for line in gradient_flow.table(folder) + gradient_slopes.table(folder):
         assert f"| {' | '.join(line.values())} |" in shown
     growth = {
         name: statistics.mean(network.growth for network in members)

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 import launch
 from experiments import googlenet_table1, resnet_table6, vgg_table3
 from plain56 import cli, runs
-from plain56.figures import costs, degradation, gradient_flow, transfer
+from plain56.figures import costs, degradation, gradient_flow, gradient_slopes, transfer
 from tests.test_degradation import made_up_sweep
 
 ROOT = Path(__file__).parent.parent
@@ -135,6 +135,7 @@ def errors_by_depth(folder):
     [
         ("cost", costs.table, "landmarks"),
         ("gradient at initialization", gradient_flow.table, "gradient_flow"),
+        ("growth of the gradient with each block", gradient_slopes.table, "gradient_flow"),
         ("test error (%), mean and range over the seeds", transfer.table, "transfer"),
         ("error (%)", errors_by_depth, "cifar10_degradation/two_cores"),
     ],

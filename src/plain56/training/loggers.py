@@ -120,7 +120,7 @@ def _closing_on_errors(logger):
 def scalars(record):
     """The numbers of a record by the names that loggers show: {"train/loss": …}."""
     flat = {key: value for key, value in runs.flatten(record).items() if key not in ("step", "split", "seconds")}
-    return {f"{record['split']}/{key}": value for key, value in flat.items() if value is not None}
+    return {f"{record['split']}/{key}": value for key, value in flat.items() if value not in (None, {})}
 
 
 class TensorBoard:
