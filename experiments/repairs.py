@@ -1,0 +1,82 @@
+"""The atlas of repairs: what, besides a skip connection, makes a deep plain network trainable?
+
+Every proposed repair on one bench: the same networks, digits, budget and seeds, each with the best learning rate of one grid.
+The small form trains 56 layers with one seed, at the rates that were chosen for the kept results:
+
+    python -m plain56.experiments.repairs [--workdir=runs/atlas]
+
+The full form first chooses the rates, for 20, 56 and 110 layers, and then trains with three seeds: 660 runs. A run that is in the
+tables grid.csv and runs.csv of the directory is not made again.
+
+    python -m plain56.experiments.repairs --config=configs/sweeps/repairs.py:full --workdir=runs/atlas_full --workers=2
+"""
+
+from pathlib import Path
+
+from plain56 import cli, runs
+from plain56.configs.sweeps.repairs import grid
+from plain56.figures import repairs
+
+KEPT = Path(__file__).parent / "results" / "atlas"
+KEY = ("repair", "depth", "rate", "seed")
+
+
+def choose(rows):
+    """`{(repair, depth): rate}`: the rate with the least validation loss of the rows of a grid, which may have diverged."""
+    best = {}
+    for row in rows:
+        loss = float(row["validation_loss"] or "inf")
+        kind = row["repair"], int(row["depth"])
+        if kind not in best or loss < best[kind][0]:
+            best[kind] = loss, float(row["rate"])
+    return {kind: rate for kind, (_, rate) in best.items()}
+
+
+def key_of(row):
+    """What tells a row from the others."""
+    return row["repair"], int(row["depth"]), float(row["rate"]), int(row["seed"])
+
+
+def rows_of(workdir, wanted):
+    """A row of results, as text, for each of the runs of a sweep that has ended; `wanted` are (repair, depth, rate, seed)."""
+    rows = []
+    for key, row in zip(wanted, runs.read_summary(workdir), strict=True):
+        if row["state"] not in (*runs.COMPLETE, *runs.ENDED):
+            continue
+        validation = runs.Run(workdir / row["run"]).newest({"validation"}).get("validation", {})
+        results = {name: row[name] for name in ("state", "steps", "train_error", "train_loss", "test_error", "seconds")}
+        results["validation_loss"] = validation.get("loss")
+        rows.append(dict(zip(KEY, key, strict=True)) | {n: "" if v is None else v for n, v in results.items()})
+    return rows
+
+
+def results(options, name, wanted):
+    """The rows of NAME.csv in the directory, after the wanted runs that it lacks were made."""
+    folder = Path(options.workdir)
+    there = runs.read_table(folder, name) if (folder / f"{name}.csv").exists() else []
+    known = {key_of(row) for row in there}
+    missing = [key for key in wanted if key not in known]
+    if missing:
+        options.config.sweep.runs, options.workdir = tuple(missing), str(folder / name)
+        cli.run_sweep(options)
+        options.workdir = str(folder)
+        runs.write_table(folder, name, there + rows_of(folder / name, missing))
+    return runs.read_table(folder, name)
+
+
+def compare(options, arguments):
+    """Runs both sweeps, prints the table and draws the figure; the exit status is 1 where runs have not ended."""
+    sweep, folder = options.config.sweep, Path(options.workdir)
+    chosen = choose(results(options, "grid", grid(options.config)) if sweep.choose else runs.read_table(KEPT, "grid"))
+    kinds = [(repair, depth) for depth in sweep.depths for repair in sweep.repairs]
+    wanted = [(*kind, chosen[kind], seed) for kind in kinds for seed in sweep.seeds if kind in chosen]
+    found = {key_of(row) for row in results(options, "runs", wanted)}
+    cli.print_table("training error (%)", repairs.table(folder))
+    drawn = repairs.draw(folder)
+    cli.print_paths("figure", drawn)
+    cli.print_result({"figure": str(drawn)})
+    return 0 if found >= set(wanted) and len(wanted) == len(kinds) * len(sweep.seeds) else cli.FAILED
+
+
+if __name__ == "__main__":
+    cli.run_experiment(compare, {"config": "configs/sweeps/repairs.py", "workdir": "runs/atlas"}, __doc__)
