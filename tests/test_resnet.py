@@ -136,13 +136,17 @@ def test_batch_statistics_move_by_one_tenth():
     np.testing.assert_allclose(changes["batch_stats"]["stem_norm"]["var"], 0.9 + 0.1 * stem.var((0, 1, 2)), rtol=1e-5)
 
 
-def test_depth_costs_nothing_to_compile():
+@pytest.mark.parametrize(
+    "options", [{}, {"survival": 0.5, "kernel": "dirac"}, {"fixup": True, "normalization": "none", "activation": "leaky_relu"}]
+)
+def test_depth_costs_nothing_to_compile(options):
     def program_size(name):
-        model = create_model(name, 10)
+        model = create_model(name, 10, **options)
         images = jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.float32)
 
         def loss(params, variables, images):
-            output, _ = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+            rngs = {"survival": jax.random.key(0)}
+            output, _ = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"], rngs=rngs)
             return output.logits.sum()
 
         variables = abstract_variables(model)

@@ -11,18 +11,16 @@ CHANCE = 90.0  # % error of guessing one of ten digits
 RESIDUAL = "skip connections"
 
 
+def error_of(row):
+    """The training error of a row of runs.csv or grid.csv in percent; a run that diverged counts as guessing."""
+    return 100 * float(row["train_error"]) if row["train_error"] and row["state"] != "diverged" else CHANCE
+
+
 def read(folder):
-    """Training errors in percent by repair, depth and seed, `{repair: {depth: [errors]}}`, from the folder's runs.csv.
-
-    A run that diverged counts as guessing.
-    """
-
-    def error(row):
-        return 100 * float(row["train_error"]) if row["train_error"] and row["state"] != "diverged" else CHANCE
-
+    """Training errors in percent by repair, depth and seed, `{repair: {depth: [errors]}}`, from the folder's runs.csv."""
     rows = runs.read_table(folder, "runs")
     return {
-        repair: {depth: [error(row) for row in own] for depth, own in sorted(_by_depth(members).items())}
+        repair: {depth: [error_of(row) for row in own] for depth, own in sorted(_by_depth(members).items())}
         for repair, members in grouped(rows, lambda row: row["repair"]).items()
     }
 

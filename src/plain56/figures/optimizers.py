@@ -1,0 +1,64 @@
+"""Is degradation an optimization problem? Training error against learning rate, a curve for each optimizer."""
+
+from matplotlib.figure import Figure
+
+from plain56 import runs
+from plain56.figures.repairs import CHANCE, RESIDUAL, error_of
+from plain56.figures.style import COLORS, apart, save, styled
+
+# The rows of the grid that change only the optimizer, by what the figure calls them.
+OPTIMIZERS = {"nothing": "SGD", "gradient clipped at 1": "SGD, clipped", "Adam": "Adam", "LARS": "LARS", "Muon": "Muon"}
+DEPTHS = (56, 110)
+
+
+def _optimizer(repair):
+    """`(residual, optimizer)` of a row of the grid, or None if the row changes more than that."""
+    residual = repair.startswith(RESIDUAL)
+    own = repair.removeprefix(RESIDUAL).removeprefix(", ") or "nothing" if residual else repair
+    return (residual, OPTIMIZERS[own]) if own in OPTIMIZERS else None
+
+
+def read(folder):
+    """Training errors in percent, `{(residual, depth): {optimizer: {rate: error}}}`, from the folder's grid.csv."""
+    found = {}
+    for row in runs.read_table(folder, "grid"):
+        if (kind := _optimizer(row["repair"])) and int(row["depth"]) in DEPTHS:
+            curves = found.setdefault((kind[0], int(row["depth"])), {})
+            curves.setdefault(kind[1], {})[float(row["rate"])] = error_of(row)
+    return found
+
+
+def closed(folder, depth):
+    """`(share, optimizer)`: how much of the gap between plain and residual networks trained by SGD the best optimizer closes.
+
+    At the best rate of each, by the training error of the folder's grid.csv.
+    """
+    errors = {
+        residual: {name: min(curve.values()) for name, curve in read(folder)[residual, depth].items()} for residual in (0, 1)
+    }
+    best = min(errors[0], key=errors[0].get)
+    return (errors[0]["SGD"] - errors[0][best]) / (errors[0]["SGD"] - errors[1]["SGD"]), best
+
+
+@styled
+def draw(folder):
+    """Draws optimizers.png and .svg from the folder's grid.csv, and returns the PNG's path."""
+    found = read(folder)
+    figure = Figure(figsize=(7.6, 5), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True, sharey=True)
+    colors = dict(zip(OPTIMIZERS.values(), COLORS, strict=False))
+    for (residual, depth), curves in found.items():
+        axis = axes[DEPTHS.index(depth), int(residual)]
+        axis.set_title(f"{'residual' if residual else 'plain'}, {depth} layers")
+        rates = sorted(next(iter(curves.values())))
+        ends = apart([curve[rates[-1]] for curve in curves.values()], 7)
+        for (name, curve), end in zip(curves.items(), ends, strict=True):
+            axis.plot(rates, [curve[rate] for rate in rates], marker="o", markersize=3, color=colors[name])
+            axis.annotate(name, (rates[-1] * 1.2, end), color=colors[name], va="center", annotation_clip=False)
+        axis.axhline(CHANCE, color="0.6", linestyle=":", linewidth=1)
+        axis.set(xscale="log", ylim=(-2, 100))
+    for axis in axes[-1]:
+        axis.set_xlabel("learning rate, as a multiple of the optimizer's own")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("final training error (%)")
+    return save(figure, folder, "optimizers")
