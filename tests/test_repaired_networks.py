@@ -174,7 +174,7 @@ def test_each_trains_and_resumes_at_56_layers(tmp_path, family, options):
     c.model.update(options | {"widths": (8, 8, 8)})
     c.train.steps, c.optimizer.schedule.warmup_steps = 20, 2
     c.train.steps_per_call = c.train.log_every = c.train.checkpoint_every = 10
-    c.train.gradients_every = 20
+    c.train.gradients_every, c.train.batch_size = 20, 32
     assert training.train(c, tmp_path / "whole").state == "finished"
     c.train.stop_after = 10
     training.train(c, tmp_path / "parts")
