@@ -4,7 +4,11 @@
 // Images [N, H, W, C], kernel [kh, kw, C, D] and output [N, h, w, D] as in convolution.py. Leading axes of all operands (vmap)
 // are independent convolutions. Each result depends only on the operands: tasks depend on shapes and never on the number of
 // threads, and sums over tasks have a fixed order. All sums are of floats.
+//
+// There are three algorithms: direct.h is the sum as it is written, winograd.h needs a quarter of the products for 3×3 kernels, and
+// amx.h is the sum in bfloat16 for processors that multiply matrices.
 
+#include "amx.h"
 #include "winograd.h"
 
 namespace {
@@ -35,11 +39,12 @@ void EachCopy(Operand& a, Operand& b, Result& result, const F& f) {
 template <typename Number>
 void Convolve(ffi::ThreadPool& pool, Operand& x, Operand& w, Result& y, Pair strides, Pair padding) {
   Images input = Shape(x).second, kernel = Shape(w).second, output = Shape(*y).second;
+  Flatten<Number>(kernel, strides, input, output);
   Taps taps = ForwardTaps(kernel.n, kernel.h, strides[0], strides[1], padding[0], padding[1]);
-  bool winograd = PrefersWinograd(input, kernel.n, kernel.h, strides[0], strides[1], output);
+  bool winograd = !UsesAmx<Number>() && PrefersWinograd(input, kernel.n, kernel.h, strides[0], strides[1], output);
   EachCopy<const Number, Number>(x, w, y, [&](const Number* x, const Number* w, Number* y) {
     if (winograd) return WinogradCorrelate(pool, input, x, w, false, padding[0], padding[1], output, y);
-    AsFloats(pool, input, x, kernel, w, output, y, [&](const float* x, const float* w, float* y) {
+    WithProducts(pool, input, x, kernel, w, output, y, [&](auto* x, auto* w, auto* y) {
       Correlate(pool, input, x, w, false, taps, output, y, 1, 0, 1, 0);
     });
   });
@@ -48,16 +53,17 @@ void Convolve(ffi::ThreadPool& pool, Operand& x, Operand& w, Result& y, Pair str
 template <typename Number>
 void InputGradient(ffi::ThreadPool& pool, Operand& g, Operand& w, Result& dx, Pair strides, Pair padding) {
   Images output = Shape(g).second, kernel = Shape(w).second, input = Shape(*dx).second;
-  bool winograd = PrefersWinograd(output, kernel.n, kernel.h, strides[0], strides[1], input);
+  Flatten<Number>(kernel, strides, input, output);
+  bool winograd = !UsesAmx<Number>() && PrefersWinograd(output, kernel.n, kernel.h, strides[0], strides[1], input);
   EachCopy<const Number, Number>(g, w, dx, [&](const Number* g, const Number* w, Number* dx) {
     if (winograd) return WinogradCorrelate(pool, output, g, w, true, 2 - padding[0], 2 - padding[1], input, dx);
-    AsFloats(pool, output, g, kernel, w, input, dx, [&](const float* g, const float* w, float* dx) {
+    WithProducts(pool, output, g, kernel, w, input, dx, [&](auto* g, auto* w, auto* dx) {
       // Input rows with the same remainder by the stride meet the same taps.
       for (int64_t a = 0; a < strides[0]; ++a)
         for (int64_t b = 0; b < strides[1]; ++b) {
           Taps taps{{}, {}, {}, 1, 1};
           for (int64_t i = 0; i < kernel.n; ++i)
-            for (int64_t j = 0; j < kernel.h; ++j) {
+            for (int64_t j = kernel.h; j-- > 0;) {  // columns that grow
               int64_t row = a + padding[0] - i, column = b + padding[1] - j;
               if (row % strides[0] == 0 && column % strides[1] == 0) taps.Add(row / strides[0], column / strides[1], i * kernel.h + j);
             }
@@ -75,10 +81,15 @@ void ComputeKernelGradient(ffi::ThreadPool& pool, Operand& x, Operand& g, Result
     std::memset(dw->untyped_data(), 0, dw->size_bytes());
     return;
   }
+  Flatten<Number>(kernel, strides, input, output);
   Taps taps = ForwardTaps(kernel.n, kernel.h, strides[0], strides[1], padding[0], padding[1]);
-  bool winograd = PrefersWinograd(input, kernel.n, kernel.h, strides[0], strides[1], output);
+  bool winograd = !UsesAmx<Number>() && PrefersWinograd(input, kernel.n, kernel.h, strides[0], strides[1], output);
   EachCopy<const Number, Number>(x, g, dw, [&](const Number* x, const Number* g, Number* dw) {
     if (winograd) return WinogradKernelGradient(pool, input, x, output, g, padding[0], padding[1], dw);
+#if defined(HAS_AMX)
+    if constexpr (std::is_same_v<Number, Bfloat16>)
+      if (MayUseAmx()) return KernelGradient(pool, input, x, output, g, taps, dw);
+#endif
     static thread_local std::vector<float> images, gradients;
     KernelGradient(pool, input, Widened(pool, x, input.size(), images), output, Widened(pool, g, output.size(), gradients), taps, dw);
   });
@@ -151,6 +162,11 @@ auto ConvolutionBinding() { return Binding().Ret<ffi::AnyBuffer>().Attr<Pair>("s
 #define CONVOLUTION (ffi::ThreadPool pool, Operand a, Operand b, Result result, Pair strides, Pair padding)
 
 extern "C" int Lanes() { return kLanes; }
+#if defined(__AVX512BF16__) && !defined(HAS_AMX)
+extern "C" const char* Products() { return "avx512_bf16"; }
+#else
+extern "C" const char* Products() { return MayUseAmx() ? "amx_bf16" : "float32"; }
+#endif
 DEFINE(Convolution, Convolve, ConvolutionBinding(), CONVOLUTION, result, strides, padding);
 DEFINE(ConvolutionInputGradient, InputGradient, ConvolutionBinding(), CONVOLUTION, result, strides, padding);
 DEFINE(ConvolutionKernelGradient, ComputeKernelGradient, ConvolutionBinding(), CONVOLUTION, result, strides, padding);

@@ -30,20 +30,22 @@ struct Tap {
   int64_t offset, place;
 };
 
-// The inputs of some output positions with zeros around them, so that no tap has to check where the image ends.
+// The inputs of some output positions with zeros around them, so that no tap has to check where the image ends. Where units are
+// pairs, an odd number of channels has a zero after it.
+template <typename Number>
 class Tile {
  public:
   // For `height` × `width` output positions of each image. Small images are taken several at a time, large ones in bands of rows.
   Tile(const Images& input, const Taps& taps, int64_t height, int64_t width, int64_t filters)
-      : input_(input), taps_(taps), height_(height) {
+      : channels((input.c + kUnit<Number> - 1) / kUnit<Number> * kUnit<Number>), input_(input), taps_(taps), height_(height) {
     auto [top, bottom] = std::minmax_element(taps.rows.begin(), taps.rows.end());
     auto [left, right] = std::minmax_element(taps.columns.begin(), taps.columns.end());
     top_ = *top, left_ = *left;
     reach_ = *bottom - *top + 1;
     columns_ = (width - 1) * taps.column_stride + *right - *left + 1;
-    whole_ = top_ >= 0 && left_ >= 0 && (height - 1) * taps_.row_stride + *bottom < input.h && left_ + columns_ <= input.w;
+    whole_ = channels == input.c && top_ >= 0 && left_ >= 0 && (height - 1) * taps_.row_stride + *bottom < input.h && left_ + columns_ <= input.w;
     if (whole_) columns_ = input.w;
-    row_size_ = columns_ * input.c;
+    row_size_ = columns_ * channels;
     auto floats = [&](int64_t rows) { return std::max(Rows(rows) * row_size_, rows * width * filters); };
     bands_ = 1;
     while (bands_ < height && floats((height + bands_ - 1) / bands_) > kTileFloats) ++bands_;
@@ -58,15 +60,15 @@ class Tile {
     if (images > 8) images = images / 8 * 8;
     groups_ = (input.n + images - 1) / images;
     for (size_t t = 0; t < taps.rows.size(); ++t)
-      offsets_.push_back((taps.rows[t] - (whole_ ? 0 : top_)) * row_size_ + (taps.columns[t] - (whole_ ? 0 : left_)) * input.c);
-    column_step = taps.column_stride * input.c;
+      offsets_.push_back((taps.rows[t] - (whole_ ? 0 : top_)) * row_size_ + (taps.columns[t] - (whole_ ? 0 : left_)) * channels);
+    column_step = taps.column_stride * channels;
     row_step = taps_.row_stride * row_size_;
   }
 
   int64_t count() const { return groups_ * bands_; }
 
   // Prepares tile `number`: images first … last − 1, output rows begin … end − 1 of each.
-  void Take(int64_t number, const float* x, std::vector<float>& buffer) {
+  void Take(int64_t number, const Number* x, std::vector<Number>& buffer) {
     first = number / bands_ * images, last = std::min(first + images, input_.n);
     begin = number % bands_ * band_, end = std::min(begin + band_, height_);
     if (whole_) {
@@ -75,19 +77,24 @@ class Tile {
     }
     buffer.resize(std::max<size_t>(buffer.size(), images * image_step));
     data_ = buffer.data();
-    int64_t rows = Rows(end - begin), lead = std::clamp<int64_t>(-left_, 0, columns_) * input_.c;
-    int64_t from = std::max<int64_t>(left_, 0), copied = std::max<int64_t>(0, std::min(left_ + columns_, input_.w) - from) * input_.c;
+    int64_t rows = Rows(end - begin), lead = std::clamp<int64_t>(-left_, 0, columns_) * channels;
+    int64_t from = std::max<int64_t>(left_, 0), pixels = std::max<int64_t>(0, std::min(left_ + columns_, input_.w) - from);
     for (int64_t n = first; n < last; ++n) {
-      float* to = buffer.data() + (n - first) * image_step;
+      Number* to = buffer.data() + (n - first) * image_step;
       for (int64_t r = 0; r < rows; ++r, to += row_size_) {
         int64_t row = begin * taps_.row_stride + top_ + r;
-        if (row < 0 || row >= input_.h) {
-          std::fill_n(to, row_size_, 0.0f);
-          continue;
-        }
-        std::fill_n(to, lead, 0.0f);
-        std::memcpy(to + lead, x + ((n * input_.h + row) * input_.w + from) * input_.c, copied * sizeof(float));
-        std::fill_n(to + lead + copied, row_size_ - lead - copied, 0.0f);
+        bool inside = row >= 0 && row < input_.h;
+        int64_t copied = inside ? pixels : 0, before = inside ? lead : 0;
+        std::memset(to, 0, before * sizeof(Number));
+        const Number* pixel = x + ((n * input_.h + row) * input_.w + from) * input_.c;
+        if (channels == input_.c)
+          std::memcpy(to + before, pixel, copied * channels * sizeof(Number));
+        else
+          for (int64_t i = 0; i < copied; ++i, pixel += input_.c) {
+            Number* copy = std::copy_n(pixel, input_.c, to + before + i * channels);
+            *copy = Number{};
+          }
+        std::memset(to + before + copied * channels, 0, (row_size_ - before - copied * channels) * sizeof(Number));
       }
     }
   }
@@ -102,9 +109,9 @@ class Tile {
   }
 
   // The input of output row `row` of an image, to which the taps' offsets are added.
-  const float* Row(int64_t image, int64_t row) const { return data_ + (image - first) * image_step + (row - begin) * row_step; }
+  const Number* Row(int64_t image, int64_t row) const { return data_ + (image - first) * image_step + (row - begin) * row_step; }
 
-  int64_t images, image_step, row_step, column_step, first, last, begin, end;
+  int64_t channels, images, image_step, row_step, column_step, first, last, begin, end;
 
  private:
   int64_t Rows(int64_t outputs) const { return (outputs - 1) * taps_.row_stride + reach_; }
@@ -114,32 +121,32 @@ class Tile {
   std::vector<int64_t> offsets_;
   bool whole_;  // no tap reaches over an edge, so nothing is copied
   int64_t height_, top_, left_, reach_, columns_, row_size_, bands_, band_, groups_;
-  const float* data_;
+  const Number* data_;
 };
 
 // Q output positions × V registers of output channels: the sum over all taps and some input channels, added to y unless `fresh`.
-template <int Q, int V>
-void Multiply(const float* x, const std::vector<Tap>& taps, int64_t channels, int64_t step, const float* packed, float* y, int64_t y_step,
-              bool fresh) {
+template <int Q, int V, typename Number>
+void Multiply(const Number* x, const std::vector<Tap>& taps, int64_t channels, int64_t step, const Unit<Number>* packed, Number* y,
+              int64_t y_step, bool fresh) {
   Vector sums[Q][V] = {};
   for (auto [offset, place] : taps) {
-    const float* w = packed + place * channels * V * kLanes;
+    const Unit<Number>* w = packed + place * (channels / kUnit<Number>) * V * kLanes;
     constexpr int kPointers = (Q + 3) / 4;
-    const float* pointers[kPointers];
+    const Number* pointers[kPointers];
     for (int i = 0; i < kPointers; ++i) pointers[i] = x + offset + 4 * i * step;
-    for (int64_t c = 0; c < channels; ++c, w += V * kLanes) {
+    for (int64_t c = 0; c < channels; c += kUnit<Number>, w += V * kLanes) {
       Vector kernel[V];
-      for (int v = 0; v < V; ++v) kernel[v] = Load(w + v * kLanes);
+      for (int v = 0; v < V; ++v) kernel[v] = Load(reinterpret_cast<const float*>(w + v * kLanes));
 #pragma GCC unroll 32
       for (int q = 0; q < Q; ++q) {
-        float value = pointers[q / 4][c + q % 4 * step];
-        for (int v = 0; v < V; ++v) sums[q][v] += value * kernel[v];
+        Unit<Number> value = UnitAt(pointers[q / 4] + c + q % 4 * step);
+        for (int v = 0; v < V; ++v) sums[q][v] = MultiplyAdd(sums[q][v], value, kernel[v]);
       }
     }
   }
   for (int q = 0; q < Q; ++q)
     for (int v = 0; v < V; ++v) {
-      float* to = y + q * y_step + v * kLanes;
+      Number* to = y + q * y_step + v * kLanes;
       Store(to, fresh ? sums[q][v] : Load(to) + sums[q][v]);
     }
 }
@@ -175,22 +182,31 @@ void Accumulate(const Images& input, const float* x, const Images& output, const
     }
 }
 
-template <int V, int... Q>
-auto MultiplyTable(std::integer_sequence<int, Q...>) {
-  return std::array<decltype(&Multiply<1, V>), sizeof...(Q)>{&Multiply<Q + 1, V>...};
-}
 template <int V>
-constexpr int kPositions = kSums / V < 16 ? kSums / V : 16;
-template <int V>
-const auto kMultiply = MultiplyTable<V>(std::make_integer_sequence<int, kPositions<V>>());
+constexpr int kPositions = V == 4 ? 4 : kSums / V < 16 ? kSums / V : 16;
 
+// How many of so many positions are taken at once. Each number is a function to compile, and few occur in networks.
 template <int V>
-void MultiplyRow(const float* x, int64_t step, int64_t width, const std::vector<Tap>& taps, int64_t channels, const float* w, float* y,
-                 int64_t y_step, bool fresh) {
+constexpr int Taken(int q) {
+  while (q != kPositions<V> && q % 7 && q & (q - 1) && (V == 1 || q < 8)) --q;
+  return q;
+}
+template <int V, typename Number, int... Q>
+auto MultiplyTable(std::integer_sequence<int, Q...>) {
+  using Entry = std::pair<decltype(&Multiply<1, V, Number>), int>;
+  return std::array<Entry, sizeof...(Q)>{Entry(&Multiply<Taken<V>(Q + 1), V, Number>, Taken<V>(Q + 1))...};
+}
+template <int V, typename Number>
+const auto kMultiply = MultiplyTable<V, Number>(std::make_integer_sequence<int, kPositions<V>>());
+
+template <int V, typename Number>
+void MultiplyRow(const Number* x, int64_t step, int64_t width, const std::vector<Tap>& taps, int64_t channels, const Unit<Number>* w,
+                 Number* y, int64_t y_step, bool fresh) {
   int64_t blocks = (width + kPositions<V> - 1) / kPositions<V>, size = (width + blocks - 1) / blocks;
-  for (int64_t q = 0; q < width; q += size) {
-    int64_t positions = std::min(size, width - q);
-    kMultiply<V>[positions - 1](x + q * step, taps, channels, step, w, y + q * y_step, y_step, fresh);
+  for (int64_t q = 0; q < width;) {
+    auto [run, taken] = kMultiply<V, Number>[std::min(size, width - q) - 1];
+    run(x + q * step, taps, channels, step, w, y + q * y_step, y_step, fresh);
+    q += taken;
   }
 }
 
@@ -208,48 +224,67 @@ std::vector<int64_t> Starts(const std::vector<int>& blocks) {
   return starts;
 }
 
-// Writes output positions (u · stride + shift) of y from the taps' inputs. `transposed`: the kernel's C and D are exchanged.
-void Correlate(ffi::ThreadPool& pool, const Images& input, const float* x, const float* w, bool transposed, const Taps& taps,
-               const Images& output, float* y, int64_t row_stride, int64_t row_shift, int64_t column_stride, int64_t column_shift) {
-  int64_t height = (output.h - row_shift + row_stride - 1) / row_stride;
-  int64_t width = (output.w - column_shift + column_stride - 1) / column_stride;
-  if (input.n == 0 || height <= 0 || width <= 0) return;
-  int64_t channels = input.c, filters = output.c, count = taps.rows.size();
-  Tile plan(input, taps, height, width, filters);
-  bool many = plan.images > width && width <= 8;
-  std::vector<int> blocks = Blocks(filters, many ? plan.images : width);
+// A kernel in the order in which it is read: for each block of output channels, for `chunk(block)` input channels at a time, for each
+// tap, for each unit of input channels, for each lane. `transposed`: the kernel's C and D are exchanged.
+template <typename Number, typename F>
+const Unit<Number>* Pack(ffi::ThreadPool& pool, const Number* w, bool transposed, int64_t channels, int64_t filters, const Taps& taps,
+                         const std::vector<int>& blocks, const F& chunk) {
+  static thread_local std::vector<Unit<Number>> memory;  // kept, since the system would clear new pages
+  int64_t row = taps.index.size() * ((channels + kUnit<Number> - 1) / kUnit<Number>);
+  memory.resize(std::max<size_t>(memory.size(), row * filters));
+  Unit<Number>* packed = memory.data();
   std::vector<int64_t> starts = Starts(blocks);
-  // As many input channels at a time as keep the kernel in the first-level cache.
-  auto chunk = [&](int64_t block) { return std::max<int64_t>(1, kKernelFloats / (count * blocks[block] * kLanes)); };
-  // The kernel in the order in which it is read.
-  static thread_local std::vector<float> memory;  // kept, since the system would clear new pages
-  memory.resize(std::max<size_t>(memory.size(), count * channels * filters));
-  float* packed = memory.data();
   auto pack = [&](int64_t block) {
+    Unit<Number>* to = packed + row * starts[block];
     int64_t lanes = blocks[block] * kLanes;
-    float* to = packed + count * channels * starts[block];
     for (int64_t from = 0, size = chunk(block); from < channels; from += size)
       for (int64_t tap : taps.index)
-        for (int64_t c = from; c < std::min(from + size, channels); ++c, to += lanes)
-          for (int64_t lane = 0; lane < lanes; ++lane) {
-          int64_t d = starts[block] + lane;
-          to[lane] = transposed ? w[(tap * filters + d) * channels + c] : w[(tap * channels + c) * filters + d];
+        for (int64_t c = from; c < std::min(from + size, channels); c += kUnit<Number>, to += lanes) {
+          // Two loops, of which the compiler can make one of registers.
+          const Number* column = w + (tap * filters + starts[block]) * channels + c;
+          const Number* line = w + (tap * channels + c) * filters + starts[block];
+          if (transposed)
+            for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = UnitOf(column + lane * channels, 1, channels - c);
+          else
+            for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = UnitOf(line + lane, filters, channels - c);
         }
   };
-  if (count * channels * filters > 1 << 14)
+  if (row * filters > 1 << 14)
     ParallelFor(pool, blocks.size(), pack);
   else
     for (size_t block = 0; block < blocks.size(); ++block) pack(block);
+  return packed;
+}
+
+// Writes output positions (u · stride + shift) of y from the taps' inputs. `transposed`: the kernel's C and D are exchanged.
+template <typename Number>
+void Correlate(ffi::ThreadPool& pool, const Images& input, const Number* x, const Number* w, bool transposed, const Taps& taps,
+               const Images& output, Number* y, int64_t row_stride, int64_t row_shift, int64_t column_stride, int64_t column_shift) {
+  int64_t height = (output.h - row_shift + row_stride - 1) / row_stride;
+  int64_t width = (output.w - column_shift + column_stride - 1) / column_stride;
+  if (input.n == 0 || height <= 0 || width <= 0) return;
+  Tile<Number> plan(input, taps, height, width, output.c);
+  int64_t channels = plan.channels, filters = output.c, count = taps.rows.size();
+  bool many = plan.images > width && width <= 8;
+  std::vector<int> blocks = Blocks(filters, many ? plan.images : width);
+  std::vector<int64_t> starts = Starts(blocks);
+  // As many input channels at a time as keep the kernel in the first-level cache. In bfloat16 all, since sums are rounded once.
+  auto chunk = [&](int64_t block) {
+    return std::is_same_v<Number, float> ? std::max<int64_t>(1, kKernelFloats / (count * blocks[block] * kLanes)) : channels;
+  };
+  const Unit<Number>* packed = Pack(pool, w, transposed, input.c, filters, taps, blocks, chunk);
   int64_t shares = std::min<int64_t>(blocks.size(), (16 + plan.count() - 1) / plan.count());
   ParallelFor(pool, plan.count() * shares, [&](int64_t task) {
-    static thread_local std::vector<float> buffer;
+    static thread_local std::vector<Number> buffer;
     static thread_local std::vector<Tap> inside;
-    Tile tile = plan;
+    Tile<Number> tile = plan;
     tile.Take(task / shares, x, buffer);
     int64_t share = task % shares, all = blocks.size();
     for (int64_t block = all * share / shares; block < all * (share + 1) / shares; ++block) {
-      const float* kernel = packed + count * channels * starts[block];
-      auto run = blocks[block] == 4 ? &MultiplyRow<4> : blocks[block] == 2 ? &MultiplyRow<2> : &MultiplyRow<1>;
+      const Unit<Number>* kernel = packed + count * (channels / kUnit<Number>) * starts[block];
+      auto run = blocks[block] == 4   ? &MultiplyRow<4, Number>
+                 : blocks[block] == 2 ? &MultiplyRow<2, Number>
+                                      : &MultiplyRow<1, Number>;
       for (int64_t from = 0, size = chunk(block); from < channels; from += size) {
         int64_t taken = std::min(size, channels - from);
         auto at = [&](int64_t n, int64_t p, int64_t q) {
@@ -269,7 +304,7 @@ void Correlate(ffi::ThreadPool& pool, const Images& input, const float* x, const
               run(tile.Row(n, p) + from, tile.column_step, width, inside, taken, kernel, at(n, p, 0), column_stride * filters, from == 0);
           }
         }
-        kernel += count * taken * blocks[block] * kLanes;
+        kernel += count * (taken / kUnit<Number>) * blocks[block] * kLanes;
       }
     }
   });

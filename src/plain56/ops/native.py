@@ -66,11 +66,15 @@ def why_not(dtype):
     return None if lanes() else "the C++ could not be compiled"
 
 
-def describe():
-    """What computes convolutions in float32 and bfloat16, as JSON values."""
+def describe(dtype="float32"):
+    """What computes convolutions of images of this dtype, as JSON values.
+
+    Native ones in bfloat16 also have the instructions that multiply: "amx_bf16", "avx512_bf16", or those of "float32".
+    """
     count = lanes()
     on_cpu = "native" if count else "portable"
-    return {"convolution": on_cpu if jax.default_backend() == "cpu" else "xla", "lanes": count}
+    products = {"products": library().Products().decode()} if count and dtype == "bfloat16" else {}
+    return {"convolution": on_cpu if jax.default_backend() == "cpu" else "xla", "lanes": count} | products
 
 
 @functools.cache
@@ -138,8 +142,9 @@ def _compiled():
 def _open(path):
     """Loads a library; raises OSError if it cannot be loaded, and AttributeError if it lacks a function."""
     opened = ctypes.CDLL(str(path))
-    for name in ("Lanes", *FUNCTIONS):
+    for name in ("Lanes", "Products", *FUNCTIONS):
         getattr(opened, name)
+    opened.Products.restype = ctypes.c_char_p
     return opened
 
 

@@ -13,6 +13,10 @@
 #include <utility>
 #include <vector>
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -44,9 +48,13 @@ inline Vector Load(const Bfloat16* from) {
   return reinterpret_cast<Vector>(__builtin_convertvector(*reinterpret_cast<const Halves*>(from), Words) << 16);
 }
 inline void Store(Bfloat16* to, Vector value) {  // the nearest, and of two the even one
+#if defined(__AVX512BF16__)  // here, those below 2⁻¹²⁶ become zero
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value)));
+#else
   Words words = reinterpret_cast<Words>(value), nearest = words + 0x7fff + (words >> 16 & 1);
   words = value == value ? nearest : words | 0x400000;  // not a number, which rounding could make infinite
   *reinterpret_cast<Halves*>(to) = __builtin_convertvector(words >> 16, Halves);
+#endif
 }
 inline float Value(float value) { return value; }
 inline float Value(Bfloat16 value) {
@@ -55,6 +63,28 @@ inline float Value(Bfloat16 value) {
   std::memcpy(&result, &word, sizeof result);
   return result;
 }
+
+// What a multiply-add takes from an image at a time, its unit: a float, or two adjacent bfloat16, whose products are exact and are
+// added one after the other, rounded to float32.
+inline Vector MultiplyAdd(Vector sum, float value, Vector kernel) { return sum + value * kernel; }
+#if defined(__AVX512BF16__)
+inline Vector MultiplyAdd(Vector sum, uint32_t pair, Vector kernel) {
+  return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair)), reinterpret_cast<__m512bh>(kernel));
+}
+#endif
+template <typename Number>
+using Unit = std::conditional_t<std::is_same_v<Number, float>, float, uint32_t>;
+template <typename Number>
+constexpr int kUnit = sizeof(Unit<Number>) / sizeof(Number);
+template <typename Number>
+inline Unit<Number> UnitAt(const Number* from) {
+  Unit<Number> unit;
+  std::memcpy(&unit, from, sizeof unit);
+  return unit;
+}
+// Of numbers `step` apart. If only one is left, the other is zero.
+inline float UnitOf(const float* from, int64_t, int64_t) { return *from; }
+inline uint32_t UnitOf(const Bfloat16* from, int64_t step, int64_t left) { return from->bits | (left > 1 ? from[step].bits << 16 : 0u); }
 
 struct Images {
   int64_t n, h, w, c;
@@ -91,23 +121,6 @@ inline const float* Widened(ffi::ThreadPool& pool, const Bfloat16* numbers, int6
     for (int64_t i = begin; i < end; ++i) copy[i] = Value(numbers[i]);
   });
   return copy.data();
-}
-
-// Calls f(x, w, y) for a result y of operands x and w with floats in their place.
-template <typename F>
-void AsFloats(ffi::ThreadPool&, const Images&, const float* x, const Images&, const float* w, const Images&, float* y, const F& f) {
-  f(x, w, y);
-}
-template <typename F>
-void AsFloats(ffi::ThreadPool& pool, const Images& input, const Bfloat16* x, const Images& kernel, const Bfloat16* w, const Images& output,
-              Bfloat16* y, const F& f) {
-  static thread_local std::vector<float> images, weights, results;
-  results.resize(std::max<size_t>(results.size(), output.size()));
-  f(Widened(pool, x, input.size(), images), Widened(pool, w, kernel.size(), weights), results.data());
-  float* from = results.data();
-  InSlices(pool, output.size(), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i += kLanes) Store(y + i, Load(from + i));
-  });
 }
 
 }  // namespace

@@ -212,7 +212,7 @@ void WinogradCorrelate(ffi::ThreadPool& pool, const Images& input, const Number*
       const float* kernel = kernels + kPoints * channels * starts[block];
       products.resize(std::max<size_t>(products.size(), kPoints * lanes_step));
       partial.resize(std::max<size_t>(partial.size(), kTile * kTile * lanes));
-      auto run = blocks[block] == 2 ? &MultiplyRow<2> : &MultiplyRow<1>;
+      auto run = blocks[block] == 2 ? &MultiplyRow<2, float> : &MultiplyRow<1, float>;
       // Sums of few channels at a time, which are more exact.
       for (int64_t point = 0; point < kPoints; ++point)
         for (int64_t c = 0; c < channels; c += 64)

@@ -110,7 +110,7 @@ def _log_stages(program):
 
 
 def _write_beginning(run, config, found):
-    before, now = run.environment().get("convolution"), native.describe()
+    before, now = run.environment().get("convolution"), native.describe(config.model.dtype)
     if before not in (None, now):
         logger.warning("The run began with the convolution %s and goes on with %s: its bits will differ.", before, now)
     warn_of_changed_sources(run, config)
