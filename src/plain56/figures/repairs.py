@@ -9,6 +9,7 @@ from plain56.figures.style import COLORS, grouped, save, styled
 
 CHANCE = 90.0  # % error of guessing one of ten digits
 RESIDUAL = "skip connections"
+MARKERS = {20: "s", 56: "o", 110: "o"}  # by depth; that of 56 layers is filled
 
 
 def error_of(row):
@@ -56,16 +57,13 @@ def draw(folder):
     order = _in_order(errors)
     figure = Figure(figsize=(7.2, 0.6 + 0.27 * len(order)), layout="constrained")
     axis = figure.subplots()
-    styles = {20: ("s", "none"), 56: ("o", "full"), 110: ("o", "none")}
     for place, repair in enumerate(order):
         color = COLORS[1] if repair.startswith(RESIDUAL) else COLORS[0]
         means = [statistics.mean(values) for values in errors[repair].values()]
         axis.plot([min(means), max(means)], [place, place], color="0.85", linewidth=2.5, zorder=1)
         for depth, values in errors[repair].items():
-            marker, fill = styles.get(depth, ("D", "none"))
-            size = 4 if depth == 20 else 6
-            points = axis.plot(values, [place] * len(values), marker, color=color, fillstyle=fill, markersize=size, zorder=2)
-            points[0].set_markerfacecolor(color if fill == "full" else "white")
+            marker, face, size = MARKERS.get(depth, "D"), color if depth == 56 else "white", 4 if depth == 20 else 6
+            axis.plot(values, [place] * len(values), marker, color=color, markerfacecolor=face, markersize=size, zorder=2)
     axis.axvline(CHANCE, color="0.6", linestyle=":", linewidth=1)
     axis.annotate("guessing", (CHANCE, -0.9), ha="center", color="0.4", annotation_clip=False)
     last = errors[order[-1]]

@@ -152,13 +152,14 @@ auto ConvolutionBinding() { return Binding().Ret<ffi::AnyBuffer>().Attr<Pair>("s
 
 }  // namespace
 
-// Defines what XLA calls, for both types of numbers, from the parameters and arguments after the first two.
-#define DEFINE(Name, Function, Bound, Parameters, ...)                                        \
-  ffi::Error Name##OfType Parameters {                                                        \
-    (a.element_type() == ffi::BF16 ? Function<Bfloat16> : Function<float>)(pool, a, b, __VA_ARGS__); \
-    return ffi::Error::Success();                                                             \
-  }                                                                                           \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(Name, Name##OfType, Bound)
+// Defines what XLA calls, from the parameters and the arguments after the first two. The compiler is told which NUMBER the library
+// is for, float or Bfloat16: few users need both, and each takes its time to compile.
+#define DEFINE(Name, Function, Bound, Parameters, ...) \
+  ffi::Error Name##OfNumbers Parameters {              \
+    Function<NUMBER>(pool, a, b, __VA_ARGS__);         \
+    return ffi::Error::Success();                      \
+  }                                                    \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(Name, Name##OfNumbers, Bound)
 #define CONVOLUTION (ffi::ThreadPool pool, Operand a, Operand b, Result result, Pair strides, Pair padding)
 
 extern "C" int Lanes() { return kLanes; }

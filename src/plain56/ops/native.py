@@ -1,6 +1,6 @@
-"""Convolutions on a CPU by `convolution.cc`, compiled by the machine's own C++ compiler on first use.
+"""Convolutions on a CPU by `convolution.cc`, compiled by the machine's own C++ compiler on first use, for each dtype by itself.
 
-The compiled library is kept in the cache folder as `convolution-KEY-CHECKSUM.so`: KEY stands for what it was made from, CHECKSUM
+A compiled library is kept in the cache folder as `convolution-KEY-CHECKSUM.so`: KEY stands for what it was made from, CHECKSUM
 for what it contains. An incomplete library is never loaded, since that may end the process without a word.
 """
 
@@ -29,7 +29,7 @@ COMPILE = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-w")
 FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT = "Convolution", "ConvolutionInputGradient", "ConvolutionKernelGradient"
 CHANNEL_SUMS, PASSED_CHANNEL_SUMS = "ChannelSums", "PassedChannelSums"
 FUNCTIONS = (FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, CHANNEL_SUMS, PASSED_CHANNEL_SUMS)
-DTYPES = ("float32", "bfloat16")
+DTYPES = {"float32": "float", "bfloat16": "Bfloat16"}  # and what the source calls their numbers
 COMPILE_SECONDS = 300  # compiling takes a few; after so many, the compiler hangs
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def portable():
         _is_portable.reset(token)
 
 
-def lanes():
+def lanes(dtype="float32"):
     """The number of floats in a register, of which output channels must be a multiple; 0 if there is no native convolution.
 
     There is none off the CPU; with several devices, since XLA would gather what is divided among them; if the source cannot be
@@ -54,7 +54,7 @@ def lanes():
     """
     if _is_portable.get():
         return 0
-    return load() if jax.default_backend() == "cpu" and jax.device_count() == 1 else 0
+    return load(dtype) if jax.default_backend() == "cpu" and jax.device_count() == 1 else 0
 
 
 def why_not(dtype):
@@ -63,7 +63,7 @@ def why_not(dtype):
         return f"{dtype} is not {' or '.join(DTYPES)}"
     if jax.device_count() > 1:
         return "there are several devices"
-    return None if lanes() else "the C++ could not be compiled"
+    return None if lanes(dtype) else "the C++ could not be compiled"
 
 
 def describe(dtype="float32"):
@@ -71,69 +71,76 @@ def describe(dtype="float32"):
 
     Native ones in bfloat16 also have the instructions that multiply: "amx_bf16", "avx512_bf16", or those of "float32".
     """
-    count = lanes()
+    count = lanes(dtype) if dtype in DTYPES else 0
     on_cpu = "native" if count else "portable"
-    products = {"products": library().Products().decode()} if count and dtype == "bfloat16" else {}
+    products = {"products": library(dtype).Products().decode()} if count and dtype == "bfloat16" else {}
     return {"convolution": on_cpu if jax.default_backend() == "cpu" else "xla", "lanes": count} | products
 
 
 @functools.cache
-def load():
-    """Registers the functions of the source with XLA, and returns the number of floats in a register.
+def load(dtype="float32"):
+    """Registers the functions of the source for a dtype with XLA, and returns the number of floats in a register.
 
     Returns 0, and warns, if the source cannot be compiled.
     """
     try:
-        functions = library()
+        functions = library(dtype)
     except (OSError, ValueError, AttributeError, subprocess.SubprocessError) as error:
         logger.warning("Training is slow on this CPU, since the C++ convolution could not be compiled: %s", reason(error))
         return 0
     for name in FUNCTIONS:
-        jax.ffi.register_ffi_target(f"plain56.{name}", jax.ffi.pycapsule(getattr(functions, name)), platform="cpu")
+        jax.ffi.register_ffi_target(_target(name, dtype), jax.ffi.pycapsule(getattr(functions, name)), platform="cpu")
     return functions.Lanes()
 
 
-def library():
-    """The compiled source as a library with all its functions: one that an earlier process kept, or else compiled now."""
+def _target(name, dtype):
+    return f"plain56.{name}.{dtype}"
+
+
+def library(dtype="float32"):
+    """The source, compiled for a dtype, as a library with all its functions: one that an earlier process kept, or made now."""
     with contextlib.suppress(OSError):  # a folder that cannot be read
-        for path in sorted(cache_folder().glob(f"convolution-{_key()}-*.so")):
+        for path in sorted(cache_folder().glob(f"convolution-{_key(dtype)}-*.so")):
             with contextlib.suppress(OSError, AttributeError):  # incomplete, or made for another system
                 if path.stem.endswith(_digest(path.read_bytes())):
                     return _open(path)
-    return _compiled()
+    return _compiled(dtype)
 
 
 def takes(array, channels):
     """Whether the functions of the source compute results with so many channels from images like these."""
-    return array.dtype.name in DTYPES and lanes() > 0 and channels % lanes() == 0
+    count = lanes(array.dtype.name) if array.dtype.name in DTYPES else 0
+    return count > 0 and channels % count == 0
 
 
 def call(name, operands, shape, **attributes):
     """Calls a function of the source on arrays, the first two of one dtype; `shape` is that of the result. Sums are float32."""
     dtype = np.float32 if name in (CHANNEL_SUMS, PASSED_CHANNEL_SUMS) else operands[0].dtype
-    function = jax.ffi.ffi_call(f"plain56.{name}", jax.ShapeDtypeStruct(shape, dtype), vmap_method="broadcast_all")
+    function = jax.ffi.ffi_call(
+        _target(name, operands[0].dtype.name), jax.ShapeDtypeStruct(shape, dtype), vmap_method="broadcast_all"
+    )
     return function(*operands, **{key: np.array(value, np.int64) for key, value in attributes.items()})
 
 
-def compile_source(source, library):
-    """Compiles a C++ source; raises OSError, ValueError or subprocess.SubprocessError if that fails."""
+def compile_source(source, library, *flags):
+    """Compiles a C++ source with some more flags; raises OSError, ValueError or subprocess.SubprocessError if that fails."""
     compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
     quiet = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
-    command = [*compiler, *COMPILE, "-I", jax.ffi.include_dir(), str(source), "-o", str(library)]
+    command = [*compiler, *COMPILE, *flags, "-I", jax.ffi.include_dir(), str(source), "-o", str(library)]
     subprocess.run(command, check=True, timeout=COMPILE_SECONDS, **quiet)
 
 
-def _compiled():
+def _compiled(dtype):
     """The library, compiled for this process, and kept for others if possible."""
     # Several processes may compile at a time, and each may be killed.
     with tempfile.TemporaryDirectory(dir=cache_folder() if can_keep(cache_folder()) else None) as folder:
         part = Path(folder) / "convolution.so"
-        compile_source(SOURCE, part)
+        compile_source(SOURCE, part, _number(dtype))
         compiled = _open(part)
         with contextlib.suppress(OSError):  # then the next process compiles again
             with part.open("rb") as file:
                 os.fsync(file.fileno())
-            path = cache_folder() / f"convolution-{_key()}-{_digest(part.read_bytes())}.so"
+            path = cache_folder() / f"convolution-{_key(dtype)}-{_digest(part.read_bytes())}.so"
             shutil.rmtree(path, ignore_errors=True)  # a directory, which a file cannot replace
             part.replace(path)
     return compiled
@@ -148,10 +155,15 @@ def _open(path):
     return opened
 
 
-def _key():
+def _number(dtype):
+    """The flag that tells the source its numbers."""
+    return f"-DNUMBER={DTYPES[dtype]}"
+
+
+def _key(dtype):
     """What the compiled source depends on. Names the compiler without calling it: the library may outlive the compiler."""
     sources = (path.read_bytes() for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h"))))
-    parts = (*sources, *COMPILE, os.environ.get("CXX", ""), jaxlib.__version__, processor())
+    parts = (*sources, *COMPILE, _number(dtype), os.environ.get("CXX", ""), jaxlib.__version__, processor())
     return _digest(repr(parts).encode())
 
 

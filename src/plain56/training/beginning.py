@@ -71,7 +71,7 @@ def convolved_by(dtype, shapes):
         return "XLA's convolutions"
     if reason := native.why_not(dtype):
         return f"portable convolutions by XLA, which are slower ({reason})"
-    lanes = native.lanes()
+    lanes = native.lanes(dtype)
     text = f"convolutions in C++ ({INSTRUCTIONS[lanes]}, {lanes} channels at a time)"
     kernels = [leaf.shape for (*_, name), leaf in unstack(shapes).items() if name == "kernel" and len(leaf.shape) == 4]
     others = sum(channels % lanes > 0 for *_, channels in kernels)

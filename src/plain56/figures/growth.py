@@ -1,0 +1,74 @@
+"""The gradient's growth at initialization against final training error, a dot for each repair and depth."""
+
+import statistics
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+from plain56 import runs
+from plain56.figures import repairs
+from plain56.figures.style import COLORS, save, styled
+
+# Repairs that leave the initial network as it is: their errors differ where the number cannot.
+SAME_NETWORK = ("gradient clipped at 1", "Adam", "LARS", "Muon")
+SAMPLES = 2_000  # of the bootstrap
+
+
+def read(folder):
+    """`(repair, depth, growth, mean training error in percent)` of each row of the folder's growth.csv."""
+    errors = repairs.read(folder)
+    return [
+        (
+            row["repair"],
+            int(row["depth"]),
+            float(row["first"]) / float(row["last"]),
+            statistics.mean(errors[row["repair"]][int(row["depth"])]),
+        )
+        for row in runs.read_table(folder, "growth")
+        if int(row["depth"]) in errors.get(row["repair"], {})
+    ]
+
+
+def correlation(folder):
+    """Spearman's rank correlation of growth and error, and its 95 % interval by the bootstrap, without `SAME_NETWORK`."""
+    dots = [(growth, error) for repair, _, growth, error in read(folder) if not repair.endswith(SAME_NETWORK)]
+    growth, error = map(np.array, zip(*dots, strict=True))
+
+    def rank(growth, error):
+        return stats.spearmanr(growth, error).statistic
+
+    interval = stats.bootstrap(
+        (growth, error), rank, paired=True, vectorized=False, n_resamples=SAMPLES, method="percentile", rng=0
+    ).confidence_interval
+    return rank(growth, error), interval.low, interval.high, len(dots)
+
+
+def correlation_sentence(folder):
+    """What the correlation is, in a sentence."""
+    value, low, high, count = correlation(folder)
+    return (
+        f"Rank correlation of the gradient's growth at initialization and the training error, over {count} repairs and depths: "
+        f"{value:.2f} (95 % interval {low:.2f} to {high:.2f})."
+    )
+
+
+@styled
+def draw(folder):
+    """Draws growth.png and .svg from the folder's growth.csv and runs.csv, and returns the PNG's path."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for repair, depth, growth, error in read(folder):
+        color = "0.6" if repair.endswith(SAME_NETWORK) else COLORS[repair.startswith(repairs.RESIDUAL)]
+        axis.plot(
+            growth, error, repairs.MARKERS.get(depth, "D"), color=color, markersize=5, fillstyle="full" if depth == 56 else "none"
+        )
+    axis.axhline(repairs.CHANCE, color="0.6", linestyle=":", linewidth=1)
+    axis.set(
+        xscale="log",
+        xlabel="gradient at the stem / gradient at the last block, at initialization",
+        ylabel="final training error (%)",
+    )
+    value, low, high, _ = correlation(folder)
+    axis.set_title(f"rank correlation {value:.2f} ({low:.2f} to {high:.2f})", loc="left")
+    return save(figure, folder, "growth")
