@@ -131,7 +131,8 @@ def test_blocks_survive_alike_on_all_devices():
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), one, other)
 
 
-@pytest.mark.parametrize(("family", "options"), [VALUES[8], VALUES[11], VALUES[12]])
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "options"), [VALUES[8], VALUES[12]])
 def test_weights_are_written_and_read(tmp_path, tiny_config, family, options):
     tiny_config.model.name = f"{family}8"
     tiny_config.model.update(options | {"widths": (8, 8, 8)})
