@@ -62,11 +62,11 @@ def _add_model(config):
     config.model.normalization = placeholder(str)  # batch | group | layer | none
     config.model.initializer = placeholder(str)  # he_normal | orthogonal | delta_orthogonal | dirac
     config.model.kernel = placeholder(str)  # free | dirac
-    # The next four are for residual networks: what multiplies the branches: 1 | a number | "inverse_sqrt_blocks" | "learned_zero"
+    # The next four are for residual networks. A branch is multiplied by 1 | a number | "inverse_sqrt_blocks" | "learned_zero".
     config.model.branch_scale = placeholder(object)
-    config.model.shortcut_scale = placeholder(float)  # what multiplies the shortcuts
+    config.model.shortcut_scale = placeholder(float)  # by which shortcuts are multiplied
     config.model.fixup = placeholder(bool)  # needs normalization "none"
-    config.model.survival = placeholder(float)  # stochastic depth: how probable it is that the last block is not left out
+    config.model.survival = placeholder(float)  # stochastic depth: the probability that the last block is not left out
     config.model.form = placeholder(str)  # imagenet | small; VGG: also dense
     config.model.dropout = placeholder(float)  # 0.5 in VGG, 0.4 in googlenet, 0.2 in googlenet_bn
     config.model.auxiliary = placeholder(bool)  # GoogLeNet's heads in the middle of the network

@@ -14,7 +14,7 @@ tables grid.csv and runs.csv of the directory is not made again.
 from pathlib import Path
 
 from plain56 import cli, runs
-from plain56.configs.sweeps.repairs import grid
+from plain56.configs.sweeps.repairs import grid, name_of
 from plain56.figures import repairs
 
 KEPT = Path(__file__).parent / "results" / "atlas"
@@ -38,29 +38,32 @@ def key_of(row):
 
 
 def rows_of(workdir, wanted):
-    """A row of results, as text, for each of the runs of a sweep that has ended; `wanted` are (repair, depth, rate, seed)."""
-    rows = []
-    for key, row in zip(wanted, runs.read_summary(workdir), strict=True):
-        if row["state"] not in (*runs.COMPLETE, *runs.ENDED):
+    """A row of results for each of the runs in a sweep's directory that have ended; `wanted` are (repair, depth, rate, seed)."""
+    summary, rows = {row["run"]: row for row in runs.read_summary(workdir)}, []
+    for key in wanted:
+        row = summary.get(name_of(*key), {})
+        if row.get("state") not in (*runs.COMPLETE, *runs.ENDED):
             continue
         validation = runs.Run(workdir / row["run"]).newest({"validation"}).get("validation", {})
         results = {name: row[name] for name in ("state", "steps", "train_error", "train_loss", "test_error", "seconds")}
         results["validation_loss"] = validation.get("loss")
-        rows.append(dict(zip(KEY, key, strict=True)) | {n: "" if v is None else v for n, v in results.items()})
+        rows.append(dict(zip(KEY, key, strict=True)) | {name: "" if value is None else value for name, value in results.items()})
     return rows
 
 
 def results(options, name, wanted):
-    """The rows of NAME.csv in the directory, after the wanted runs that it lacks were made."""
+    """The rows of NAME.csv in the directory, as text, after the wanted runs that it lacks were made."""
     folder = Path(options.workdir)
     there = runs.read_table(folder, name) if (folder / f"{name}.csv").exists() else []
     known = {key_of(row) for row in there}
     missing = [key for key in wanted if key not in known]
     if missing:
         options.config.sweep.runs, options.workdir = tuple(missing), str(folder / name)
-        cli.run_sweep(options)
-        options.workdir = str(folder)
-        runs.write_table(folder, name, there + rows_of(folder / name, missing))
+        try:
+            cli.run_sweep(options)
+        finally:  # also what an interrupted sweep has made
+            options.workdir = str(folder)
+            runs.write_table(folder, name, there + rows_of(folder / name, missing))
     return runs.read_table(folder, name)
 
 

@@ -71,12 +71,17 @@ def grid(config):
     return [(repair, depth, rate, CHOOSING_SEED) for depth, repair, rate in sections]
 
 
+def name_of(repair, depth, rate, seed):
+    """The name of a run."""
+    return re.sub(r"[^\w.,=-]+", "_", f"{REPAIRS[repair][0]}{depth}-{repair}-{rate:g}-seed{seed}")
+
+
 def sweep(config):
     """Yields the flat overrides of each run. A rate is SGD's; other optimizers take a multiple of it."""
     for repair, depth, rate, seed in config.sweep.runs or grid(config):
         family, own = REPAIRS[repair]
         yield {
-            "name": re.sub(r"[^\w.,=-]+", "_", f"{family}{depth}-{repair}-{rate:g}-seed{seed}"),
+            "name": name_of(repair, depth, rate, seed),
             "model.name": base.cifar_form(f"{family}{depth}"),
             "seed": seed,
             "optimizer.learning_rate": float(f"{rate * FACTORS.get(own.get('optimizer.name'), 1.0):.3g}"),

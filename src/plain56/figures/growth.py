@@ -35,13 +35,11 @@ def correlation(folder):
     dots = [(growth, error) for repair, _, growth, error in read(folder) if not repair.endswith(SAME_NETWORK)]
     growth, error = map(np.array, zip(*dots, strict=True))
 
-    def rank(growth, error):
-        return stats.spearmanr(growth, error).statistic
-
-    interval = stats.bootstrap(
-        (growth, error), rank, paired=True, vectorized=False, n_resamples=SAMPLES, method="percentile", rng=0
-    ).confidence_interval
-    return rank(growth, error), interval.low, interval.high, len(dots)
+    drawn = np.random.default_rng(0).integers(len(dots), size=(SAMPLES, len(dots)))
+    # A sample of equal dots has no ranks.
+    values = [stats.spearmanr(growth[i], error[i]).statistic for i in drawn if np.ptp(growth[i]) and np.ptp(error[i])]
+    low, high = np.percentile(values, (2.5, 97.5))
+    return stats.spearmanr(growth, error).statistic, low, high, len(dots)
 
 
 def correlation_sentence(folder):

@@ -36,7 +36,7 @@ MINIMUM_IMAGE_SIZE = {"cifar": 4, "imagenet": 32}  # the smallest side of which 
 
 
 class BlockOptions(NamedTuple):
-    """What all blocks of a network share. None but the first three is in the paper with another value than the first.
+    """What all blocks of a network share, by default as in the paper.
 
     Args:
         residual: False leaves the shortcut out, and its projection with it.
@@ -52,7 +52,7 @@ class BlockOptions(NamedTuple):
         fixup: no norms; numbers that shift and multiply in their place, and another initialization (Zhang, Dauphin, Ma 2019,
             "Fixup initialization", section 4). Unlike the published code, kernels are He normal by fan-in, zero channels of
             shortcut A come before and after, a shortcut that changes the shape gets the block's input without the shift, and
-            only kernels decay.
+            only kernels decay unless the optimizer decays all.
     """
 
     residual: bool = True
