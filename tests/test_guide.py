@@ -26,7 +26,8 @@ def copied(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_every_block_of_the_guide_runs(copied):
+def test_every_block_of_the_guide_runs(copied, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
     blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs/guide.md").read_text(), re.DOTALL | re.MULTILINE)
     assert len(blocks) >= 8
     for block in blocks:
