@@ -48,7 +48,7 @@ def test_the_main_job_says_what_it_trains(tiny_config):
     ],
 )
 def test_a_run_says_what_computes_its_convolutions_and_why(dtype, lanes, widths, devices, ending, monkeypatch):
-    monkeypatch.setattr(native, "lanes", lambda: lanes)
+    monkeypatch.setattr(native, "lanes", lambda dtype="float32": lanes)
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     model = create_model("resnet8", 10, widths=widths)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1))))["params"]
