@@ -94,7 +94,7 @@ def test_no_run_is_made_twice(tmp_path):
         "--config=configs/sweeps/repairs.py:full",
         f"--workdir={tmp_path}",
         "--config.sweep.depths=(8,)",
-        "--config.sweep.repairs=('nothing','Adam')",
+        "--config.sweep.repairs=('Adam',)",
         "--config.sweep.rates=(0.01,0.1)",
         "--config.sweep.seeds=(0,)",
         "--config.train.steps=4",
@@ -102,9 +102,9 @@ def test_no_run_is_made_twice(tmp_path):
     ]
     assert cli.run(experiment.compare, flags) == 0
     made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/status.json")}
-    assert len(made) == 6
-    assert [(row["repair"], row["seed"]) for row in runs.read_table(tmp_path, "runs")] == [("nothing", "0"), ("Adam", "0")]
+    assert len(made) == 3
+    assert [(row["repair"], row["seed"]) for row in runs.read_table(tmp_path, "runs")] == [("Adam", "0")]
     flags[flags.index("--config.sweep.seeds=(0,)")] = "--config.sweep.seeds=(0,1)"
     assert cli.run(experiment.compare, flags) == 0
-    assert len(runs.read_table(tmp_path, "grid")) == 4 and len(runs.read_table(tmp_path, "runs")) == 4
+    assert len(runs.read_table(tmp_path, "grid")) == 2 and len(runs.read_table(tmp_path, "runs")) == 2
     assert made == {path: path.stat().st_mtime_ns for path in made}
