@@ -88,8 +88,8 @@ def with_depth(options, blocks, activations):
         activations: that follow each other on the way through a plain network.
     """
     slope, scale = options.negative_slope, options.branch_scale
-    if slope is None:
-        slope = {"leaky_relu": USUAL_SLOPE, "tat": tat_slope(activations)}.get(options.activation)
+    if slope is None and options.activation in ("leaky_relu", "tat"):
+        slope = USUAL_SLOPE if options.activation == "leaky_relu" else tat_slope(activations)
     scale = blocks**-0.5 if scale == "inverse_sqrt_blocks" else scale
     return options._replace(negative_slope=slope, branch_scale=scale)
 
