@@ -11,6 +11,7 @@ tables grid.csv and runs.csv of the directory is not made again.
     python -m plain56.experiments.repairs --config=configs/sweeps/repairs.py:full --workdir=runs/atlas_full --workers=2
 """
 
+import math
 from pathlib import Path
 
 from plain56 import cli, runs
@@ -22,10 +23,14 @@ KEY = ("repair", "depth", "rate", "seed")
 
 
 def choose(rows):
-    """`{(repair, depth): rate}`: the rate with the least validation loss of the rows of a grid, which may have diverged."""
+    """`{(repair, depth): rate}`: the rate with the least validation loss of the rows of a grid.
+
+    A run that diverged has an infinite loss; where all have, it is the least rate.
+    """
     best = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: float(row["rate"])):
         loss = float(row["validation_loss"] or "inf")
+        loss = loss if math.isfinite(loss) else math.inf
         kind = row["repair"], int(row["depth"])
         if kind not in best or loss < best[kind][0]:
             best[kind] = loss, float(row["rate"])
@@ -63,7 +68,8 @@ def results(options, name, wanted):
             cli.run_sweep(options)
         finally:  # also what an interrupted sweep has made
             options.workdir = str(folder)
-            runs.write_table(folder, name, there + rows_of(folder / name, missing))
+            if runs.is_sweep(folder / name) and (rows := there + rows_of(folder / name, missing)):
+                runs.write_table(folder, name, rows)
     return runs.read_table(folder, name)
 
 

@@ -62,6 +62,7 @@ def folder(tmp_path):
     flat = [
         {"repair": repair, "depth": depth, "first": g * depth, "last": 1} for repair, g in growths.items() for depth in (56, 110)
     ]
+    flat.append({"repair": "skip connections", "depth": 20, "first": 0, "last": 0})  # no gradient at first
     runs.write_table(tmp_path, "growth", flat)
     return tmp_path
 

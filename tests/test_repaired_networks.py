@@ -103,6 +103,8 @@ def test_all_combinations_are_networks_or_refused(family):
             {"zero_init": True, "normalization": "none"},
             "model.zero_init must be False with model.normalization='none'",
         ),
+        ("resnet20", {"zero_init": True, "branch_scale": "learned_zero"}, "two zeros in a row have no gradient"),
+        ("plain20", {"kernel": "dirac", "initializer": "dirac"}, "which has an identity of its own"),
         ("vgg16_bn", {"activation": "tanh"}, "vgg16_bn takes only the options form, dropout"),
     ],
 )

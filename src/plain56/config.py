@@ -91,11 +91,11 @@ RULES = {
     "model.negative_slope": _optional(_number(lambda value: 0 <= value <= 1, "a number from 0 to 1")),
     "model.branch_scale": _optional(
         (
-            lambda value: value in ("inverse_sqrt_blocks", "learned_zero") or NOT_NEGATIVE[0](value),
-            "'inverse_sqrt_blocks', 'learned_zero' or a number from 0 to below 1e38",
+            lambda value: value in ("inverse_sqrt_blocks", "learned_zero") or POSITIVE[0](value),
+            "'inverse_sqrt_blocks', 'learned_zero' or a positive number below 1e38",
         )
     ),
-    "model.shortcut_scale": _optional(NOT_NEGATIVE),
+    "model.shortcut_scale": _optional(POSITIVE),
     "model.survival": _optional(_number(lambda value: 0 < value <= 1, "a number above 0 and at most 1")),
     "data.name": (
         lambda value: type(value) is str and value not in ("", "folder:"),

@@ -16,7 +16,10 @@ SAMPLES = 2_000  # of the bootstrap
 
 
 def read(folder):
-    """`(repair, depth, growth, mean training error in percent)` of each row of the folder's growth.csv."""
+    """`(repair, depth, growth, mean training error in percent)` of each row of the folder's growth.csv.
+
+    Networks through which no gradient flows at first are left out: Fixup's last layer begins at zero.
+    """
     errors = repairs.read(folder)
     return [
         (
@@ -26,7 +29,7 @@ def read(folder):
             statistics.mean(errors[row["repair"]][int(row["depth"])]),
         )
         for row in runs.read_table(folder, "growth")
-        if int(row["depth"]) in errors.get(row["repair"], {})
+        if float(row["last"]) and int(row["depth"]) in errors.get(row["repair"], {})
     ]
 
 

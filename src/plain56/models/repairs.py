@@ -12,7 +12,8 @@ A repair is a value of one of the fields of `resnet.BlockOptions` below; the fir
     survival         1 | a probability
 
 What multiplies a kernel's variance beside 1 / fan-in keeps the second moment of activations: 2 / (1 + a²) where they have the
-slope a for negative values (He et al. 2015, "Delving deep into rectifiers", equation 15; 0 in a ReLU), and 1 for tanh and tat.
+slope a for negative values (He et al. 2015, "Delving deep into rectifiers", equation 15; 0 in a ReLU), and 1 for tat, whose
+scale is in the activation. It is 1 for tanh, too, whose slope at zero is 1: its activations shrink slowly.
 """
 
 import functools
@@ -22,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax import lax
 
 from plain56 import ops
 from plain56.errors import UserError
@@ -67,6 +69,14 @@ def _refusals(options, normalized):
         options.activation == "tat" and not plain,
         "model.activation must not be 'tat' in a residual network: its slope is derived for networks without shortcuts.",
     )
+    yield (
+        options.zero_init and options.branch_scale == "learned_zero",
+        "model.zero_init must be False with model.branch_scale='learned_zero': two zeros in a row have no gradient.",
+    )
+    yield (
+        options.kernel == "dirac" and options.initializer == "dirac",
+        "model.initializer must not be 'dirac' with model.kernel='dirac', which has an identity of its own.",
+    )
     odd = [channels for channels in normalized if channels % GROUP_SIZE]
     yield (
         options.normalization == "group" and odd,
@@ -75,7 +85,8 @@ def _refusals(options, normalized):
     for key, usual in {"branch_scale": 1, "shortcut_scale": 1, "survival": 1, "fixup": False}.items():
         value = getattr(options, key)
         yield plain and value != usual, f"model.{key} must be {usual} in a plain network, which has no branches, not {value!r}."
-    for key, needed in {"normalization": "none", "kernel": "free", "branch_scale": 1, "pre_activation": False}.items():
+    needs = {"normalization": "none", "kernel": "free", "initializer": "he_normal", "branch_scale": 1, "pre_activation": False}
+    for key, needed in needs.items():
         value = getattr(options, key)
         yield fixup and value != needed, f"model.{key} must be {needed!r} with model.fixup=True, not {value!r}."
 
@@ -185,7 +196,10 @@ def _orthogonal(variance, key, shape, dtype):
 
 
 def _delta_orthogonal(variance, key, shape, dtype):
-    """Zero but for the center tap, where it is an orthogonal matrix (Xiao et al. 2018, algorithm 1)."""
+    """Zero but for the center tap, where it is an orthogonal matrix (Xiao et al. 2018, algorithm 1).
+
+    It keeps the sum of squares over channels: where a layer widens, their mean square falls.
+    """
     if shape[-2] > shape[-1]:
         raise UserError(
             "model.initializer='delta_orthogonal' needs as many channels out of a convolution as into it, not "
@@ -229,8 +243,9 @@ class DiracConvolution(nn.Module):
             self.param(name, nn.initializers.constant(value), (self.filters,), dtype)[None, None, None]
             for name, value in scales.items()
         )
-        length = jnp.sqrt(jnp.sum(kernel**2, axis=(0, 1, 2), keepdims=True))
-        kernel = of_identity * identity_kernel(shape, dtype) + of_kernel * kernel / jnp.maximum(length, 1e-12)
+        # A filter of zeros stays one, and has a gradient.
+        over_length = lax.rsqrt(jnp.maximum(jnp.sum(kernel**2, axis=(0, 1, 2), keepdims=True), 1e-24))
+        kernel = of_identity * identity_kernel(shape, dtype) + of_kernel * kernel * over_length
         padding = ((self.size // 2, self.size // 2),) * 2
         return ops.convolve(x, kernel.astype(self.numerics.dtype), (self.strides, self.strides), padding)
 
