@@ -23,14 +23,20 @@ DEFAULTS = {
 }
 
 
-def measure(config):
-    """Rows for the initial network of a config: one for the stem and each block."""
+def initial_flow(config):
+    """The `analysis.gradients.Flow` of the initial network of a config."""
     from plain56 import training
-    from plain56.models import parse_name
 
     program = training.prepare(config)
     state, _ = program.initial
-    flow = program.gradients(state.params, state.batch_stats)
+    return program.gradients(state.params, state.batch_stats)
+
+
+def measure(config):
+    """Rows for the initial network of a config: one for the stem and each block."""
+    from plain56.models import parse_name
+
+    flow = initial_flow(config)
     family, depth = parse_name(config.model.name)
     network = {"network": config.model.name, "depth": depth, "residual": family == "resnet"}
     network |= {"normalization": config.model.normalization or "batch", "seed": config.seed}

@@ -11,20 +11,12 @@ initialization keeps in size, do not have it grow (`figures/gradient_slopes.py` 
 import copy
 
 from plain56 import cli, runs
+from plain56.experiments.gradient_flow import initial_flow
 from plain56.figures import gradient_flow, gradient_slopes
 
 DEFAULTS = {"config": "configs/digits.py:plain56", "workdir": "runs/gradient_slopes"}
 SLOPES = (0.0, 0.25, 0.5, 0.75, 1.0)
 SEEDS = (0, 1, 2)
-
-
-def measure(config):
-    """The norms of the gradient at the outputs of the stem and of every block of the initial network."""
-    from plain56 import training
-
-    program = training.prepare(config)
-    state, _ = program.initial
-    return list(program.gradients(state.params, state.batch_stats).outputs.values())
 
 
 def measure_all(options, arguments):
@@ -40,7 +32,7 @@ def measure_all(options, arguments):
             config = copy.deepcopy(options.config)
             config.model.update(normalization=normalization, activation="leaky_relu", negative_slope=slope)
             config.seed = seed
-            norms = measure(config)
+            norms = list(initial_flow(config).outputs.values())
             row = {"normalization": normalization, "negative_slope": slope, "seed": seed}
             ends = {"first": f"{norms[0]:.5g}", "last": f"{norms[-1]:.5g}"}
             rows.append(row | ends | {"growth": f"{gradient_flow.growth(norms):.5f}"})

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from plain56 import cli, runs
 from plain56.configs.sweeps import repairs as sweep
-from plain56.experiments.gradient_slopes import measure
+from plain56.experiments.gradient_flow import initial_flow
 from plain56.experiments.repairs import KEPT
 from plain56.figures import growth
 
@@ -35,7 +35,7 @@ def measure_all(options, arguments):
     with cli.progress() as show:
         for number, ((repair, depth), element) in enumerate(zip(missing, elements, strict=True)):
             show(f"{repair}, {depth} layers", number / len(missing))
-            norms = measure(element.config)
+            norms = list(initial_flow(element.config).outputs.values())
             there.append({"repair": repair, "depth": depth, "first": f"{norms[0]:.5g}", "last": f"{norms[-1]:.5g}"})
     runs.write_table(folder, "growth", there)
     sentence = growth.correlation_sentence(folder)
