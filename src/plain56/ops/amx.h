@@ -7,7 +7,7 @@
 
 #pragma once
 
-#include "direct.h"
+#include "kernel_gradient.h"
 
 #if defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__linux__)
 #include <sys/syscall.h>
@@ -338,15 +338,6 @@ bool MayUseAmx() { return false; }
 template <typename Number>
 bool UsesAmx() {
   return std::is_same_v<Number, Bfloat16> && MayUseAmx();
-}
-
-// Makes images of a 1×1 convolution with stride 1, and its results, one image each, with rows that fill AMX's registers.
-template <typename Number>
-void Flatten(const Images& kernel, ffi::Span<const int64_t> strides, Images& a, Images& b) {
-  bool same = kernel.n == 1 && kernel.h == 1 && strides[0] == 1 && strides[1] == 1 && a.h == b.h && a.w == b.w;
-  int64_t pixels = a.n * a.h * a.w, width = 64;
-  while (pixels % width) --width;
-  if (UsesAmx<Number>() && same && width >= 16) a = {1, pixels / width, width, a.c}, b = {1, pixels / width, width, b.c};
 }
 
 // Calls f(x, w, y) for a result y of operands x and w, with floats in their place where the processor has no products of bfloat16.

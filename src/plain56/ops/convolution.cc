@@ -5,7 +5,7 @@
 // are independent convolutions. Each result depends only on the operands: tasks depend on shapes and never on the number of
 // threads, and sums over tasks have a fixed order. All sums are of floats.
 //
-// There are three algorithms: direct.h is the sum as it is written, winograd.h needs a quarter of the products for 3×3 kernels, and
+// There are three algorithms: direct.h and kernel_gradient.h are the sum as it is written, winograd.h needs a quarter of the products for 3×3 kernels, and
 // amx.h is the sum in bfloat16 for processors that multiply matrices.
 
 #include "amx.h"
@@ -26,6 +26,14 @@ std::pair<int64_t, Images> Shape(const ffi::AnyBuffer& buffer) {
   return {copies, {dims[last - 4], dims[last - 3], dims[last - 2], dims[last - 1]}};
 }
 
+// Makes images of a 1×1 convolution with stride 1, and its results, one image each, with rows that are long and fit into a cache.
+void Flatten(const Images& kernel, Pair strides, Images& a, Images& b) {
+  bool same = kernel.n == 1 && kernel.h == 1 && strides[0] == 1 && strides[1] == 1 && a.h == b.h && a.w == b.w;
+  int64_t pixels = a.n * a.h * a.w, width = 64;
+  while (pixels % width) --width;
+  if (same && width >= 16) a = {1, pixels / width, width, a.c}, b = {1, pixels / width, width, b.c};
+}
+
 // Calls f(a, b, result) for each of the copies of two operands and a result, as pointers to their numbers.
 template <typename Number, typename To, typename F>
 void EachCopy(Operand& a, Operand& b, Result& result, const F& f) {
@@ -39,7 +47,7 @@ void EachCopy(Operand& a, Operand& b, Result& result, const F& f) {
 template <typename Number>
 void Convolve(ffi::ThreadPool& pool, Operand& x, Operand& w, Result& y, Pair strides, Pair padding) {
   Images input = Shape(x).second, kernel = Shape(w).second, output = Shape(*y).second;
-  Flatten<Number>(kernel, strides, input, output);
+  Flatten(kernel, strides, input, output);
   Taps taps = ForwardTaps(kernel.n, kernel.h, strides[0], strides[1], padding[0], padding[1]);
   bool winograd = !UsesAmx<Number>() && PrefersWinograd(input, kernel.n, kernel.h, strides[0], strides[1], output);
   EachCopy<const Number, Number>(x, w, y, [&](const Number* x, const Number* w, Number* y) {
@@ -53,7 +61,7 @@ void Convolve(ffi::ThreadPool& pool, Operand& x, Operand& w, Result& y, Pair str
 template <typename Number>
 void InputGradient(ffi::ThreadPool& pool, Operand& g, Operand& w, Result& dx, Pair strides, Pair padding) {
   Images output = Shape(g).second, kernel = Shape(w).second, input = Shape(*dx).second;
-  Flatten<Number>(kernel, strides, input, output);
+  Flatten(kernel, strides, input, output);
   bool winograd = !UsesAmx<Number>() && PrefersWinograd(output, kernel.n, kernel.h, strides[0], strides[1], input);
   EachCopy<const Number, Number>(g, w, dx, [&](const Number* g, const Number* w, Number* dx) {
     if (winograd) return WinogradCorrelate(pool, output, g, w, true, 2 - padding[0], 2 - padding[1], input, dx);
@@ -81,7 +89,7 @@ void ComputeKernelGradient(ffi::ThreadPool& pool, Operand& x, Operand& g, Result
     std::memset(dw->untyped_data(), 0, dw->size_bytes());
     return;
   }
-  Flatten<Number>(kernel, strides, input, output);
+  Flatten(kernel, strides, input, output);
   Taps taps = ForwardTaps(kernel.n, kernel.h, strides[0], strides[1], padding[0], padding[1]);
   bool winograd = !UsesAmx<Number>() && PrefersWinograd(input, kernel.n, kernel.h, strides[0], strides[1], output);
   EachCopy<const Number, Number>(x, g, dw, [&](const Number* x, const Number* g, Number* dw) {
@@ -90,8 +98,7 @@ void ComputeKernelGradient(ffi::ThreadPool& pool, Operand& x, Operand& g, Result
     if constexpr (std::is_same_v<Number, Bfloat16>)
       if (MayUseAmx()) return KernelGradient(pool, input, x, output, g, taps, dw);
 #endif
-    static thread_local std::vector<float> images, gradients;
-    KernelGradient(pool, input, Widened(pool, x, input.size(), images), output, Widened(pool, g, output.size(), gradients), taps, dw);
+    KernelGradient<Number>(pool, input, x, output, g, taps, dw);
   });
 }
 

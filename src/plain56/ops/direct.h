@@ -1,4 +1,4 @@
-// Convolution and its kernel's gradient as the sum over taps and channels.
+// Convolution as the sum over taps and channels.
 
 #pragma once
 
@@ -43,22 +43,11 @@ class Tile {
     top_ = *top, left_ = *left;
     reach_ = *bottom - *top + 1;
     columns_ = (width - 1) * taps.column_stride + *right - *left + 1;
-    whole_ = channels == input.c && top_ >= 0 && left_ >= 0 && (height - 1) * taps_.row_stride + *bottom < input.h && left_ + columns_ <= input.w;
-    if (whole_) columns_ = input.w;
-    row_size_ = columns_ * channels;
-    auto floats = [&](int64_t rows) { return std::max(Rows(rows) * row_size_, rows * width * filters); };
-    bands_ = 1;
-    while (bands_ < height && floats((height + bands_ - 1) / bands_) > kTileFloats) ++bands_;
-    band_ = (height + bands_ - 1) / bands_;
-    bands_ = (height + band_ - 1) / band_;
-    image_step = whole_ ? input.h * row_size_ : Rows(band_) * row_size_;
-    images = bands_ > 1 ? 1 : std::clamp<int64_t>(kTileFloats / floats(band_), 1, input.n);
-    // Groups of about the same size; if there are many, their number is a multiple of most numbers of threads.
-    groups_ = (input.n + images - 1) / images;
-    if (groups_ > 8) groups_ = (groups_ + 15) / 16 * 16;
-    images = (input.n + groups_ - 1) / groups_;
-    if (images > 8) images = images / 8 * 8;
-    groups_ = (input.n + images - 1) / images;
+    bool inside = top_ >= 0 && left_ >= 0 && (height - 1) * taps_.row_stride + *bottom < input.h && left_ + columns_ <= input.w;
+    whole_ = channels == input.c && (inside || (width <= 8 && input.n > width));
+    Cut(width, filters);
+    across = width <= 8 && images > width;
+    if (whole_ && !inside && !across) whole_ = false, Cut(width, filters);
     for (size_t t = 0; t < taps.rows.size(); ++t)
       offsets_.push_back((taps.rows[t] - (whole_ ? 0 : top_)) * row_size_ + (taps.columns[t] - (whole_ ? 0 : left_)) * channels);
     column_step = taps.column_stride * channels;
@@ -112,8 +101,27 @@ class Tile {
   const Number* Row(int64_t image, int64_t row) const { return data_ + (image - first) * image_step + (row - begin) * row_step; }
 
   int64_t channels, images, image_step, row_step, column_step, first, last, begin, end;
+  bool across;  // rows are short: a position of all images comes before the next position, and zeros around them are not needed
 
  private:
+  // Chooses images and bands of rows.
+  void Cut(int64_t width, int64_t filters) {
+    row_size_ = (whole_ ? input_.w : columns_) * channels;
+    auto floats = [&](int64_t rows) { return std::max(Rows(rows) * row_size_, rows * width * filters); };
+    bands_ = 1;
+    while (bands_ < height_ && floats((height_ + bands_ - 1) / bands_) > kTileFloats) ++bands_;
+    band_ = (height_ + bands_ - 1) / bands_;
+    bands_ = (height_ + band_ - 1) / band_;
+    image_step = whole_ ? input_.h * row_size_ : Rows(band_) * row_size_;
+    images = bands_ > 1 ? 1 : std::clamp<int64_t>(kTileFloats / floats(band_), 1, input_.n);
+    // Groups of about the same size; if there are many, their number is a multiple of most numbers of threads.
+    groups_ = (input_.n + images - 1) / images;
+    if (groups_ > 8) groups_ = (groups_ + 15) / 16 * 16;
+    images = (input_.n + groups_ - 1) / groups_;
+    if (images > 8) images = images / 8 * 8;
+    groups_ = (input_.n + images - 1) / images;
+  }
+
   int64_t Rows(int64_t outputs) const { return (outputs - 1) * taps_.row_stride + reach_; }
 
   Images input_;
@@ -136,7 +144,7 @@ void Multiply(const Number* x, const std::vector<Tap>& taps, int64_t channels, i
     for (int i = 0; i < kPointers; ++i) pointers[i] = x + offset + 4 * i * step;
     for (int64_t c = 0; c < channels; c += kUnit<Number>, w += V * kLanes) {
       Vector kernel[V];
-      for (int v = 0; v < V; ++v) kernel[v] = Load(reinterpret_cast<const float*>(w + v * kLanes));
+      for (int v = 0; v < V; ++v) kernel[v] = Load(reinterpret_cast<const float*>(w + v * kLanes)), Keep(kernel[v]);
 #pragma GCC unroll 32
       for (int q = 0; q < Q; ++q) {
         Unit<Number> value = UnitAt(pointers[q / 4] + c + q % 4 * step);
@@ -151,44 +159,14 @@ void Multiply(const Number* x, const std::vector<Tap>& taps, int64_t channels, i
     }
 }
 
-// The output positions whose tap reaches the image: images, rows and columns [from, to).
-struct Range {
-  int64_t images[2], rows[2], columns[2];
-};
-
-// K input channels × V registers of output channels of one tap: the sum over a range of positions, added to dw.
-template <int K, int V>
-void Accumulate(const Images& input, const float* x, const Images& output, const float* g, const Range& range, int64_t row_stride,
-                int64_t column_stride, float* dw) {
-  Vector sums[K][V] = {};
-  int64_t step = column_stride * input.c;
-  for (int64_t n = range.images[0]; n < range.images[1]; ++n) {
-    for (int64_t p = range.rows[0]; p < range.rows[1]; ++p) {
-      const float* value = x + ((n * input.h + p * row_stride) * input.w + range.columns[0] * column_stride) * input.c;
-      const float* gradient = g + ((n * output.h + p) * output.w + range.columns[0]) * output.c;
-      for (int64_t q = range.columns[0]; q < range.columns[1]; ++q, value += step, gradient += output.c) {
-        Vector values[V];
-        for (int v = 0; v < V; ++v) values[v] = Load(gradient + v * kLanes);
-#pragma GCC unroll 32
-        for (int k = 0; k < K; ++k)
-          for (int v = 0; v < V; ++v) sums[k][v] += value[k] * values[v];
-      }
-    }
-  }
-  for (int k = 0; k < K; ++k)
-    for (int v = 0; v < V; ++v) {
-      float* to = dw + k * output.c + v * kLanes;
-      Store(to, Load(to) + sums[k][v]);
-    }
-}
-
+// Output positions that are taken at once with V registers of output channels; four of these also need registers of their own.
 template <int V>
-constexpr int kPositions = V == 4 ? 4 : kSums / V < 16 ? kSums / V : 16;
+constexpr int kPositions = std::min(V == 4 ? 4 : 16, V == 4 ? (kSums - 2) / 4 : kSums / V);
 
-// How many of so many positions are taken at once. Each number is a function to compile, and few occur in networks.
+// How many of so many positions are taken at once. Each number is a function to compile, and one register is rare.
 template <int V>
 constexpr int Taken(int q) {
-  while (q != kPositions<V> && q % 7 && q & (q - 1) && (V == 1 || q < 8)) --q;
+  while (V == 1 && q != kPositions<V> && q % 7 && q & (q - 1)) --q;
   return q;
 }
 template <int V, typename Number, int... Q>
@@ -202,9 +180,9 @@ const auto kMultiply = MultiplyTable<V, Number>(std::make_integer_sequence<int, 
 template <int V, typename Number>
 void MultiplyRow(const Number* x, int64_t step, int64_t width, const std::vector<Tap>& taps, int64_t channels, const Unit<Number>* w,
                  Number* y, int64_t y_step, bool fresh) {
-  int64_t blocks = (width + kPositions<V> - 1) / kPositions<V>, size = (width + blocks - 1) / blocks;
   for (int64_t q = 0; q < width;) {
-    auto [run, taken] = kMultiply<V, Number>[std::min(size, width - q) - 1];
+    int64_t left = width - q, runs = (left + kPositions<V> - 1) / kPositions<V>;  // of about the same size: none should be short
+    auto [run, taken] = kMultiply<V, Number>[(left + runs - 1) / runs - 1];
     run(x + q * step, taps, channels, step, w, y + q * y_step, y_step, fresh);
     q += taken;
   }
@@ -213,7 +191,7 @@ void MultiplyRow(const Number* x, int64_t step, int64_t width, const std::vector
 // Output channels in blocks of 4, 2 or 1 registers: few positions need many registers to fill the register file.
 std::vector<int> Blocks(int64_t channels, int64_t positions) {
   std::vector<int> blocks;
-  for (int64_t left = channels / kLanes; left > 0; left -= blocks.back()) blocks.push_back(left >= 4 && positions <= 4 ? 4 : left >= 2 ? 2 : 1);
+  for (int64_t left = channels / kLanes; left > 0; left -= blocks.back()) blocks.push_back(left >= 4 && positions <= kPositions<4> ? 4 : left >= 2 ? 2 : 1);
   return blocks;
 }
 
@@ -265,8 +243,7 @@ void Correlate(ffi::ThreadPool& pool, const Images& input, const Number* x, cons
   if (input.n == 0 || height <= 0 || width <= 0) return;
   Tile<Number> plan(input, taps, height, width, output.c);
   int64_t channels = plan.channels, filters = output.c, count = taps.rows.size();
-  bool many = plan.images > width && width <= 8;
-  std::vector<int> blocks = Blocks(filters, many ? plan.images : width);
+  std::vector<int> blocks = Blocks(filters, plan.across ? plan.images : width);
   std::vector<int64_t> starts = Starts(blocks);
   // As many input channels at a time as keep the kernel in the first-level cache. In bfloat16 all, since sums are rounded once.
   auto chunk = [&](int64_t block) {
@@ -292,7 +269,7 @@ void Correlate(ffi::ThreadPool& pool, const Images& input, const Number* x, cons
         };
         // Positions of one row, or one position of many images if a row has few.
         for (int64_t p = tile.begin; p < tile.end; ++p) {
-          if (many) {
+          if (plan.across) {
             for (int64_t q = 0; q < width; ++q) {
               tile.Inside(p, q, inside);
               run(tile.Row(tile.first, p) + q * tile.column_step + from, tile.image_step, tile.last - tile.first, inside, taken, kernel,
@@ -305,80 +282,6 @@ void Correlate(ffi::ThreadPool& pool, const Images& input, const Number* x, cons
           }
         }
         kernel += count * (taken / kUnit<Number>) * blocks[block] * kLanes;
-      }
-    }
-  });
-}
-
-template <int V>
-void AccumulateChannels(const Images& input, const float* x, const Images& output, const float* g, const Range& range, int64_t row_stride,
-                        int64_t column_stride, float* dw) {
-  constexpr int kMost = kSums / V >= 16 ? 16 : kSums / V >= 8 ? 8 : 4;
-  for (int64_t c = 0; c < input.c;) {
-    int64_t left = input.c - c;
-    auto [run, taken] = left >= kMost ? std::pair(&Accumulate<kMost, V>, kMost)
-                        : left >= 4   ? std::pair(&Accumulate<4, V>, 4)
-                                      : std::pair(&Accumulate<1, V>, 1);
-    run(input, x + c, output, g, range, row_stride, column_stride, dw + c * output.c);
-    c += taken;
-  }
-}
-
-// The outputs in [from, to) whose input is in 0 … size − 1, again as [from, to).
-std::pair<int64_t, int64_t> Meets(int64_t offset, int64_t stride, int64_t size, int64_t from, int64_t to) {
-  from = std::max(from, offset < 0 ? (-offset + stride - 1) / stride : 0);
-  return {from, std::min(to, offset < size ? (size - 1 - offset) / stride + 1 : 0)};
-}
-
-// result [size] = the sum over parts, in their order, of what f(part, share, to) writes; the shares of a part write to the same place.
-template <typename Number, typename F>
-void SumOfParts(ffi::ThreadPool& pool, int64_t parts, int64_t shares, int64_t size, Number* result, const F& f) {
-  static thread_local std::vector<float> memory;
-  float* partial = nullptr;
-  if constexpr (std::is_same_v<Number, float>) partial = parts == 1 ? result : nullptr;
-  if (!partial) {
-    memory.resize(std::max<size_t>(memory.size(), parts * size));
-    partial = memory.data();
-  }
-  ParallelFor(pool, parts * shares, [&](int64_t task) { f(task / shares, task % shares, partial + task / shares * size); });
-  if (static_cast<void*>(partial) == result) return;
-  InSlices(pool, size, [&](int64_t begin, int64_t end) {
-    for (int64_t part = 1; part < parts; ++part)
-      for (int64_t i = begin; i < end; ++i) partial[i] += partial[part * size + i];
-    for (int64_t i = begin; i < end; i += kLanes) Store(result + i, Load(partial + i));
-  });
-}
-
-template <typename Number>
-void KernelGradient(ffi::ThreadPool& pool, const Images& input, const float* x, const Images& output, const float* g, const Taps& taps,
-                    Number* dw) {
-  int64_t channels = input.c, filters = output.c, count = taps.rows.size(), size = count * channels * filters;
-  // Tiles of images, or of rows of one image, that stay in the second-level cache.
-  int64_t row_floats = std::max(output.w * filters, taps.row_stride * input.w * channels);
-  int64_t band = std::clamp<int64_t>(kTileFloats / row_floats, 1, output.h), bands = (output.h + band - 1) / band;
-  int64_t images = bands > 1 ? 1 : std::clamp<int64_t>(kTileFloats / (row_floats * output.h), 1, (input.n + 15) / 16);
-  int64_t tiles = (input.n + images - 1) / images * bands;
-  // Tasks are parts of the tiles, each with its own sums, and for large kernels also parts of the output channels.
-  int64_t parts = std::clamp<int64_t>((int64_t{1} << 20) / size, 1, std::min<int64_t>(16, tiles));
-  std::vector<int> blocks = Blocks(filters, kSums);
-  std::vector<int64_t> starts = Starts(blocks);
-  int64_t shares = std::min<int64_t>(blocks.size(), (16 + parts - 1) / parts);
-  SumOfParts(pool, parts, shares, size, dw, [&](int64_t part, int64_t share, float* mine) {
-    int64_t first = blocks.size() * share / shares, last = blocks.size() * (share + 1) / shares;
-    int64_t start = starts[first], end = starts[last];
-    for (int64_t row = 0; row < count * channels; ++row) std::fill(mine + row * filters + start, mine + row * filters + end, 0.0f);
-    for (int64_t tile = tiles * part / parts; tile < tiles * (part + 1) / parts; ++tile) {
-      int64_t n = tile / bands * images, p = tile % bands * band;
-      for (int64_t tap = 0; tap < count; ++tap) {
-        auto [top, bottom] = Meets(taps.rows[tap], taps.row_stride, input.h, p, std::min(p + band, output.h));
-        auto [left, right] = Meets(taps.columns[tap], taps.column_stride, input.w, 0, output.w);
-        Range range{{n, std::min(n + images, input.n)}, {top, bottom}, {left, right}};
-        const float* from = x + (taps.rows[tap] * input.w + taps.columns[tap]) * channels;
-        int64_t d = start;
-        for (int64_t block = first; block < last; d += blocks[block++] * kLanes) {
-          auto run = blocks[block] == 2 ? &AccumulateChannels<2> : &AccumulateChannels<1>;
-          run(input, from, output, g + d, range, taps.row_stride, taps.column_stride, mine + taps.index[tap] * channels * filters + d);
-        }
       }
     }
   });

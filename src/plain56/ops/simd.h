@@ -37,6 +37,13 @@ typedef float Unaligned __attribute__((vector_size(kLanes * sizeof(float)), alig
 inline Vector Load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
 inline void Store(float* to, Vector value) { *reinterpret_cast<Unaligned*>(to) = value; }
 
+// Keeps a value in its register: otherwise the compiler may load it again for each of its products, which costs half the speed.
+inline void Keep(Vector& value) {
+#if defined(__AVX__)
+  asm("" : "+v"(value));
+#endif
+}
+
 // The upper half of a float. Sums are in float32 whatever the operands are.
 struct Bfloat16 {
   uint16_t bits;

@@ -9,7 +9,7 @@
 
 #pragma once
 
-#include "direct.h"
+#include "kernel_gradient.h"
 
 namespace {
 
@@ -260,14 +260,16 @@ void WinogradKernelGradient(ffi::ThreadPool& pool, const Images& input, const Nu
       int64_t step = of_values.size() + kLanes, gradient_step = of_gradients.size() + kLanes;
       TransformTiles<OfInput>(input, x + c, of_values.c, tiles, begin, end, top, left, values, step);
       TransformTiles<OfGradient>(output, g + d, of_gradients.c, tiles, begin, end, 0, 0, gradients, gradient_step);
+      Loops loops{{1, 1, end - begin}, {0, 0, of_values.c}, {0, 0, of_gradients.c}};
       for (int64_t point = 0; point < kPoints; ++point) {
-        int64_t start = 0;
-        for (int block : Blocks(of_gradients.c, kSums)) {
-          auto run = block == 2 ? &AccumulateChannels<2> : &AccumulateChannels<1>;
-          run(of_values, values.data() + point * step, of_gradients, gradients.data() + point * gradient_step + start,
-              {{0, 1}, {0, 1}, {0, end - begin}}, 1, 1, sums.data() + point * products + start);
-          start += block * kLanes;
-        }
+        const float *x = values.data() + point * step, *g = gradients.data() + point * gradient_step;
+        float* to = sums.data() + point * products;
+        EachGroup<2, 1>(of_gradients.c / kLanes, [&](auto registers, int64_t block) {
+          int64_t start = block * kLanes;
+          EachGroup<kTaken<registers>, 4>(of_values.c, [&](auto taken, int64_t first) {
+            Accumulate<taken, registers>(loops, x + first, g + start, to + first * of_gradients.c + start, of_gradients.c);
+          });
+        });
       }
     }
     for (int64_t i = 0; i < of_values.c; ++i)
