@@ -19,11 +19,15 @@ TORCH := torch==2.13.0
 TORCH_VENV := .venv-torch
 export PYTHONUNBUFFERED := 1
 
-.PHONY: degradation test test-slow test-browser test-torch bench fuzz soak lint setup setup-torch
+.PHONY: degradation atlas test test-slow test-browser test-torch bench fuzz soak lint setup setup-torch
 
 # The main job: {plain, resnet} × {20, 56 layers} on the embedded digits. Any depth: make degradation ARGS="--config.sweep.depths='(20,56,110)' --workdir=runs/deeper"
 degradation: setup
 	$(PYTHON) -m experiments.degradation $(ARGS)
+
+# Which repairs make plain networks of 56 layers trainable, with the kept learning rates.
+atlas: setup
+	$(PYTHON) -m experiments.repairs $(ARGS)
 
 test: setup
 	$(PYTEST) $(ARGS)

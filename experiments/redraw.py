@@ -12,10 +12,15 @@ from plain56.errors import UserError
 from plain56.figures import (
     costs,
     degradation,
+    fixup_figure3,
     gradient_flow,
     gradient_slopes,
+    growth,
     landscape,
     lesions,
+    optimizers,
+    rates,
+    repairs,
     responses,
     throughput,
     transfer,
@@ -23,15 +28,19 @@ from plain56.figures import (
 
 RESULTS = Path(__file__).parent / "results"
 FIGURES = {  # by the table that each is drawn from
-    "curves.csv": degradation,
-    "gradient_flow.csv": gradient_flow,
-    "landscape.csv": landscape,
-    "lesions.csv": lesions,
-    "responses.csv": responses,
-    "savings.csv": costs,
-    "slopes.csv": gradient_slopes,
-    "throughput.json": throughput,
-    "transfer.csv": transfer,
+    "curves.csv": (degradation,),
+    "first_epoch.csv": (fixup_figure3,),
+    "gradient_flow.csv": (gradient_flow,),
+    "grid.csv": (optimizers, rates),
+    "growth.csv": (growth,),
+    "landscape.csv": (landscape,),
+    "lesions.csv": (lesions,),
+    "responses.csv": (responses,),
+    "runs.csv": (repairs,),
+    "savings.csv": (costs,),
+    "slopes.csv": (gradient_slopes,),
+    "throughput.json": (throughput,),
+    "transfer.csv": (transfer,),
 }
 
 
@@ -42,7 +51,8 @@ def redraw(options, arguments):
     if not tables:
         raise UserError(f"{options.workdir} has no table of a figure; it must have one of {', '.join(FIGURES)}.")
     for table in tables:
-        FIGURES[table.name].draw(table.parent)
+        for figure in FIGURES[table.name]:
+            figure.draw(table.parent)
     cli.print_paths("redrawn from", *tables)
     cli.print_result({"redrawn": [str(table) for table in tables]})
 

@@ -3,12 +3,16 @@
 import numpy as np
 import pytest
 
+from configs.sweeps import fixup_figure3 as first_epoch
 from configs.sweeps import repairs as sweep
+from configs.sweeps import shortcuts
+from experiments import fixup_figure3 as first_epoch_experiment
 from experiments import growth as growth_experiment
 from experiments import optimizers as optimizers_experiment
+from experiments import rates as rates_experiment
 from experiments import repairs as experiment
 from plain56 import cli, runs, sweeps
-from plain56.figures import growth, optimizers, repairs
+from plain56.figures import fixup_figure3, growth, optimizers, rates, repairs
 
 
 def row(repair, depth, rate, seed, train_error, validation_loss="", state="finished"):
@@ -87,6 +91,81 @@ def test_growth_is_ranked_against_error(folder, capsys):
     assert -1 <= low < value < high <= 1
     assert cli.run(growth_experiment.measure_all, [f"--workdir={folder}"]) == 0
     assert "over 6 repairs and depths: 0.81" in capsys.readouterr().out
+
+
+def test_best_rates_fall_with_a_power_of_the_depth(tmp_path, capsys):
+    def loss(rate, depth, least):
+        return np.exp(np.log(rate / (least * (depth / 20) ** -1.5)) ** 2 / 10)
+
+    rows = [
+        row("skip connections", depth, rate, 100, 0.1, loss(rate, depth, 0.1)) for depth in (20, 56, 110) for rate in sweep.RATES
+    ]
+    rows += [row("nothing", 20, rate, 100, 0.1, rate) for rate in sweep.RATES]  # the best one may be below the grid
+    rows += [row("Adam", 20, rate, 100, 0.1, 1.0) for rate in sweep.RATES]
+    runs.write_table(tmp_path, "grid", rows)
+    found = rates.read(tmp_path)
+    assert found["nothing"] == {20: None} and list(found) == ["skip connections", "nothing"]
+    assert found["skip connections"] == pytest.approx({depth: 0.1 * (depth / 20) ** -1.5 for depth in (20, 56, 110)}, rel=1e-6)
+    assert cli.run(rates_experiment.show, [f"--workdir={tmp_path}"]) == 0
+    assert "-1.50" in capsys.readouterr().out and (tmp_path / "rates.png").exists()
+
+
+def test_first_epoch_has_all_images_once_at_the_rate_of_batch_norm():
+    config = first_epoch.get_config()
+    elements = sweeps.expand(config, first_epoch.sweep)
+    assert len(elements) == 15 and len(first_epoch.runs_of(config)) == 15
+    assert {element.config.train.steps for element in elements} == {391}  # of 128 images, the last one of 80
+    assert {element.config.optimizer.learning_rate for element in elements} == {0.1}
+    assert [element.config.model.fixup for element in elements[:2]] == [None, True]
+
+
+def test_accuracy_after_one_epoch_counts_a_run_that_diverged_as_guessing(tmp_path):
+    rows = [
+        {"method": method, "depth": depth, "seed": 0, "state": state, "steps": 391, "test_error": error}
+        for method, depth, state, error in (
+            ("Fixup", 20, "finished", 0.6),
+            ("Fixup", 56, "finished", 0.7),
+            ("batch norm", 20, "finished", 0.5),
+            ("batch norm", 56, "diverged", None),
+        )
+    ]
+    runs.write_table(tmp_path, "first_epoch", rows)
+    assert fixup_figure3.table(tmp_path) == [
+        {"method": "Fixup", "20 layers": "40.0", "56 layers": "30.0"},
+        {"method": "batch norm", "20 layers": "50.0", "56 layers": "10.0"},
+    ]
+    assert fixup_figure3.draw(tmp_path).exists()
+
+
+def test_shortcuts_are_those_of_the_paper():
+    elements = sweeps.expand(shortcuts.get_config(), shortcuts.sweep)
+    first = {element.name: element.config.model for element in elements if element.config.seed == 0}
+    assert {name: (model.name, model.shortcut, model.shortcut_scale, model.branch_scale) for name, model in first.items()} == {
+        "resnet110-identity-seed0": ("resnet110", None, None, None),
+        "resnet110-shortcut_halved-seed0": ("resnet110", None, 0.5, None),
+        "resnet110-both_halved-seed0": ("resnet110", None, 0.5, 0.5),
+        "resnet110-convolution-seed0": ("resnet110", "C", None, None),
+        "plain110-none-seed0": ("plain110", None, None, None),
+    }
+
+
+@pytest.mark.slow
+def test_first_epoch_is_run_and_drawn(tmp_path, capsys):
+    flags = [
+        f"--workdir={tmp_path}",
+        "--config.data.name=digits",
+        "--config.data.mean=(0.3,)",
+        "--config.data.std=(0.4,)",
+        "--config.sweep.depths=(8,)",
+        "--config.sweep.methods=('batch norm','Fixup')",
+        "--config.train.steps=2",
+    ]
+    assert cli.run(first_epoch_experiment.compare, [f"--config={first_epoch.__file__}", *flags]) == 0
+    assert [(row["method"], row["state"]) for row in runs.read_table(tmp_path, "first_epoch")] == [
+        ("batch norm", "finished"),
+        ("Fixup", "finished"),
+    ]
+    assert "Fixup" in capsys.readouterr().out and (tmp_path / "fixup_figure3.png").exists()
 
 
 @pytest.mark.slow

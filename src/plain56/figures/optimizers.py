@@ -4,7 +4,7 @@ from matplotlib.figure import Figure
 
 from plain56 import runs
 from plain56.figures.repairs import CHANCE, RESIDUAL, error_of
-from plain56.figures.style import COLORS, apart, save, styled
+from plain56.figures.style import COLORS, name_lines, save, styled
 
 # The rows of the grid that change only the optimizer, by what the figure calls them.
 OPTIMIZERS = {"nothing": "SGD", "gradient clipped at 1": "SGD, clipped", "Adam": "Adam", "LARS": "LARS", "Muon": "Muon"}
@@ -51,10 +51,9 @@ def draw(folder):
         axis = axes[DEPTHS.index(depth), int(residual)]
         axis.set_title(f"{'residual' if residual else 'plain'}, {depth} layers")
         rates = sorted(next(iter(curves.values())))
-        ends = apart([curve[rates[-1]] for curve in curves.values()], 7)
-        for (name, curve), end in zip(curves.items(), ends, strict=True):
+        for name, curve in curves.items():
             axis.plot(rates, [curve[rate] for rate in rates], marker="o", markersize=3, color=colors[name])
-            axis.annotate(name, (rates[-1] * 1.2, end), color=colors[name], va="center", annotation_clip=False)
+        name_lines(axis, {name: (rates[-1], curve[rates[-1]]) for name, curve in curves.items()}, 7, map(colors.get, curves))
         axis.axhline(CHANCE, color="0.6", linestyle=":", linewidth=1)
         axis.set(xscale="log", ylim=(-2, 100))
     for axis in axes[-1]:

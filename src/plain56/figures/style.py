@@ -96,6 +96,16 @@ def apart(values, distance):
     return placed
 
 
+def name_lines(axis, lines, distance, colors=COLORS):
+    """Writes names at the right ends of lines, `{name: (x of the end, y of the end)}`, at least a distance apart."""
+    if not lines:
+        return
+    scaled = axis.get_yaxis().get_transform()
+    ends = apart(scaled.transform([y for _, y in lines.values()]), distance)
+    for (name, (x, _)), end, color in zip(lines.items(), scaled.inverted().transform(ends), colors, strict=False):
+        axis.annotate(name, (x, end), (8, 0), textcoords="offset points", color=color, va="center", annotation_clip=False)
+
+
 def save(figure, folder, name):
     """Writes a figure as SVG, PDF and PNG, and returns the path of the PNG. Raises UserError if one cannot be written."""
     undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": None}
