@@ -27,7 +27,7 @@ def costs_of(workdir):
             data = run.environment()["data"]
             model = build_model(from_json(run.config()), len(data["class_names"]))
             total = complexity.total(complexity.parts(model, tuple(data["image_shape"])))
-            kept = {key: row[key] for key in ("run", "model", "seed", "train_error", "test_error", "seconds")}
+            kept = {key: row[key] for key in ("run", "model", "seed", "steps", "train_error", "test_error", "seconds")}
             kept["model"] = ", ".join(filter(None, (row["model"], runs.label(row, keys))))
             rows.append(kept | {"multiply_adds": total.multiply_adds, "parameters": total.parameters})
     return rows

@@ -9,7 +9,6 @@ The paper tests ten crops of ImageNet's validation images, as does `plain56 eval
 """
 
 from plain56 import cli, runs
-from plain56.figures.style import grouped
 
 DEFAULTS = {
     "config": "configs/sweeps/degradation.py",
@@ -31,7 +30,7 @@ def compare(options, arguments):
     figure = cli.draw_degradation(options.workdir)
     shown = [row for row in rows if runs.family(row) in ("plain", "residual")]
     lines, keys = [], runs.group_keys(shown)
-    groups = grouped(shown, lambda row: (row["depth"], *(row[key] for key in keys)))
+    groups = runs.grouped(shown, lambda row: (row["depth"], *(row[key] for key in keys)))
     for (depth, *_), members in sorted(groups.items(), key=lambda group: group[0][0]):
         line = {"layers": depth, **({"overrides": runs.label(members[0], keys)} if keys else {})}
         for family, published in PAPER.items():

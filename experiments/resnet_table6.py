@@ -16,7 +16,6 @@ import statistics
 from plain56 import cli, runs
 from plain56.errors import UserError
 from plain56.figures import degradation
-from plain56.figures.style import grouped
 from plain56.summary import summarize
 
 SPLITS = {"train": "training error", "test": "test error"}
@@ -31,7 +30,7 @@ def lines(rows):
     for depth in sorted({row["depth"] for row in rows}):
         for residual, published in ((False, PAPER_PLAIN), (True, PAPER)):
             found = [row for row in rows if (row["depth"], row["residual"]) == (depth, residual)]
-            for members in grouped(found, lambda row: (row["model"], *(row[key] for key in keys))).values():
+            for members in runs.grouped(found, lambda row: (row["model"], *(row[key] for key in keys))).values():
                 table.append(_line(members, runs.label(members[0], keys), published.get(depth, "–")))
     return table
 

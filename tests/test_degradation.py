@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.degradation import check_claim, reproduce
-from plain56 import cli, runs, sweeps
+from experiments.degradation import reproduce
+from plain56 import claim, cli, runs, sweeps
 from plain56.errors import UserError
 from plain56.figures import degradation as figure
 from tests.killed import one_device
@@ -109,7 +109,7 @@ def test_degradation_figure_shows_no_other_networks(tmp_path):
 )
 def test_claim_rule(tmp_path, plain, residual, held):
     errors = {("plain", 20): plain[:1], ("plain", 56): plain[1:], ("resnet", 20): residual[:1], ("resnet", 56): residual[1:]}
-    result, sentence = check_claim(made_up_sweep(tmp_path, errors))
+    result, sentence = claim.judge(made_up_sweep(tmp_path, errors))
     assert result == held
     assert f"{100 * (plain[1] - plain[0]):+.1f} points in plain" in sentence
 
@@ -117,20 +117,20 @@ def test_claim_rule(tmp_path, plain, residual, held):
 def test_claim_averages_seeds_and_needs_every_run(tmp_path):
     errors = {("plain", 20): [0.0, 0.2], ("plain", 56): [0.2, 0.6], ("resnet", 20): [0.0], ("resnet", 56): [0.0]}
     rows = made_up_sweep(tmp_path, errors)
-    assert "+30.0 points in plain" in check_claim(rows)[1]
+    assert "+30.0 points in plain" in claim.judge(rows)[1]
     rows[1]["state"] = "diverged"
-    assert check_claim(rows) == (None, "The claim was not judged: plain20 with seed 1 is diverged.")
+    assert claim.judge(rows) == (None, "The claim was not judged: plain20 with seed 1 is diverged.")
 
 
 def test_claim_is_judged_only_at_its_own_depths(tmp_path):
     errors = {("plain", 20): [0.0], ("plain", 56): [0.3], ("resnet", 20): [0.0], ("resnet", 56): [0.01]}
     others = {("plain", 8): [0.2], ("plain", 110): [0.9], ("resnet", 8): [0.2], ("resnet", 110): [0.9]}
-    held, sentence = check_claim(made_up_sweep(tmp_path / "all", errors | others))
+    held, sentence = claim.judge(made_up_sweep(tmp_path / "all", errors | others))
     assert held and "from 20 to 56 layers the training error changed by +30.0 points" in sentence
     del errors["resnet", 20]
     expected = "The claim was not judged: it is about 20 and 56 layers, and the sweep lacks resnet20."
-    assert check_claim(made_up_sweep(tmp_path / "part", errors)) == (None, expected)
-    held, sentence = check_claim(made_up_sweep(tmp_path / "others", others))
+    assert claim.judge(made_up_sweep(tmp_path / "part", errors)) == (None, expected)
+    held, sentence = claim.judge(made_up_sweep(tmp_path / "others", others))
     assert held is None and sentence.endswith("lacks plain20, plain56, resnet20, resnet56.")
 
 

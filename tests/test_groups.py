@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,7 @@ import pytest
 import launch
 from configs import digits
 from experiments import costs, resnet_table6
-from experiments.degradation import check_claim, check_groups
-from plain56 import runs, summary
+from plain56 import claim, runs, summary
 from plain56.figures import degradation as figure
 from plain56.figures import responses
 from tests.killed import one_device
@@ -126,12 +126,12 @@ def test_groups_never_mix(tmp_path):
     """Seeds of one group are averaged; the claim, the table, the choice of runs and the figure keep the groups apart."""
     make_sweep(tmp_path, depths([(FAST, [0.01, 0.6, 0.01, 0.02]), (SLOW, [0.02, 0.1, 0.02, 0.03])], seeds=(0, 1)))
     rows = summary.summarize(tmp_path)
-    held, sentence = check_groups(rows)
+    held, sentence = claim.judge(rows)
     first, second = sentence.splitlines()
     assert not held
     assert first.startswith("With momentum 0.9: The claim held") and "+59.0 points in plain" in first
     assert second.startswith("With momentum 0.5: The claim did not hold") and "+8.0 points in plain" in second
-    assert check_groups(rows[:8]) == check_claim(rows[:8])
+    assert claim.judge(rows[:8]) == claim.judge_group(rows[:8])
 
     found = summary.finished_runs(tmp_path)
     assert len(found) == 8 and all(row["seed"] == 0 for _, row in found)
@@ -166,13 +166,14 @@ def test_a_key_that_follows_the_network_makes_no_group(tmp_path):
     make_sweep(tmp_path, members)
     rows = summary.summarize(tmp_path)
     assert "optimizer.schedule.warmup_steps" in rows[0] and runs.group_keys(rows) == []
-    assert check_groups(rows) == check_claim(rows)
+    assert claim.judge(rows) == claim.judge_group(rows)
     figure.draw(tmp_path)
-    assert (tmp_path / "degradation.svg").read_text().count("plain networks") == 1
+    assert texts(tmp_path / "degradation.svg").count("Plain networks") == 1
 
 
 def texts(svg):
-    return [part.rpartition(">")[2] for part in svg.read_text().split("</text>")]
+    """What a figure says: its letters are outlines, each line of them after a comment."""
+    return [line for text in re.findall("<!-- (.*?) -->", svg.read_text(), re.DOTALL) for line in text.splitlines()]
 
 
 def test_the_figure_has_a_column_for_each_group(tmp_path):
@@ -184,7 +185,7 @@ def test_the_figure_has_a_column_for_each_group(tmp_path):
     shown = texts(tmp_path / "degradation.svg")
     titles = ["momentum 0.9", "momentum 0.5", "widths (32, 64, 128), momentum 0.9"]
     assert [text for text in shown if "momentum" in text] == titles
-    assert [shown.count(f"{family} networks") for family in ("plain", "residual")] == [3, 3]
+    assert [shown.count(f"{family} networks") for family in ("Plain", "Residual")] == [3, 3]
     # And the same from the tables that are kept of it.
     figure.write_curves(tmp_path)
     (tmp_path / "kept").mkdir()

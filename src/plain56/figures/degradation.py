@@ -1,22 +1,31 @@
 """The degradation figure, as He et al. 2015, Fig. 1 and 6, drawn from a sweep directory or from what is kept of one."""
 
-import itertools
 import logging
 import textwrap
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from plain56 import runs
+from plain56 import claim, runs
 from plain56.errors import UserError
-from plain56.figures.style import FAMILIES, LINES, SPLITS, color_by_depth, depth_handles, grouped, mean_and_range, save, styled
+from plain56.figures.palette import depth_colors, kind_color
+from plain56.figures.style import (
+    FAMILIES,
+    LINES,
+    SPLITS,
+    canvas,
+    mean_and_range,
+    name_lines,
+    palette,
+    save,
+    styled,
+    with_thousands,
+)
 
 MOST_POINTS = 130  # of a curve that is kept
 MOST_GROUPS = 16  # of overrides, each of which takes a column of the figure
 TITLE_LETTERS = 36  # of a line above a column
-MARKERS = (("s", "0.55"), ("o", "0"), ("^", "0.3"), ("D", "0.7"))  # of families, and their colors
+MARKERS = "so^D"  # of families
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +45,7 @@ def read(folder):
     if runs.is_sweep(folder):
         logged = [(row, _records(run)) for row, run in _rows_and_runs(folder)]
     else:
-        kept = grouped(_typed(folder, "curves"), lambda record: record["run"])
+        kept = runs.grouped(_typed(folder, "curves"), lambda record: record["run"])
         logged = [(row, kept.get(row["run"], [])) for row in _typed(folder, "summary")]
     networks = [
         Network(row, {split: {r["step"]: 100 * r["top1_error"] for r in records if r["split"] == split} for split in SPLITS})
@@ -93,74 +102,115 @@ def _value(text):
 def draw(workdir):
     """Draws degradation.png and .svg in a folder that `read` reads, and returns the path of the PNG.
 
-    Training error (in training mode, with augmentation) is dashed, test error bold, one color per depth, plain networks on the
-    left, residual ones next, and then those of a user's own. On the right are the last errors of the finished and stopped runs
-    against depth. Several seeds are shown by their mean and, as a band or bar, their range. Several groups of overrides have a
-    column each, with these panels one below the other.
+    Training error (in training mode, with augmentation) is thin, test error bold; plain networks are on the left, residual ones
+    next, and then those of a user's own. On the right are the last errors against depth. What has not finished ends in a hollow
+    marker. Several seeds are shown by their mean and, as a band or bar, their range. Several groups of overrides have a column
+    each, with these panels one below the other.
 
     Raises UserError if this is not a sweep directory, has nothing to draw yet, has other networks or too many groups, or if runs
     of one group, network and seed differ.
     """
+    networks = _drawable(workdir)
+    keys = runs.group_keys([row for row, _ in networks])
+    groups = runs.grouped(networks, lambda network: tuple(network.row[key] for key in keys))
+    if len(groups) > MOST_GROUPS:
+        raise UserError(f"The runs in {workdir} have {len(groups)} groups of overrides; the figure shows at most {MOST_GROUPS}.")
+    shown = [(group, _kind(member), member.row["seed"]) for group, members in groups.items() for member in members]
+    if len(set(shown)) < len(shown):
+        raise UserError(f"Some runs in {workdir} have the same network, seed and overrides; this figure cannot tell them apart.")
+    last = [_last(network, split) for network in networks for split in SPLITS if network.errors[split]]
+    highest = 20 if max(last) < 20 else 100  # Fig. 6 ends at 20
+    own = sorted({runs.family(row) for row, _ in networks} - set(FAMILIES.values()))
+    families = [*FAMILIES.values(), *own]
+    title = claim.title([row for row, _ in networks])
+    if len(groups) == 1:
+        figure = canvas(10.4 + 3.6 * len(own), 4.4, title, _explanation(networks))
+        columns = [figure.subplots(1, len(families) + 1, gridspec_kw={"width_ratios": (*[1] * len(families), 0.7)})]
+    else:
+        figure = canvas(max(7.2, 3.6 * len(groups)), 9.4 + 2.9 * len(own), title, _explanation(networks))
+        columns = figure.subplots(len(families) + 1, len(groups), squeeze=False).T
+    depths = sorted({row["depth"] for row, _ in networks})
+    for column, members in zip(columns, groups.values(), strict=True):
+        _draw_group(column, members, families, depths, highest)
+        if keys:
+            label = textwrap.fill(runs.label(members[0].row, keys), TITLE_LETTERS)
+            column[0].set_title(f"{label}\n\n{column[0].get_title('left')}")
+    return save(figure, workdir, "degradation")
+
+
+def _drawable(workdir):
+    """As `read`, where every network can be drawn; raises UserError otherwise."""
     networks = read(workdir)
     others = sorted({row["model"] for row, _ in networks if runs.family(row) is None})
     if others:
         raise UserError(f"{workdir} has {others[0]}; this figure shows plain and residual networks, and others of known depth.")
     if not networks:
         raise UserError(f"There is nothing to draw in {workdir} yet: no run has been logged.")
-    keys = runs.group_keys([row for row, _ in networks])
-    groups = grouped(networks, lambda network: tuple(network.row[key] for key in keys))
-    if len(groups) > MOST_GROUPS:
-        raise UserError(f"The runs in {workdir} have {len(groups)} groups of overrides; the figure shows at most {MOST_GROUPS}.")
-    shown = [(group, _kind(member), member.row["seed"]) for group, members in groups.items() for member in members]
-    if len(set(shown)) < len(shown):
-        raise UserError(f"Some runs in {workdir} have the same network, seed and overrides; this figure cannot tell them apart.")
-    colors = color_by_depth(row["depth"] for row, _ in networks)
-    last = [list(curve.values())[-1] for _, errors in networks for curve in errors.values() if curve]
-    highest = 20 if max(last) < 20 else 100  # Fig. 6 ends at 20
-    own = sorted({runs.family(row) for row, _ in networks} - set(FAMILIES.values()))
-    families = [*FAMILIES.values(), *own]
-    if len(groups) == 1:
-        figure = Figure(figsize=(10 + 3.6 * len(own), 3.7), layout="constrained")
-        columns = [figure.subplots(1, len(families) + 1, gridspec_kw={"width_ratios": (*[1] * len(families), 0.8)})]
-    else:
-        figure = Figure(figsize=(max(6.8, 3.4 * len(groups)), 8.6 + 2.9 * len(own)), layout="constrained")
-        columns = figure.subplots(len(families) + 1, len(groups), squeeze=False).T
-    for column, members in zip(columns, groups.values(), strict=True):
-        _draw_group(column, members, families, colors, highest)
-        if keys:
-            label = textwrap.fill(runs.label(members[0].row, keys), TITLE_LETTERS)
-            column[0].set_title(f"{label}\n\n{column[0].get_title()}")
-    handles = depth_handles(colors)
-    handles += [Line2D([], [], color="0.4", label=f"{SPLITS[split]} error", **LINES[split]) for split in SPLITS]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    return save(figure, workdir, "degradation")
+    return networks
 
 
-def _draw_group(axes, networks, families, colors, highest):
+def _explanation(networks):
+    """What the lines and marks mean, without those that do not occur."""
+    told = ["Thin: training error. Bold: test error."]
+    if len({network.row["seed"] for network in networks}) > 1:
+        told.append("Bands: range over seeds.")
+    if not all(_is_complete(network) for network in networks):
+        told.append("Hollow: not finished.")
+    return " ".join(told)
+
+
+def _draw_group(axes, networks, families, depths, highest):
     """Draws the networks of one group of overrides, on an axis for each family and one for final errors."""
-    for (family, depth), members in sorted(grouped(networks, _kind).items()):
-        _draw_curves(axes[families.index(family)], members, colors[depth])
-    for family, axis in zip(families, axes, strict=False):
-        axis.set(title=f"{family} networks", xlabel="step", ylabel="error (%)")
-        axis.set(ylim=(0, highest), xlim=(0, None))
-        axis.locator_params("x", nbins=5)
-    complete = [network for network in networks if network.row["state"] in runs.COMPLETE]
-    _draw_final(axes[-1], grouped(complete, _kind), families, list(colors), highest)
+    for number, (family, axis) in enumerate(zip(families, axes, strict=False)):
+        axis.set(title=f"{family[0].upper()}{family[1:]} networks", xlabel="step", ylim=(0, highest))
+        colors, ends = depth_colors(depths, number, palette()), {}
+        of_family = [network for network in networks if runs.family(network.row) == family]
+        for depth, members in sorted(runs.grouped(of_family, lambda network: network.row["depth"]).items()):
+            ends[f"{depth} layers"] = *_draw_curves(axis, members, colors[depth]), colors[depth]
+        name_lines(axis, {name: end[:2] for name, end in ends.items()}, [color for *_, color in ends.values()])
+        axis.set_xlim(0, None)
+        with_thousands(axis.xaxis)
+        with_thousands(axis.yaxis)
+    axes[0].set_ylabel("error (%)")
+    axes[-1].set(title="Final error", xlabel="layers", ylim=(0, highest))
+    with_thousands(axes[-1].yaxis)
+    _draw_final(axes[-1], networks, families, depths)
 
 
 def _kind(network):
     return runs.family(network.row), network.row["depth"]
 
 
+def _is_complete(network):
+    return network.row["state"] in runs.COMPLETE
+
+
+def _last(network, split):
+    return list(network.errors[split].values())[-1]
+
+
 def _draw_curves(axis, members, color):
+    """Draws the curves of networks that differ in their seeds, and returns the end of the last one, (step, error)."""
+    end = None
     for split in SPLITS:
         steps, errors = _curves(members, split)
         if not steps:
             continue
-        axis.plot(steps, np.nanmean(errors, axis=0), color=color, **LINES[split])
+        means = np.nanmean(errors, axis=0)
+        axis.plot(steps, means, color=color, **LINES[split])
         if len(members) > 1:
             low, high = np.nanmin(errors, axis=0), np.nanmax(errors, axis=0)
             axis.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+        for member in members:
+            if member.errors[split] and not _is_complete(member):
+                _mark(axis, max(member.errors[split]), _last(member, split), "o", color, hollow=True)
+        end = steps[-1], means[-1]
+    return end
+
+
+def _mark(axis, x, y, marker, color, hollow):
+    face = palette().page if hollow else color
+    axis.plot(x, y, marker, color=color, markerfacecolor=face, markersize=5.5, markeredgewidth=1.4, clip_on=False, zorder=3)
 
 
 def _curves(members, split):
@@ -170,16 +220,26 @@ def _curves(members, split):
     return steps, np.array([[curve.get(step, np.nan) for step in steps] for curve in curves])
 
 
-def _draw_final(axis, complete, families, depths, highest):
-    for family, (marker, color) in zip(families, itertools.cycle(MARKERS)):
-        present = [depth for depth in depths if (family, depth) in complete]
+def _draw_final(axis, networks, families, depths):
+    """Draws the last errors against depth; those of networks of which a seed has not finished are hollow."""
+    ends, colors = {}, []
+    for number, family in enumerate(families):
+        color = kind_color(number, palette())
+        of_family = runs.grouped([network for network in networks if runs.family(network.row) == family], _kind)
         for split in SPLITS:
-            finals = [[list(network.errors[split].values())[-1] for network in complete[family, depth]] for depth in present]
-            means, spread = mean_and_range(finals)
-            style = {"color": color, "marker": marker, "markersize": 4, "capsize": 2, **LINES[split]}
-            label = family if split == "test" else None  # the figure's legend tells the errors apart
-            axis.errorbar([depths.index(depth) for depth in present], means, spread, label=label, **style)
-    axis.set(title="final error", xlabel="layers", ylabel="error (%)", ylim=(0, highest))
+            known = {depth: [n for n in of_family.get((family, depth), []) if n.errors[split]] for depth in depths}
+            places = [place for place, depth in enumerate(depths) if known[depth]]
+            if not places:
+                continue
+            present = [known[depths[place]] for place in places]
+            means, spread = mean_and_range([[_last(network, split) for network in members] for members in present])
+            axis.plot(places, means, color=color, **LINES[split])
+            axis.errorbar(places, means, spread, fmt="none", ecolor=color, elinewidth=1.2, capsize=0)
+            for place, mean, members in zip(places, means, present, strict=True):
+                _mark(axis, place, mean, MARKERS[number % len(MARKERS)], color, not all(map(_is_complete, members)))
+            ends[family] = places[-1], means[-1]
+        if family in ends:
+            colors.append(color)
     axis.set_xticks(range(len(depths)), [str(depth) for depth in depths])
-    axis.margins(x=0.15)
-    axis.legend(frameon=False, loc="best")
+    axis.set_xlim(-0.3, len(depths) - 0.7)
+    name_lines(axis, ends, colors)

@@ -2,10 +2,8 @@
 
 import statistics
 
-from matplotlib.figure import Figure
-
 from plain56 import runs
-from plain56.figures.style import COLORS, name_lines, save, styled
+from plain56.figures.style import canvas, name_lines, palette, save, styled
 
 GUESSING = 10.0  # % accuracy with ten classes
 
@@ -35,13 +33,14 @@ def table(folder):
 def draw(folder):
     """Draws fixup_figure3.png and .svg from the folder's first_epoch.csv, and returns the PNG's path."""
     found = read(folder)
-    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
-    axis = figure.subplots()
     means = {method: {depth: statistics.mean(values) for depth, values in sorted(own.items())} for method, own in found.items()}
-    for own, color in zip(means.values(), COLORS, strict=False):
-        axis.plot(list(own), list(own.values()), marker="o", markersize=4, color=color)
-    name_lines(axis, {method: list(own.items())[-1] for method, own in means.items()}, 3.2)
-    axis.axhline(GUESSING, color="0.6", linestyle=":", linewidth=1)
+    figure = canvas(7.2, 4.4, "Test accuracy after one epoch", "Residual networks on CIFAR-10 at the rate of 0.1")
+    axis = figure.subplots()
+    colors = palette().categories[: len(means)]
+    for own, color in zip(means.values(), colors, strict=True):
+        axis.plot(list(own), list(own.values()), marker="o", markersize=5, color=color, linewidth=1.8)
+    axis.axhline(GUESSING, color=palette().muted, linestyle=":", linewidth=1)
     axis.set_xticks(sorted({depth for own in means.values() for depth in own}))
-    axis.set(xlabel="layers", ylabel="test accuracy after one epoch (%)", ylim=(0, None))
+    axis.set(xlabel="layers", ylabel="test accuracy (%)", ylim=(0, None))
+    name_lines(axis, {method: list(own.items())[-1] for method, own in means.items()}, colors)
     return save(figure, folder, "fixup_figure3")

@@ -4,10 +4,10 @@ import statistics
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from plain56 import runs
-from plain56.figures.style import COLORS, FAMILIES, color_by_depth, depth_handles, grouped, kind_of, save, styled
+from plain56.figures.palette import depth_colors
+from plain56.figures.style import FAMILIES, canvas, kind_of, name_lines, name_mark, palette, save, styled
 
 
 class Network(NamedTuple):
@@ -43,13 +43,13 @@ def read(folder):
         return np.array([float(row[name]) for row in rows if row[name]])
 
     names = ("norm", "shortcut_norm", "branch_norm", "shortcut_share")
-    groups = grouped(runs.read_table(folder, "gradient_flow"), key)
+    groups = runs.grouped(runs.read_table(folder, "gradient_flow"), key)
     return [Network(*network, *(column(rows, name) for name in names)) for network, rows in groups.items()]
 
 
 def by_kind(networks):
     """The networks of all seeds, by name and normalization."""
-    return grouped(networks, lambda network: (network.name, network.normalization))
+    return runs.grouped(networks, lambda network: (network.name, network.normalization))
 
 
 def table(folder):
@@ -81,24 +81,26 @@ def draw(folder):
     gradient at the inputs of the deepest residual network's blocks, and the share of the shortcut.
     """
     networks = read(folder)
-    colors = color_by_depth(network.depth for network in networks)
-    figure = Figure(figsize=(8, 5.6), layout="constrained")
+    depths = [network.depth for network in networks]
+    figure = canvas(
+        9, 6.4, "The gradient on its way back through initial networks", "Norm of the gradient at each block of initial networks"
+    )
     axes = figure.subplots(2, 2, sharex=True, sharey="row")
-    rows = {"batch": "with batch norm", "none": "without batch norm"}
-    for line, title in zip(axes, rows.values(), strict=True):
+    rows = {"batch": "with batch norm", "none": "without"}
+    for line, normalized in zip(axes, rows.values(), strict=True):
         for axis, family in zip(line, FAMILIES.values(), strict=True):
-            axis.set(yscale="log", title=f"{family} networks, {title}")
+            axis.set(yscale="log", title=f"{family[0].upper()}{family[1:]}, {normalized}")
         line[0].set_ylabel("norm of the gradient")
     for members in by_kind(networks).values():
-        axis = axes[list(rows).index(members[0].normalization), int(members[0].residual)]
-        norms, color = np.array([network.norms for network in members]), colors[members[0].depth]
-        blocks = np.arange(norms.shape[1])  # 0 is the stem
-        axis.plot(blocks, np.exp(np.log(norms).mean(0)), color=color, linewidth=1.5)
+        residual, depth = members[0].residual, members[0].depth
+        axis = axes[list(rows).index(members[0].normalization), int(residual)]
+        norms, color = np.array([network.norms for network in members]), depth_colors(depths, residual, palette())[depth]
+        blocks, means = np.arange(norms.shape[1]), np.exp(np.log(norms).mean(0))  # 0 is the stem
+        axis.plot(blocks, means, color=color, linewidth=1.8)
         axis.fill_between(blocks, norms.min(0), norms.max(0), color=color, alpha=0.15, linewidth=0)
+        name_mark(axis, str(depth), (blocks[-1], means[-1]), color, (-4, 9))
     for axis in axes[-1]:
-        axis.set_xlabel("block")
-    handles = depth_handles(colors)
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+        axis.set_xlabel("block (the number at a curve's end: layers)")
     drawn = [save(figure, folder, "gradient_flow")]
     residual = [network for network in networks if network.residual and network.normalization == "batch"]
     if residual:
@@ -107,14 +109,19 @@ def draw(folder):
 
 
 def _draw_parts(network, folder):
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    title = "Which way the gradient comes"
+    figure = canvas(9, 4, title, f"{network.name} at initialization, at the inputs of its blocks")
     left, right = figure.subplots(1, 2)
-    blocks = 1 + np.arange(len(network.shares))
-    left.plot(blocks, network.norms[:-1], color="0", label="whole")
-    left.plot(blocks, network.shortcuts, color=COLORS[0], label="through the shortcut")
-    left.plot(blocks, network.branches, color=COLORS[1], label="through the branch")
-    left.set(yscale="log", xlabel="block", ylabel="norm of the gradient", title=f"{network.name}, at its blocks' inputs")
-    left.legend(frameon=False)
-    right.plot(blocks, 100 * network.shares, color=COLORS[0])
-    right.set(ylim=(0, 100), xlabel="block", ylabel="share (%)", title="came through the shortcut")
+    blocks, (shortcut, branch, *_) = 1 + np.arange(len(network.shares)), palette().categories
+    parts = {
+        "whole": (network.norms[:-1], palette().ink),
+        "shortcut": (network.shortcuts, shortcut),
+        "branch": (network.branches, branch),
+    }
+    for values, color in parts.values():
+        left.plot(blocks, values, color=color)
+    left.set(yscale="log", xlabel="block", title="Norm of the gradient")
+    name_lines(left, {name: (blocks[-1], values[-1]) for name, (values, _) in parts.items()}, [c for _, c in parts.values()])
+    right.plot(blocks, 100 * network.shares, color=shortcut)
+    right.set(ylim=(0, 100), xlabel="block", title="Share of the shortcut (%)")
     return save(figure, folder, "gradient_parts")

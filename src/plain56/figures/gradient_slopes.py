@@ -3,10 +3,9 @@
 import math
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from plain56 import runs
-from plain56.figures.style import COLORS, apart, grouped, mean_and_range, save, styled
+from plain56.figures.style import canvas, mean_and_range, name_lines, palette, save, styled
 
 NAMES = {"batch": "batch norm", "group": "group norm", "layer": "layer norm", "none": "no norm"}
 
@@ -31,12 +30,12 @@ def _by_normalization(folder):
     rows = runs.read_table(folder, "slopes")
     return {
         normalization: {slope: [float(row["growth"]) for row in own] for slope, own in _by_slope(members).items()}
-        for normalization, members in grouped(rows, lambda row: row["normalization"]).items()
+        for normalization, members in runs.grouped(rows, lambda row: row["normalization"]).items()
     }
 
 
 def _by_slope(rows):
-    return grouped(rows, lambda row: float(row["negative_slope"]))
+    return runs.grouped(rows, lambda row: float(row["negative_slope"]))
 
 
 def table(folder):
@@ -59,17 +58,19 @@ def table(folder):
 @styled
 def draw(folder):
     """Draws slopes.png and .svg from the folder's slopes.csv; returns the PNG's path."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    title = "How fast the gradient grows, by slope and normalization"
+    figure = canvas(7.2, 4.4, title, "Initial plain-56 on digits. Bars: range over seeds. Dashed: mean-field theory.")
     axis = figure.subplots()
     measured = _by_normalization(folder)
-    ends = apart([np.mean(list(slopes.values())[-1]) for slopes in measured.values()], 0.025)
-    for (normalization, slopes), end, color in zip(measured.items(), ends, COLORS, strict=False):
+    for slopes, color in zip(measured.values(), palette().categories, strict=False):
         means, ranges = mean_and_range(slopes.values())
-        axis.errorbar(list(slopes), means, ranges, color=color, marker="o", markersize=4, linewidth=1.5, capsize=2)
-        axis.annotate(NAMES[normalization], (1.03, end), color=color, va="center", annotation_clip=False)
-    curve = np.linspace(0, 1, 101)
-    axis.plot(curve, [expected_growth(slope, "batch") for slope in curve], "k--", linewidth=1)
-    axis.annotate("theory, batch norm", (0.06, expected_growth(0.06, "batch")), xytext=(6, 2), textcoords="offset points")
-    axis.axhline(1, color="k", linestyle="--", linewidth=1)
+        axis.errorbar(list(slopes), means, ranges, color=color, marker="o", markersize=4, linewidth=1.8)
+    curve, dashed = np.linspace(0, 1, 101), {"color": palette().muted, "linestyle": (0, (3, 1.5)), "linewidth": 1.1}
+    axis.plot(curve, [expected_growth(slope, "batch") for slope in curve], **dashed)
+    place = 0.06, expected_growth(0.06, "batch")
+    axis.annotate("theory, batch norm", place, (6, 2), textcoords="offset points", color=palette().muted)
+    axis.axhline(1, **dashed)
     axis.set(xlabel="slope for negative values", ylabel="growth of the gradient per block", xlim=(-0.03, 1.0))
+    ends = {NAMES[name]: (1, np.mean(list(slopes.values())[-1])) for name, slopes in measured.items()}
+    name_lines(axis, ends, palette().categories[: len(ends)])
     return [save(figure, folder, "slopes")]

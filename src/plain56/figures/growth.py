@@ -3,12 +3,12 @@
 import statistics
 
 import numpy as np
-from matplotlib.figure import Figure
 from scipy import stats
 
 from plain56 import runs
 from plain56.figures import repairs
-from plain56.figures.style import COLORS, save, styled
+from plain56.figures.palette import depth_colors
+from plain56.figures.style import canvas, palette, save, styled
 
 # Repairs that leave the initial network as it is: their errors differ where the number cannot.
 SAME_NETWORK = ("gradient clipped at 1", "Adam", "LARS", "Muon")
@@ -57,19 +57,26 @@ def correlation_sentence(folder):
 @styled
 def draw(folder):
     """Draws growth.png and .svg from the folder's growth.csv and runs.csv, and returns the PNG's path."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    value, low, high, _ = correlation(folder)
+    title = f"Growth of the gradient against error: rank correlation {value:.2f} ({low:.2f} to {high:.2f})"
+    figure = canvas(8.4, 5, title, "A dot for each repair and depth. Gray: only the optimizer differs, not the initial network.")
     axis = figure.subplots()
-    for repair, depth, growth, error in read(folder):
-        color = "0.6" if repair.endswith(SAME_NETWORK) else COLORS[repair.startswith(repairs.RESIDUAL)]
-        axis.plot(
-            growth, error, repairs.MARKERS.get(depth, "D"), color=color, markersize=5, fillstyle="full" if depth == 56 else "none"
-        )
-    axis.axhline(repairs.CHANCE, color="0.6", linestyle=":", linewidth=1)
+    dots = read(folder)
+    depths = sorted({depth for _, depth, *_ in dots})
+    for repair, depth, growth, error in dots:
+        residual = repair.startswith(repairs.RESIDUAL)
+        color = depth_colors(depths, residual, palette())[depth]
+        color = palette().muted if repair.endswith(SAME_NETWORK) else color
+        axis.plot(growth, error, "os"[not residual], color=color, markersize=6, markeredgewidth=0)
+    axis.axhline(repairs.CHANCE, color=palette().muted, linestyle=":", linewidth=1)
     axis.set(
         xscale="log",
         xlabel="gradient at the stem / gradient at the last block, at initialization",
         ylabel="final training error (%)",
     )
-    value, low, high, _ = correlation(folder)
-    axis.set_title(f"rank correlation {value:.2f} ({low:.2f} to {high:.2f})", loc="left")
+    kinds = {"plain": (False, "s"), "residual": (True, "o")}
+    for name, (residual, marker) in kinds.items():
+        for depth, color in depth_colors(depths, residual, palette()).items():
+            axis.plot([], [], marker, color=color, markeredgewidth=0, label=f"{name}, {depth} layers")
+    figure.legend(loc="outside right center")
     return save(figure, folder, "growth")

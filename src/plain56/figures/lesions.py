@@ -1,10 +1,9 @@
 """Test error of damaged networks: without one block, without several, and with two neighbors swapped."""
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from plain56 import runs
-from plain56.figures.style import COLORS, grouped, networks, save, styled
+from plain56.figures.style import canvas, name_lines, networks, save, styled
 
 LESIONS = {"without": "one block left out", "swapped": "swapped with the next block", "several": "several left out"}
 
@@ -13,7 +12,7 @@ def _read(folder):
     """The networks, each with its test errors in percent: `{lesion: [(place, number of blocks, error)]}`."""
     read = []
     for network in networks(runs.read_table(folder, "lesions")):
-        by_lesion = grouped(network.rows, lambda row: row["lesion"])
+        by_lesion = runs.grouped(network.rows, lambda row: row["lesion"])
         errors = {
             lesion: [(int(r["position"]), len(r["blocks"].split()), 100 * float(r["top1_error"])) for r in rows]
             for lesion, rows in by_lesion.items()
@@ -38,31 +37,28 @@ def table(folder):
 def draw(folder):
     """Draws lesions.png and .svg from the folder's lesions.csv, and returns the path of the PNG."""
     read = _read(folder)
-    depths = sorted({network.depth for network, _ in read})
-    unique = len({(network.residual, network.depth) for network, _ in read}) == len(read)
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    note = "Test error of trained networks. Bands: range over drawn blocks. Dashed: undamaged."
+    figure = canvas(11, 4.4, "Trained networks without some of their blocks", note)
     axes = figure.subplots(1, 3, sharey=True)
+    ends, colors = {}, []
     for network, found in read:
-        # A depth's two networks have neighboring colors.
-        color = COLORS[(2 * depths.index(network.depth) + (not network.residual)) % len(COLORS)] if unique else network.color
-        marker = "o" if network.residual else "s"
+        marker, color = "o" if network.residual else "s", network.color
         for axis, lesion in zip(axes, ("without", "swapped"), strict=False):
             values = found.get(lesion, [])
             axis.plot([place for place, *_ in values], [error for *_, error in values], marker, ms=4, color=color)
-        axes[2].plot([], [], marker, color=color, label=network.title)
-        several = grouped(found.get("several", []), lambda lesion: lesion[1])
+        several = runs.grouped(found.get("several", []), lambda lesion: lesion[1])
         if several:
             errors_of = [[error for *_, error in drawn] for drawn in several.values()]
             axes[2].plot(list(several), [np.mean(values) for values in errors_of], color=color)
             low, high = zip(*((min(values), max(values)) for values in errors_of), strict=True)
             axes[2].fill_between(list(several), low, high, color=color, alpha=0.2, linewidth=0)
+            ends[network.title] = max(several), np.mean(errors_of[-1])
+            colors.append(color)
         for axis in axes:
-            axis.axhline(found["none"][0][-1], color=color, linewidth=1, linestyle="--")
+            axis.axhline(found["none"][0][-1], color=color, linewidth=1, linestyle=(0, (3, 1.5)))
     for axis, title in zip(axes, LESIONS.values(), strict=True):
-        axis.set(title=title, ylim=(0, 100))
-    axes[0].set(ylabel="test error (%)", xlabel="block")
-    axes[1].set(xlabel="block")
-    axes[2].set(xlabel="number of blocks left out, drawn at random")
-    axes[2].plot([], [], color="0.4", linestyle="--", linewidth=1, label="undamaged")
-    axes[2].legend(frameon=False, loc="lower right")
+        axis.set(title=f"{title[0].upper()}{title[1:]}", ylim=(0, 100), xlabel="block")
+    axes[0].set_ylabel("test error (%)")
+    axes[2].set_xlabel("number of blocks left out, drawn at random")
+    name_lines(axes[2], ends, colors)
     return save(figure, folder, "lesions")

@@ -1,10 +1,8 @@
 """Is degradation an optimization problem? Training error against learning rate, a curve for each optimizer."""
 
-from matplotlib.figure import Figure
-
 from plain56 import runs
 from plain56.figures.repairs import CHANCE, RESIDUAL, error_of
-from plain56.figures.style import COLORS, name_lines, save, styled
+from plain56.figures.style import canvas, name_lines, palette, save, styled
 
 # The rows of the grid that change only the optimizer, by what the figure calls them.
 OPTIMIZERS = {"nothing": "SGD", "gradient clipped at 1": "SGD, clipped", "Adam": "Adam", "LARS": "LARS", "Muon": "Muon"}
@@ -44,20 +42,20 @@ def closed(folder, depth):
 def draw(folder):
     """Draws optimizers.png and .svg from the folder's grid.csv, and returns the PNG's path."""
     found = read(folder)
-    figure = Figure(figsize=(7.6, 5), layout="constrained")
+    note = "Training error after the grid's runs. A rate: a multiple of the optimizer's own (SGD 1, LARS 30, Adam and Muon 0.1)."
+    figure = canvas(9, 6.4, "Training error against learning rate", note)
     axes = figure.subplots(2, 2, sharex=True, sharey=True)
-    colors = dict(zip(OPTIMIZERS.values(), COLORS, strict=False))
+    colors = dict(zip(OPTIMIZERS.values(), palette().categories, strict=False))
     for (residual, depth), curves in found.items():
         axis = axes[DEPTHS.index(depth), int(residual)]
-        axis.set_title(f"{'residual' if residual else 'plain'}, {depth} layers")
+        axis.set(title=f"{'Residual' if residual else 'Plain'}, {depth} layers", xscale="log", ylim=(-2, 100))
         rates = sorted(next(iter(curves.values())))
         for name, curve in curves.items():
-            axis.plot(rates, [curve[rate] for rate in rates], marker="o", markersize=3, color=colors[name])
-        name_lines(axis, {name: (rates[-1], curve[rates[-1]]) for name, curve in curves.items()}, 7, map(colors.get, curves))
-        axis.axhline(CHANCE, color="0.6", linestyle=":", linewidth=1)
-        axis.set(xscale="log", ylim=(-2, 100))
+            axis.plot(rates, [curve[rate] for rate in rates], marker="o", markersize=3.5, color=colors[name], linewidth=1.8)
+        axis.axhline(CHANCE, color=palette().muted, linestyle=":", linewidth=1)
+        name_lines(axis, {name: (rates[-1], curve[rates[-1]]) for name, curve in curves.items()}, map(colors.get, curves))
     for axis in axes[-1]:
-        axis.set_xlabel("learning rate, as a multiple of the optimizer's own")
+        axis.set_xlabel("learning rate")
     for axis in axes[:, 0]:
         axis.set_ylabel("final training error (%)")
     return save(figure, folder, "optimizers")

@@ -3,10 +3,9 @@
 import math
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from plain56 import runs
-from plain56.figures.style import COLORS, name_lines, save, styled
+from plain56.figures.style import canvas, name_lines, palette, save, styled
 
 # The rows of the grid that are drawn, by what the figure calls them.
 SHOWN = {
@@ -66,16 +65,17 @@ def draw(folder):
     """Draws rates.png and .svg from the folder's grid.csv, and returns the PNG's path."""
     found = {repair: {depth: rate for depth, rate in rates.items() if rate} for repair, rates in read(folder).items()}
     found = {repair: rates for repair, rates in found.items() if rates}
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    note = "The rate with the least validation loss. In brackets: b, where the rate goes as layers^b."
+    figure = canvas(8, 4.6, "The best learning rate of SGD by depth", note)
     axis = figure.subplots()
-    axis.set(xscale="log", yscale="log", xlabel="layers", ylabel="best learning rate of SGD")
-    ends = {}
-    for (repair, rates), color in zip(found.items(), COLORS, strict=False):
-        axis.plot(list(rates), list(rates.values()), marker="o", markersize=4, color=color)
+    axis.set(xscale="log", yscale="log", xlabel="layers", ylabel="learning rate")
+    ends, colors = {}, palette().categories[: len(found)]
+    for (repair, rates), color in zip(found.items(), colors, strict=True):
+        axis.plot(list(rates), list(rates.values()), marker="o", markersize=4, color=color, linewidth=1.8)
         power = exponent(rates)
         ends[SHOWN[repair] + ("" if power is None else f" ({power:+.1f})")] = list(rates.items())[-1]
-    name_lines(axis, ends, 0.12)
     depths = sorted({depth for rates in found.values() for depth in rates})
     axis.set_xticks(depths, depths)
     axis.minorticks_off()
+    name_lines(axis, ends, colors)
     return save(figure, folder, "rates")

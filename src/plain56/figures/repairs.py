@@ -1,15 +1,15 @@
 """The atlas of repairs: final training errors of deep networks, a line for each repair."""
 
+import itertools
 import statistics
 
-from matplotlib.figure import Figure
-
 from plain56 import runs
-from plain56.figures.style import COLORS, grouped, save, styled
+from plain56.figures.palette import depth_colors
+from plain56.figures.style import canvas, name_mark, palette, save, styled
 
 CHANCE = 90.0  # % error of guessing one of ten digits
-RESIDUAL = "skip connections"
-MARKERS = {20: "s", 56: "o", 110: "o"}  # by depth; that of 56 layers is filled
+NOTHING, RESIDUAL = "nothing", "skip connections"
+TRAINED = 5.0  # % error: a network that has learned the training digits
 
 
 def error_of(row):
@@ -22,18 +22,22 @@ def read(folder):
     rows = runs.read_table(folder, "runs")
     return {
         repair: {depth: [error_of(row) for row in own] for depth, own in sorted(_by_depth(members).items())}
-        for repair, members in grouped(rows, lambda row: row["repair"]).items()
+        for repair, members in runs.grouped(rows, lambda row: row["repair"]).items()
     }
 
 
 def _by_depth(rows):
-    return grouped(rows, lambda row: int(row["depth"]))
+    return runs.grouped(rows, lambda row: int(row["depth"]))
+
+
+def _main_depth(errors):
+    depths = {depth for of_depth in errors.values() for depth in of_depth}
+    return 56 if 56 in depths else max(depths)
 
 
 def _in_order(errors):
     """The repairs, from the least to the largest error of the networks of 56 layers, or else of the deepest."""
-    depths = {depth for of_depth in errors.values() for depth in of_depth}
-    depth = 56 if 56 in depths else max(depths)
+    depth = _main_depth(errors)
     return sorted(errors, key=lambda repair: statistics.mean(errors[repair].get(depth, [CHANCE])))
 
 
@@ -50,29 +54,48 @@ def table(folder):
     return lines
 
 
+def _title(errors):
+    """How many repairs train plain networks of 56 layers, or else of the deepest, as a sentence."""
+    depth = _main_depth(errors)
+    plain = {repair: means[depth] for repair, means in errors.items() if not repair.startswith(RESIDUAL) and depth in means}
+    plain.pop(NOTHING, None)
+    trained = sum(statistics.mean(values) < TRAINED for values in plain.values())
+    return f"{trained} of {len(plain)} repairs bring a plain network of {depth} layers below {TRAINED:g} %"
+
+
 @styled
 def draw(folder):
     """Draws atlas.png and .svg from the folder's runs.csv, and returns the PNG's path."""
     errors = read(folder)
-    order = _in_order(errors)
-    figure = Figure(figsize=(7.2, 0.6 + 0.27 * len(order)), layout="constrained")
+    order, depth = _in_order(errors), _main_depth(errors)
+    depths = sorted({depth for of_depth in errors.values() for depth in of_depth})
+    seeds = max(len(values) for of_depth in errors.values() for values in of_depth.values())
+    note = "Final training error, each at its own best learning rate; a dot for each of the seeds"
+    figure = canvas(8, 1.5 + 0.29 * len(order), _title(errors), note if seeds > 1 else note.partition(";")[0])
     axis = figure.subplots()
     for place, repair in enumerate(order):
-        color = COLORS[1] if repair.startswith(RESIDUAL) else COLORS[0]
+        residual = repair.startswith(RESIDUAL)
+        colors = depth_colors(depths, residual, palette())
         means = [statistics.mean(values) for values in errors[repair].values()]
-        axis.plot([min(means), max(means)], [place, place], color="0.85", linewidth=2.5, zorder=1)
-        for depth, values in errors[repair].items():
-            marker, face, size = MARKERS.get(depth, "D"), color if depth == 56 else "white", 4 if depth == 20 else 6
-            axis.plot(values, [place] * len(values), marker, color=color, markerfacecolor=face, markersize=size, zorder=2)
-    axis.axvline(CHANCE, color="0.6", linestyle=":", linewidth=1)
-    axis.annotate("guessing", (CHANCE, -0.9), ha="center", color="0.4", annotation_clip=False)
-    last = errors[order[-1]]
-    for depth in last:
-        axis.annotate(
-            f"{depth} layers", (statistics.mean(last[depth]), len(order) - 1), (0, 6), textcoords="offset points", ha="center"
-        )
+        axis.plot([min(means), max(means)], [place, place], color=palette().faint, linewidth=3, zorder=1)
+        for own, values in errors[repair].items():
+            face = colors[own] if own == depth else palette().page
+            axis.plot(values, [place] * len(values), "o", color=colors[own], markerfacecolor=face, markersize=6, zorder=2)
+    axis.axvline(CHANCE, color=palette().muted, linestyle=":", linewidth=1)
+    axis.annotate("guessing", (CHANCE, -0.9), ha="center", color=palette().muted, annotation_clip=False)
+    widest = max(order, key=lambda repair: _spread(errors[repair]))
+    for own, values in errors[widest].items():
+        place = statistics.mean(values), order.index(widest)
+        color = depth_colors(depths, widest.startswith(RESIDUAL), palette())[own]
+        name_mark(axis, f"{own} layers", place, color, (0, 9), ha="center", size=8.5)
     axis.set_yticks(range(len(order)), order)
-    axis.set(ylim=(len(order) - 0.4, -1.2), xlim=(-2, 95), xlabel="final training error (%)")
-    axis.tick_params(axis="y", length=0)
-    axis.spines["left"].set_visible(False)
+    for label, repair in zip(axis.get_yticklabels(), order, strict=True):
+        label.set(color=palette().ink, weight="bold" if repair in (NOTHING, RESIDUAL) else "normal")
+    axis.set(ylim=(len(order) - 0.4, -1.3), xlim=(-2, 95), xlabel="final training error (%)")
     return save(figure, folder, "atlas")
+
+
+def _spread(of_depth):
+    """How far apart the nearest two depths of a repair are."""
+    means = sorted(statistics.mean(values) for values in of_depth.values())
+    return min((high - low for low, high in itertools.pairwise(means)), default=0)

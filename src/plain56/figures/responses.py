@@ -1,10 +1,9 @@
 """Standard deviations of layer responses, in the order of the layers and sorted, as in He et al. 2015, Fig. 7."""
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from plain56 import runs
-from plain56.figures.style import networks, save, styled
+from plain56.figures.style import canvas, name_lines, networks, save, styled
 
 
 def _read(folder):
@@ -29,14 +28,18 @@ def table(folder):
 @styled
 def draw(folder):
     """Draws responses.png and .svg from the folder's responses.csv, and returns the path of the PNG."""
-    figure = Figure(figsize=(7.5, 5.5), layout="constrained")
+    note = "Standard deviation of each 3×3 layer's output after batch norm. Dashed: plain networks."
+    figure = canvas(8, 6.2, "How strongly the layers respond", note)
     axes = figure.subplots(2, 1, sharex=True, sharey=True)
+    ends, colors = {}, []
     for network, values in _read(folder):
-        style = {"color": network.color, "linestyle": "-" if network.residual else "--", "linewidth": 1.2}
+        style = {"color": network.color, "linestyle": "-" if network.residual else (0, (3, 1.5)), "linewidth": 1.6}
         layers = 1 + np.arange(len(values))
-        axes[0].plot(layers, values, label=network.title, **style)
+        axes[0].plot(layers, values, **style)
         axes[1].plot(layers, np.sort(values)[::-1], **style)
-    axes[0].set(title="in the order of the layers", ylabel="standard deviation", ylim=(0, None))
-    axes[1].set(title="sorted by size", xlabel="layer", ylabel="standard deviation")
-    figure.legend(loc="outside right center", frameon=False)
+        ends[network.title] = layers[-1], values.min()
+        colors.append(network.color)
+    axes[0].set(title="In the order of the layers", ylim=(0, None))
+    axes[1].set(title="Sorted by size", xlabel="layer")
+    name_lines(axes[1], ends, colors, share=0.1)
     return save(figure, folder, "responses")

@@ -1,17 +1,16 @@
 """Test error against the number of examples per class: from scratch, linear probe, fine-tuning."""
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from plain56 import runs
-from plain56.figures.style import COLORS, grouped, mean_and_range, save, styled
+from plain56.figures.style import canvas, mean_and_range, name_lines, palette, save, styled
 
 APPROACHES = {"scratch": "from scratch", "probe": "linear probe", "finetune": "fine-tuning"}
 
 
 def read(folder):
     """Test errors in percent of all seeds, `{(approach, examples per class): errors}`, from the folder's transfer.csv."""
-    groups = grouped(runs.read_table(folder, "transfer"), lambda row: (row["approach"], int(row["examples_per_class"])))
+    groups = runs.grouped(runs.read_table(folder, "transfer"), lambda row: (row["approach"], int(row["examples_per_class"])))
     return {key: [100 * float(row["test_error"]) for row in rows] for key, rows in groups.items()}
 
 
@@ -34,14 +33,16 @@ def draw(folder):
     """Draws transfer.png and .svg from the folder's transfer.csv, and returns the path of the PNG."""
     of_each = read(folder)
     counts = sorted({count for _, count in of_each})
-    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    figure = canvas(6.4, 4.2, "Few examples: from scratch, linear probe, fine-tuning", "Test error. Bars: range over seeds.")
     axis = figure.subplots()
-    for (approach, title), color, marker in zip(APPROACHES.items(), COLORS, "so^", strict=False):
+    ends = {}
+    for (approach, title), color, marker in zip(APPROACHES.items(), palette().categories, "so^", strict=False):
         errors = [of_each[approach, count] for count in counts]
         means, spread = mean_and_range(errors)
-        axis.errorbar(counts, means, spread, label=title, color=color, marker=marker, markersize=5, capsize=3)
+        axis.errorbar(counts, means, spread, color=color, marker=marker, markersize=5, linewidth=1.8)
+        ends[title] = counts[-1], means[-1]
     axis.set(xlabel="training examples per class", ylabel="test error (%)", xscale="log", ylim=(0, None))
     axis.set_xticks(counts, [str(count) for count in counts])
     axis.minorticks_off()
-    axis.legend(frameon=False)
+    name_lines(axis, ends, palette().categories[: len(ends)])
     return save(figure, folder, "transfer")

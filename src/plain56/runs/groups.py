@@ -11,6 +11,14 @@ from plain56.runs.keys import NOT_IDENTITY
 DEPTH = "model.options.depth"
 
 
+def grouped(rows, key):
+    """Lists of the rows by `key(row)`, in the order in which they come."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
 def differing_keys(configs):
     """The keys in which flat configs differ, but for the network's name, the seed, and what is no part of a run's identity.
 
