@@ -4,8 +4,6 @@ He et al. 2015, Fig. 1 and Fig. 6: "the deeper network has higher training error
 it is residual. Runs the sweep, draws the figure from its run directories and checks the claim:
 
     python -m plain56.experiments.degradation [--workdir=runs/degradation] [--config.sweep.depths='(20,32,44,56)']
-
-`src/plain56/claim.py` has the rule. It is about 20 and 56 layers, and a sweep without these is drawn and not judged.
 """
 
 from plain56 import claim, cli, runs
@@ -24,4 +22,6 @@ def reproduce(options, arguments):
 
 
 if __name__ == "__main__":
-    cli.run_experiment(reproduce, {"config": "configs/sweeps/degradation.py", "workdir": "runs/degradation"}, __doc__)
+    cli.run_experiment(
+        reproduce, {"config": "configs/sweeps/degradation.py", "workdir": "runs/degradation"}, f"{__doc__}\n{claim.RULE}"
+    )

@@ -1,19 +1,18 @@
-"""The claim of this project, judged by a rule that was stated before any run: does depth hurt plain networks, and only them?
-
-He et al. 2015, Fig. 1 and 6. The rule, on final training errors averaged over seeds: from 20 to 56 layers, the error of plain
-networks rises by at least 20 percentage points, that of residual ones by at most 2. The paper makes no such claim about other
-depths, so runs without these two are not judged. Where runs differ in other keys, too, each group of runs with the same overrides
-is judged by itself.
-"""
+"""The claim of this project, judged by a rule that was stated before any run: does depth hurt plain networks, and only them?"""
 
 from plain56 import runs
 
 SHALLOW, DEEP = 20, 56
 PLAIN_RISE_AT_LEAST, RESIDUAL_RISE_AT_MOST = 0.20, 0.02
+RULE = """The rule, on final training errors averaged over seeds: from 20 to 56 layers, the error of plain networks rises by at
+least 20 percentage points, that of residual ones by at most 2. The paper (He et al. 2015, Fig. 1 and 6) makes no such claim about
+other depths, so a sweep without these two is drawn and not judged. Where a sweep overrides other keys, too, each group of runs
+with the same overrides is judged by itself.
+"""
 
 
 def judge_group(rows):
-    """Judges the rows of a sweep's summary by the rule above: `(held, sentence)`, where None as `held` means not judged."""
+    """Judges the rows of a sweep's summary by `RULE`: `(held, sentence)`, where None as `held` means not judged."""
     claimed = [f"{family}{depth}" for family in ("plain", "resnet") for depth in (SHALLOW, DEEP)]
     errors = {name: [row["train_error"] for row in rows if row["model"] == name] for name in claimed}
     missing = [name for name in claimed if not errors[name]]

@@ -213,6 +213,8 @@ def save(figure, folder, name):
     if _page.get() == "dark":
         name += ".dark"
         del undated[".pdf"]
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # it has found places for all, which hold for each file
     for suffix, metadata in undated.items():
         drawn = io.BytesIO()
         figure.savefig(drawn, format=suffix[1:], dpi=160, metadata=metadata)
