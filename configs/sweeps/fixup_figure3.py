@@ -12,8 +12,8 @@ import re
 from ml_collections import ConfigDict
 
 from plain56.configs import base, cifar10
+from plain56.configs.sweeps.repairs import NO_NORM
 
-NO_NORM = {"model.normalization": "none"}
 METHODS = {
     "batch norm": {},
     "Fixup": {"model.fixup": True, **NO_NORM},

@@ -53,7 +53,7 @@ def _draw_costs(folder):
         name_mark(axis, model, place, color, (away, 13))
         told = f"{size / 1e6:.1f} M parameters\n{int(rows[0]['multiply_adds']) / 1e6:,.0f} M multiply-adds"
         name_mark(axis, told, place, palette().muted, (away, -6), size=8, weight="normal")
-    axis.set(xscale="log", xlabel="seconds of training on two cores", ylabel="test error (%)", ylim=(0, None))
+    axis.set(xscale="log", xlabel="seconds of training", ylabel="test error (%)", ylim=(0, None))
     low, high = axis.get_xlim()
     axis.set_xlim(low, high * 2)  # room for the names
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from plain56 import runs
-from plain56.figures.style import canvas, mean_and_range, name_lines, palette, save, styled
+from plain56.figures.style import DASHED, canvas, mean_and_range, name_lines, palette, save, styled
 
 NAMES = {"batch": "batch norm", "group": "group norm", "layer": "layer norm", "none": "no norm"}
 
@@ -65,7 +65,7 @@ def draw(folder):
     for slopes, color in zip(measured.values(), palette().categories, strict=False):
         means, ranges = mean_and_range(slopes.values())
         axis.errorbar(list(slopes), means, ranges, color=color, marker="o", markersize=4, linewidth=1.8)
-    curve, dashed = np.linspace(0, 1, 101), {"color": palette().muted, "linestyle": (0, (3, 1.5)), "linewidth": 1.1}
+    curve, dashed = np.linspace(0, 1, 101), {"color": palette().muted, "linestyle": DASHED, "linewidth": 1.1}
     axis.plot(curve, [expected_growth(slope, "batch") for slope in curve], **dashed)
     place = 0.06, expected_growth(0.06, "batch")
     axis.annotate("theory, batch norm", place, (6, 2), textcoords="offset points", color=palette().muted)

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 
 from plain56 import runs
-from plain56.figures.style import canvas, name_lines, networks, save, styled
+from plain56.figures.style import DASHED, canvas, name_lines, networks, save, styled
 
 
 def _read(folder):
@@ -31,7 +31,7 @@ def draw(folder):
     ends = {}
     for network, losses in found:
         places = sorted((x, loss) for (x, y), loss in losses.items() if y == 0)
-        dash = "-" if network.residual else (0, (3, 1.5))
+        dash = "-" if network.residual else DASHED
         line.plot(*zip(*places, strict=True), color=network.color, linestyle=dash, linewidth=1.8)
         ends[network.title] = places[-1]
     line.set(yscale="log", xlabel="along one direction", title="Loss along a line")

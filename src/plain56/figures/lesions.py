@@ -3,7 +3,7 @@
 import numpy as np
 
 from plain56 import runs
-from plain56.figures.style import canvas, name_lines, networks, save, styled
+from plain56.figures.style import DASHED, canvas, name_lines, networks, save, styled
 
 LESIONS = {"without": "one block left out", "swapped": "swapped with the next block", "several": "several left out"}
 
@@ -55,7 +55,7 @@ def draw(folder):
             ends[network.title] = max(several), np.mean(errors_of[-1])
             colors.append(color)
         for axis in axes:
-            axis.axhline(found["none"][0][-1], color=color, linewidth=1, linestyle=(0, (3, 1.5)))
+            axis.axhline(found["none"][0][-1], color=color, linewidth=1, linestyle=DASHED)
     for axis, title in zip(axes, LESIONS.values(), strict=True):
         axis.set(title=f"{title[0].upper()}{title[1:]}", ylim=(0, 100), xlabel="block")
     axes[0].set_ylabel("test error (%)")

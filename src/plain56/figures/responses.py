@@ -3,7 +3,7 @@
 import numpy as np
 
 from plain56 import runs
-from plain56.figures.style import canvas, name_lines, networks, save, styled
+from plain56.figures.style import DASHED, canvas, name_lines, networks, save, styled
 
 
 def _read(folder):
@@ -33,7 +33,7 @@ def draw(folder):
     axes = figure.subplots(2, 1, sharex=True, sharey=True)
     ends, colors = {}, []
     for network, values in _read(folder):
-        style = {"color": network.color, "linestyle": "-" if network.residual else (0, (3, 1.5)), "linewidth": 1.6}
+        style = {"color": network.color, "linestyle": "-" if network.residual else DASHED, "linewidth": 1.6}
         layers = 1 + np.arange(len(values))
         axes[0].plot(layers, values, **style)
         axes[1].plot(layers, np.sort(values)[::-1], **style)

@@ -20,7 +20,8 @@ from plain56.figures.palette import PALETTES, depth_colors
 
 FAMILIES = {False: "plain", True: "residual"}
 SPLITS = {"train": "training", "test": "test"}
-LINES = {"train": {"linestyle": (0, (3, 1.5)), "linewidth": 1.1}, "test": {"linestyle": "-", "linewidth": 2.2}}  # as in Fig. 6
+DASHED = (0, (3, 1.5))
+LINES = {"train": {"linestyle": DASHED, "linewidth": 1.1}, "test": {"linestyle": "-", "linewidth": 2.2}}  # as in Fig. 6
 TITLE_INCHES, SUBTITLE_INCHES, MARGIN_INCHES = 0.29, 0.26, 0.1
 
 # It has figures of equal width, and stays readable when small. matplotlib finds only fonts of the system.

@@ -5,8 +5,8 @@
 // are independent convolutions. Each result depends only on the operands: tasks depend on shapes and never on the number of
 // threads, and sums over tasks have a fixed order. All sums are of floats.
 //
-// There are three algorithms: direct.h and kernel_gradient.h are the sum as it is written, winograd.h needs a quarter of the products for 3×3 kernels, and
-// amx.h is the sum in bfloat16 for processors that multiply matrices.
+// There are three algorithms: direct.h and kernel_gradient.h are the sum as it is written, winograd.h needs a quarter of the
+// products for 3×3 kernels, and amx.h is the sum in bfloat16 for processors that multiply matrices.
 
 #include "amx.h"
 #include "winograd.h"

@@ -161,7 +161,7 @@ void Multiply(const Number* x, const std::vector<Tap>& taps, int64_t channels, i
 
 // Output positions that are taken at once with V registers of output channels; four of these also need registers of their own.
 template <int V>
-constexpr int kPositions = std::min(V == 4 ? 4 : 16, V == 4 ? (kSums - 2) / 4 : kSums / V);
+constexpr int kPositions = V == 4 ? std::min(4, (kSums - 2) / 4) : std::min(16, kSums / V);
 
 // How many of so many positions are taken at once. Each number is a function to compile, and one register is rare.
 template <int V>
