@@ -121,9 +121,8 @@ void Correlate(ffi::ThreadPool& pool, const Images& input, const Bfloat16* x, co
   int64_t height = (output.h - row_shift + row_stride - 1) / row_stride;
   int64_t width = (output.w - column_shift + column_stride - 1) / column_stride;
   if (input.n == 0 || height <= 0 || width <= 0) return;
-  Tile<Bfloat16> plan(input, taps, height, width, output.c);
+  Tile<Bfloat16> plan(input, taps, height, width, output.c, /*by_column=*/false);
   int64_t channels = plan.channels, filters = output.c, count = taps.rows.size();
-  bool many = plan.images > width && width <= 8;
   std::vector<int> blocks = Blocks(filters, kSums);
   std::vector<int64_t> starts = Starts(blocks);
   const uint32_t* packed = Pack(pool, w, transposed, input.c, filters, taps, blocks, [&](int64_t) { return channels; });
@@ -140,7 +139,7 @@ void Correlate(ffi::ThreadPool& pool, const Images& input, const Bfloat16* x, co
     Tile<Bfloat16> tile = plan;
     tile.Take(task / shares, x, buffer);
     // Positions of one row, or one position of many images if a row has few, in strips of one size, of which two may overlap.
-    int64_t size = many ? tile.last - tile.first : width, cuts = (size + 15) / 16, rows = (size + cuts - 1) / cuts;
+    int64_t size = plan.across ? tile.last - tile.first : width, cuts = (size + 15) / 16, rows = (size + cuts - 1) / cuts;
     Registers registers(rows, depth);
     int64_t share = task % shares, all = blocks.size();
     for (int64_t block = all * share / shares; block < all * (share + 1) / shares; ++block) {
@@ -156,13 +155,13 @@ void Correlate(ffi::ThreadPool& pool, const Images& input, const Bfloat16* x, co
           int64_t pixel = (n * output.h + p * row_stride + row_shift) * output.w + q * column_stride + column_shift;
           strips.push_back({tile.Row(n, p) + q * tile.column_step, y + pixel * filters + starts[block]});
         };
-        for (int64_t i = many ? 0 : tile.first; i < (many ? width : tile.last); ++i)
+        for (int64_t i = plan.across ? 0 : tile.first; i < (plan.across ? width : tile.last); ++i)
           for (int64_t cut = 0; cut < cuts; ++cut) {
             int64_t start = std::min(cut * rows, size - rows);
-            many ? add(tile.first + start, i) : add(i, start);
+            plan.across ? add(tile.first + start, i) : add(i, start);
           }
-        MultiplyBlocks(strips, rows, many ? tile.image_step : tile.column_step, runs, run * channels, depth, kernel, lanes, blocks[block],
-                       many ? output.h * output.w * filters : column_stride * filters);
+        MultiplyBlocks(strips, rows, plan.across ? tile.image_step : tile.column_step, runs, run * channels, depth, kernel, lanes, blocks[block],
+                       plan.across ? output.h * output.w * filters : column_stride * filters);
       }
     }
   });

@@ -36,7 +36,8 @@ template <typename Number>
 class Tile {
  public:
   // For `height` × `width` output positions of each image. Small images are taken several at a time, large ones in bands of rows.
-  Tile(const Images& input, const Taps& taps, int64_t height, int64_t width, int64_t filters)
+  // Who asks for `by_column` leaves out, at each column, the taps that are not inside: then small images are not copied.
+  Tile(const Images& input, const Taps& taps, int64_t height, int64_t width, int64_t filters, bool by_column)
       : channels((input.c + kUnit<Number> - 1) / kUnit<Number> * kUnit<Number>), input_(input), taps_(taps), height_(height) {
     auto [top, bottom] = std::minmax_element(taps.rows.begin(), taps.rows.end());
     auto [left, right] = std::minmax_element(taps.columns.begin(), taps.columns.end());
@@ -44,7 +45,7 @@ class Tile {
     reach_ = *bottom - *top + 1;
     columns_ = (width - 1) * taps.column_stride + *right - *left + 1;
     bool inside = top_ >= 0 && left_ >= 0 && (height - 1) * taps_.row_stride + *bottom < input.h && left_ + columns_ <= input.w;
-    whole_ = channels == input.c && (inside || (width <= 8 && input.n > width));
+    whole_ = channels == input.c && (inside || (by_column && width <= 8 && input.n > width));
     Cut(width, filters);
     across = width <= 8 && images > width;
     if (whole_ && !inside && !across) whole_ = false, Cut(width, filters);
@@ -101,7 +102,7 @@ class Tile {
   const Number* Row(int64_t image, int64_t row) const { return data_ + (image - first) * image_step + (row - begin) * row_step; }
 
   int64_t channels, images, image_step, row_step, column_step, first, last, begin, end;
-  bool across;  // rows are short: a position of all images comes before the next position, and zeros around them are not needed
+  bool across;  // rows are short: a position of all images comes before the next position
 
  private:
   // Chooses images and bands of rows.
@@ -241,7 +242,7 @@ void Correlate(ffi::ThreadPool& pool, const Images& input, const Number* x, cons
   int64_t height = (output.h - row_shift + row_stride - 1) / row_stride;
   int64_t width = (output.w - column_shift + column_stride - 1) / column_stride;
   if (input.n == 0 || height <= 0 || width <= 0) return;
-  Tile<Number> plan(input, taps, height, width, output.c);
+  Tile<Number> plan(input, taps, height, width, output.c, /*by_column=*/true);
   int64_t channels = plan.channels, filters = output.c, count = taps.rows.size();
   std::vector<int> blocks = Blocks(filters, plan.across ? plan.images : width);
   std::vector<int64_t> starts = Starts(blocks);
