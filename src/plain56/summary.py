@@ -22,6 +22,11 @@ def summarize(workdir):
     return runs.write_summary(workdir, lambda: _rows(runs.read_sweep(workdir)))
 
 
+def of_run(workdir):
+    """The row of a summary, as a list, for the run of a run directory. Raises UserError if it is none."""
+    return _rows(runs.read_any(workdir))
+
+
 def finished_runs(workdir):
     """`(run, row of the summary)` of the first complete seed of each network and overrides, plain ones first, by depth.
 

@@ -19,7 +19,7 @@ USAGE = """plain56: plain against residual networks at any depth, in JAX.
     {command} train    --config=configs/digits.py:resnet56 --workdir=runs/resnet56
     {command} evaluate --workdir=runs/resnet56
     {command} sweep    --config=configs/sweeps/degradation.py --workdir=runs/degradation
-    {command} report   --workdir=runs/degradation
+    {command} report   --workdir=runs/degradation         (--watch: again and again while the runs train)
     {command} describe resnet56        (or --all; at any size: --image_size=64 --num_classes=5)
     {command} finetune --config=configs/finetune.py --weights=FILE --workdir=runs/finetuned
     {command} export   --workdir=runs/resnet56 --weights=resnet56.safetensors

@@ -1,8 +1,10 @@
 """The modes `sweep` and `report`: many runs, their states, and their table."""
 
+import functools
 import importlib.util
 import logging
 import sys
+import time
 from pathlib import Path
 
 from ml_collections import config_flags
@@ -14,6 +16,8 @@ from plain56.cli.tables import print_table
 from plain56.cli.terminal import FAILED, percent, print_paths, print_result
 from plain56.cluster import INTERRUPTED
 from plain56.errors import UserError
+
+WATCH_SECONDS = 20
 
 
 def sweep(options, arguments):
@@ -157,17 +161,37 @@ def _told_apart(rows):
 
 
 def report(options, arguments):
-    """Writes the figure, the table and the report of a sweep from its run directories."""
-    from plain56.figures import report as page
-    from plain56.summary import summarize
-
+    """Writes the report of a run, or the figure, the table and the report of a sweep, from its directory."""
     refuse_config(options, "only the run directories")
-    rows, figure = summarize(required(options, "workdir")), draw_degradation(options.workdir)
-    path = page.write(options.workdir, rows)
+    rows, figure, path = _write_report(options)
+    if options.watch and not _have_ended(rows):
+        print(f"{path} is written again every {WATCH_SECONDS} seconds until all runs have ended.", file=sys.stderr)
+    while options.watch and not _have_ended(rows):
+        time.sleep(WATCH_SECONDS)
+        rows, figure, path = _write_report(options)
     _print_summary(rows)
     print_paths("figure", figure)
     print_paths("report", path)
     print_result({"figure": figure, "report": str(path), "runs": rows})
+
+
+def _write_report(options):
+    """Writes what `report` is about: the rows of the summary, the path of the figure or None, and the path of the page."""
+    from plain56.figures import report as page
+    from plain56.summary import of_run, summarize
+
+    workdir, figure = required(options, "workdir"), None
+    if runs.is_sweep(workdir):
+        rows, figure = summarize(workdir), draw_degradation(workdir)
+    else:
+        rows = of_run(workdir)
+    changing = options.watch and not _have_ended(rows)
+    return rows, figure, page.write(workdir, rows, WATCH_SECONDS if changing else None)
+
+
+def _have_ended(rows):
+    """Whether no process will go on with these runs by itself."""
+    return all(row["state"] in (*runs.COMPLETE, *runs.ENDED, "failed", "damaged") for row in rows)
 
 
 def draw_degradation(workdir):
@@ -177,8 +201,13 @@ def draw_degradation(workdir):
     try:
         return str(degradation.draw(workdir))
     except UserError as error:
-        logging.getLogger("plain56").warning("%s", error)
+        _warn_once(str(error))
         return None
+
+
+@functools.cache
+def _warn_once(text):
+    logging.getLogger("plain56").warning("%s", text)
 
 
 def _print_summary(rows):

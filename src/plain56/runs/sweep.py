@@ -89,6 +89,17 @@ def read_sweep(folder):
     return [_sweep_run(folder, name, element) for name, element in elements.items()]
 
 
+def read_any(folder):
+    """The runs of a sweep directory, or the one of a run directory. Raises UserError if it is neither."""
+    if is_sweep(folder):
+        return read_sweep(folder)
+    run = Run(Path(folder).resolve())
+    config = flatten(run.config())
+    if not config:
+        raise UserError(f"{folder} is neither a sweep nor a run directory: it has no sweep.json and no config.json.")
+    return [SweepRun(run, {key: config.get(key) for key in ("model.name", "seed")}, {})]
+
+
 def _sweep_run(folder, name, element):
     damaged = f"{folder / 'sweep.json'} is damaged: its element {name!r} is not a run."
     if not is_name(name) or len(name.encode()) > 255:
