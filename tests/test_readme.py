@@ -1,4 +1,4 @@
-"""README says what was measured, and shows commands that exist."""
+"""README and the pages of docs/ say what was measured, and show commands that exist."""
 
 import json
 import re
@@ -19,6 +19,7 @@ from plain56.models import create_model
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+RESULTS, SPEED, USE = ((ROOT / f"docs/{page}.md").read_text() for page in ("results", "speed", "use"))
 
 
 def test_results_are_those_of_the_committed_summary():
@@ -28,9 +29,11 @@ def test_results_are_those_of_the_committed_summary():
     assert [line["network"] for line in lines] == ["plain20", "resnet20", "plain56", "resnet56"]
     for line in lines:
         assert line["runs"] == "3"
-        assert f"| {line['network']} | {line['training error']} % | {line['test error']} % |" in README
+        assert f"| {line['network']} | {line['training error']} % | {line['test error']} % |" in RESULTS
         cells = [line[key] for key in ("network", "runs", "steps", "training error", "test error")]
         assert f"| {' | '.join(cells)} |" in kept
+    errors = {line["network"]: line["training error"] for line in lines}
+    assert f"plain-56 ends at {errors['plain56']} % training error and resnet-56 at {errors['resnet56']} %" in README
 
 
 def test_costs_are_those_of_the_committed_table():
@@ -38,7 +41,7 @@ def test_costs_are_those_of_the_committed_table():
     lines = costs.table(folder)
     assert [line["network"] for line in lines] == ["vgg16_bn", "googlenet_bn", "resnet20", "resnet56"]
     for line in lines:
-        for page in (README, (folder / "README.md").read_text()):
+        for page in (RESULTS, (folder / "README.md").read_text()):
             assert f"| {' | '.join(line.values())} |" in page
 
 
@@ -49,7 +52,7 @@ def test_transfer_is_that_of_the_committed_summary():
         assert f"| {' | '.join(line.values())} |" in shown
     errors = {approach: statistics.mean(values) for (approach, count), values in transfer.read(folder).items() if count == 10}
     wording = "{finetune:.1f} % test error\n  after fine-tuning and {probe:.1f} % by a probe, and a new one {scratch:.1f} %"
-    assert wording.format(**errors) in (ROOT / "docs/use.md").read_text()
+    assert wording.format(**errors) in USE
 
 
 CIFAR10 = ROOT / "experiments/results/cifar10_degradation"
@@ -64,15 +67,16 @@ def test_cifar10_errors_are_those_of_the_committed_summary(budget):
         assert f"| {' | '.join(line.values())} |" in shown
     if budget == "full_recipe":
         for name in ("plain20", "plain56", "resnet20", "resnet56"):
-            assert f"| {name} | {table[name]['training error']} % | {table[name]['test error']} % |" in README
+            errors = f"| {name} | {table[name]['training error']} % | {table[name]['test error']} % |"
+            assert errors in README and errors in RESULTS
     else:
         plain20, plain56, plain110, resnet20, resnet56, resnet110 = (
             f"{float(table[f'{family}{depth}']['training error'].split()[0]):.0f}"
             for family in ("plain", "resnet")
             for depth in (20, 56, 110)
         )
-        assert f"end at {plain20}, {plain56} and {plain110} % training error" in README
-        assert f"of 56 and 110 ({resnet56} and {resnet110} %)\nto catch up with that of 20 ({resnet20} %)" in README
+        assert f"end at {plain20}, {plain56} and {plain110} % training error" in RESULTS
+        assert f"of 56 and 110 ({resnet56} and {resnet110} %)\nto catch up with that of 20 ({resnet20} %)" in RESULTS
     # The summary is that of the curves.
     for row, errors in networks:
         assert list(errors["test"].values())[-1] == pytest.approx(100 * row["test_error"])
@@ -116,7 +120,7 @@ def test_expected_hours_follow_from_what_was_measured():
     hours["20, 56, 110, 152"] = (all_cores, four["resnet56"] * (1 + deeper[152]), alone * deeper[152])
     for layers, seconds in hours.items():
         cells = [f"{64_000 / 3600 * value:.{digits}f}" for value, digits in zip(seconds, (1, 2, 2), strict=True)]
-        assert f"| {layers} | {' | '.join(cells)} |" in README
+        assert f"| {layers} | {' | '.join(cells)} |" in RESULTS
 
 
 def test_gradient_flow_is_that_of_the_committed_table():
@@ -131,27 +135,30 @@ def test_gradient_flow_is_that_of_the_committed_table():
         if normalization == "batch"
     }
     plain = [100 * (rate - 1) for name, rate in growth.items() if name.startswith("plain")]
-    assert f"by {min(plain):.0f} to {max(plain):.0f} % with every block" in README
+    assert f"by {min(plain):.0f} to {max(plain):.0f} % with every block" in RESULTS
     ends = ("resnet20", "resnet152_cifar")
     rates = [f"{100 * (growth[name] - 1):.{digits}f} %" for name, digits in zip(ends, (0, 1), strict=True)]
-    assert f"In residual ones it grows by {rates[0]} (20 layers) to {rates[1]} (152)" in README
+    assert f"In residual ones it grows by {rates[0]} (20 layers) to {rates[1]} (152)" in RESULTS
     shares = [100 * np.mean([n.shares.mean() for n in networks if (n.name, n.normalization) == (name, "batch")]) for name in ends]
-    assert f"({shares[0]:.0f} to {shares[1]:.0f} %)" in README
+    assert f"({shares[0]:.0f} to {shares[1]:.0f} %)" in RESULTS
 
 
 def test_speed_table_is_that_of_the_committed_result():
     result = json.loads((THROUGHPUT / "throughput.json").read_text())
-    assert f"\n\n{throughput.markdown(result)}\n\n" in README
+    table = throughput.markdown(result)
+    assert f"\n\n{table}\n\n" in SPEED
+    shown = [line for line in README.splitlines() if "training step |" in line]
+    assert len(shown) == 4 and set(shown) <= set(table.splitlines())
 
 
 def depth_line(row):
-    """A measurement of `experiments/benchmarks/depth_cost.py` as README shows it."""
+    """A measurement of `experiments/benchmarks/depth_cost.py` as docs/speed.md shows it."""
     remat, memory = "yes" if row["remat"] else "no", f"{row['step_bytes'] / 1e6:,.0f}"
     return f"| {row['network']} | {remat} | {row['trace_seconds']} | {row['compile_seconds']} | {memory} |"
 
 
 def stream_numbers(result):
-    """What `experiments/benchmarks/stream_throughput.py` measured, as README shows it."""
+    """What `experiments/benchmarks/stream_throughput.py` measured, as docs/speed.md shows it."""
     rates = {program: f"{values['median']:,.0f}" for program, values in result["images_per_second"].items()}
     yield f"{rates['plain56']} images/s by plain56, {rates['Pillow']} by a loop"
     yield f"{rates['tf.data']} by tf.data"
@@ -167,11 +174,11 @@ def stream_numbers(result):
 )
 def test_measurements_are_those_of_the_committed_results(path, line):
     for shown in line(json.loads((ROOT / "experiments/results" / path).read_text())):
-        assert shown in README
+        assert shown in SPEED
 
 
 def test_network_table_is_true():
-    table = re.findall(r"^\| (\d+) \| ([\d,]+) \| [^|]* \| ([\d,.]+) M \|", README, re.MULTILINE)
+    table = re.findall(r"^\| (\d+) \| ([\d,]+) \| [^|]* \| ([\d,.]+) M \|", USE, re.MULTILINE)
     assert [depth for depth, _, _ in table] == ["20", "32", "44", "56", "110", "152", "1202"]
     for depth, parameters, multiply_adds in table:
         rows = parts(create_model(f"resnet{depth}_cifar", 10), (32, 32, 3))
@@ -181,7 +188,7 @@ def test_network_table_is_true():
 
 def test_shown_commands_are_understood(monkeypatch):
     monkeypatch.chdir(ROOT)
-    commands = [shlex.split(line) for line in re.findall(r"^python launch.py (.*)$", README, re.MULTILINE)]
+    commands = [shlex.split(line) for line in re.findall(r"^python launch.py (.*)$", README + USE, re.MULTILINE)]
     assert {command[0] for command in commands} == set(MODES)
     for mode, *rest in commands:
         parse(rest, mode)
@@ -191,3 +198,9 @@ def test_shown_commands_are_understood(monkeypatch):
 def test_shown_files_exist(page):
     for path in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text()):
         assert (page.parent / path).exists(), path
+
+
+def test_readme_is_short_and_docs_list_all_their_pages():
+    assert len(README.split()) <= 1200
+    contents = (ROOT / "docs/README.md").read_text()
+    assert set(re.findall(r"\]\((.*?)\)", contents)) == {path.name for path in (ROOT / "docs").iterdir()} - {"README.md"}
