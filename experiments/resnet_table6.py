@@ -5,8 +5,8 @@ errors are only a comparison:
 
     python -m plain56.experiments.resnet_table6 [--workdir=runs/degradation]
 
-Writes curves.csv beside the sweep's summary.csv. These two files, in any folder, are enough for the same command to print the
-table and redraw the figure:
+Writes curves.csv beside the sweep's summary.csv, and, of the full recipe, published.csv with the paper's errors, which the figure
+shows. These files, in any folder, are enough for the same command to print the table and redraw the figure:
 
     python -m plain56.experiments.resnet_table6 --workdir=experiments/results/cifar10_degradation/full_recipe
 """
@@ -22,6 +22,7 @@ SPLITS = {"train": "training error", "test": "test error"}
 # Test error (%) on CIFAR-10 by layers. Five runs of 110 layers have 6.61 ± 0.16 (Table 6), plain-110 is "higher than 60 %".
 PAPER = {20: "8.75", 32: "7.51", 44: "7.17", 56: "6.97", 110: "6.43 (best of five)", 1202: "7.93"}
 PAPER_PLAIN = {110: "> 60"}
+PAPER_STEPS = 64_000
 
 
 def lines(rows):
@@ -48,12 +49,22 @@ def _line(members, overrides, published):
     return line
 
 
+def _write_published(workdir):
+    """Writes published.csv for a sweep that trains as long as the paper, on its data set."""
+    configs = [config for _, config, _ in (planned.last_view() for planned in runs.read_sweep(workdir)) if config]
+    if all(config["data.name"] == "cifar10" and config["train.steps"] >= PAPER_STEPS for config in configs):
+        errors = {depth: float(error.split()[0]) / 100 for depth, error in PAPER.items()}
+        rows = [{"depth": depth, "residual": True, "test_error": error} for depth, error in errors.items()]
+        runs.write_table(workdir, "published", rows)
+
+
 def tabulate(options, arguments):
     """Prints the table, and draws the figure."""
     cli.refuse_config(options, "only the run directories")
     if runs.is_sweep(options.workdir):
         summarize(options.workdir)
         degradation.write_curves(options.workdir)
+        _write_published(options.workdir)
     rows = [row for row, _ in degradation.read(options.workdir) if runs.family(row) in ("plain", "residual")]
     if not rows:
         raise UserError(f"{options.workdir} has no plain or residual network that has been logged.")

@@ -81,6 +81,20 @@ def test_sweep_in_the_imagenet_form():
     assert set(resnet_table2.PAPER["plain"]) == {18, 34}
 
 
+@pytest.mark.parametrize("steps", [2000, 64_000])
+def test_the_papers_errors_stand_beside_the_papers_recipe(tmp_path, capsys, steps):
+    runs.write_sweep(tmp_path, {"resnet56-seed0": {"overrides": {"model.name": "resnet56", "seed": 0}, "config": {}}})
+    run = runs.Run(tmp_path / "resnet56-seed0")
+    run.write_config({"model": {"name": "resnet56"}, "seed": 0, "train": {"steps": steps}, "data": {"name": "cifar10"}})
+    run.write_status(runs.Status("finished", steps))
+    record = {"step": steps, "epoch": 1.0, "split": "test", "loss": 0.3, "top1_error": 0.07, "top5_error": 0.0, "seconds": 1.0}
+    (run.path / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    result_of(resnet_table6.tabulate, [f"--workdir={tmp_path}"], capsys)
+    published = steps == 64_000
+    assert (tmp_path / "published.csv").exists() == published
+    assert ("Open diamonds: the paper's test errors" in (tmp_path / "degradation.svg").read_text()) == published
+
+
 @pytest.mark.slow
 def test_tables_from_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)

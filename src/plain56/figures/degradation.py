@@ -2,6 +2,7 @@
 
 import logging
 import textwrap
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -104,13 +105,13 @@ def draw(workdir):
 
     Training error (in training mode, with augmentation) is thin, test error bold; plain networks are on the left, residual ones
     next, and then those of a user's own. On the right are the last errors against depth. What has not finished ends in a hollow
-    marker. Several seeds are shown by their mean and, as a band or bar, their range. Several groups of overrides have a column
-    each, with these panels one below the other.
+    marker; test errors of published.csv, if there is one, are open diamonds. Several seeds are shown by their mean and, as a band
+    or bar, their range. Several groups of overrides have a column each, with these panels one below the other.
 
     Raises UserError if this is not a sweep directory, has nothing to draw yet, has other networks or too many groups, or if runs
     of one group, network and seed differ.
     """
-    networks = _drawable(workdir)
+    networks, published = _drawable(workdir), _published(workdir)
     keys = runs.group_keys([row for row, _ in networks])
     groups = runs.grouped(networks, lambda network: tuple(network.row[key] for key in keys))
     if len(groups) > MOST_GROUPS:
@@ -124,14 +125,16 @@ def draw(workdir):
     families = [*FAMILIES.values(), *own]
     title = claim.title([row for row, _ in networks])
     if len(groups) == 1:
-        figure = canvas(10.4 + 3.6 * len(own), 4.4, title, _explanation(networks))
+        figure = canvas(10.4 + 3.6 * len(own), 4.4, title, _explanation(networks, published))
         columns = [figure.subplots(1, len(families) + 1, gridspec_kw={"width_ratios": (*[1] * len(families), 0.7)})]
     else:
-        figure = canvas(max(7.2, 3.6 * len(groups)), 9.4 + 2.9 * len(own), title, _explanation(networks))
+        figure = canvas(max(7.2, 3.6 * len(groups)), 9.4 + 2.9 * len(own), title, _explanation(networks, published))
         columns = figure.subplots(len(families) + 1, len(groups), squeeze=False).T
     depths = sorted({row["depth"] for row, _ in networks})
     for column, members in zip(columns, groups.values(), strict=True):
-        _draw_group(column, members, families, depths, highest)
+        for axis in column:
+            axis.set_ylim(0, highest)
+        _draw_group(column, members, families, depths, published)
         if keys:
             label = textwrap.fill(runs.label(members[0].row, keys), TITLE_LETTERS)
             column[0].set_title(f"{label}\n\n{column[0].get_title('left')}")
@@ -149,20 +152,29 @@ def _drawable(workdir):
     return networks
 
 
-def _explanation(networks):
+def _published(folder):
+    """Test errors (%) of other people, `{(family, depth): error}`."""
+    if not (Path(folder) / "published.csv").exists():
+        return {}
+    return {(FAMILIES[row["residual"]], row["depth"]): 100 * row["test_error"] for row in _typed(folder, "published")}
+
+
+def _explanation(networks, published):
     """What the lines and marks mean, without those that do not occur."""
     told = ["Thin: training error. Bold: test error."]
     if len({network.row["seed"] for network in networks}) > 1:
         told.append("Bands: range over seeds.")
     if not all(_is_complete(network) for network in networks):
         told.append("Hollow: not finished.")
+    if published:
+        told.append("Open diamonds: the paper's test errors.")
     return " ".join(told)
 
 
-def _draw_group(axes, networks, families, depths, highest):
+def _draw_group(axes, networks, families, depths, published):
     """Draws the networks of one group of overrides, on an axis for each family and one for final errors."""
     for number, (family, axis) in enumerate(zip(families, axes, strict=False)):
-        axis.set(title=f"{family[0].upper()}{family[1:]} networks", xlabel="step", ylim=(0, highest))
+        axis.set(title=f"{family[0].upper()}{family[1:]} networks", xlabel="step")
         colors, ends = depth_colors(depths, number, palette()), {}
         of_family = [network for network in networks if runs.family(network.row) == family]
         for depth, members in sorted(runs.grouped(of_family, lambda network: network.row["depth"]).items()):
@@ -172,9 +184,12 @@ def _draw_group(axes, networks, families, depths, highest):
         with_thousands(axis.xaxis)
         with_thousands(axis.yaxis)
     axes[0].set_ylabel("error (%)")
-    axes[-1].set(title="Final error", xlabel="layers", ylim=(0, highest))
+    axes[-1].set(title="Final error", xlabel="layers")
     with_thousands(axes[-1].yaxis)
     _draw_final(axes[-1], networks, families, depths)
+    for (family, depth), error in published.items():
+        if depth in depths:
+            _mark(axes[-1], depths.index(depth), error, "D", kind_color(families.index(family), palette()), hollow=True)
 
 
 def _kind(network):
