@@ -5,8 +5,8 @@ The small form trains 56 layers with one seed, at the rates that were chosen for
 
     python -m plain56.experiments.repairs [--workdir=runs/atlas]
 
-The full form first chooses the rates, for 20, 56 and 110 layers, and then trains with three seeds: 660 runs. A run that is in the
-tables grid.csv and runs.csv of the directory is not made again.
+The full form first chooses the rates, for 20, 56 and 110 layers, and then trains with three seeds: 594 runs. The grid is widened
+for a repair whose best rate is at its end. A run that is in the tables grid.csv and runs.csv of the directory is not made again.
 
     python -m plain56.experiments.repairs --config=configs/sweeps/repairs.py:full --workdir=runs/atlas_full --workers=2
 """
@@ -15,12 +15,13 @@ import math
 from pathlib import Path
 
 from plain56 import cli, runs
-from plain56.configs.sweeps.repairs import grid, name_of
+from plain56.configs.sweeps.repairs import CHOOSING_SEED, grid, name_of
 from plain56.errors import UserError
 from plain56.figures import repairs
 
 KEPT = Path(__file__).parent / "results" / "atlas"
 KEY = ("repair", "depth", "rate", "seed")
+WIDEST = (1e-4, 3.16)  # as far as a grid is widened
 
 
 def choose(rows):
@@ -36,6 +37,17 @@ def choose(rows):
         if kind not in best or loss < best[kind][0]:
             best[kind] = loss, float(row["rate"])
     return {kind: rate for kind, (_, rate) in best.items()}
+
+
+def beyond(rows):
+    """`(repair, depth, rate, seed)` of runs that a grid lacks: the next rate where the best one is the least or the greatest."""
+    tried = runs.grouped(rows, lambda row: (row["repair"], int(row["depth"])))
+    for kind, best in choose(rows).items():
+        rates = [float(row["rate"]) for row in tried[kind]]
+        for end, direction in ((min(rates), -1), (max(rates), 1)):
+            further = float(f"{10 ** (round(2 * math.log10(end) + direction) / 2):.3g}")
+            if best == end and WIDEST[0] <= further <= WIDEST[1]:
+                yield (*kind, further, CHOOSING_SEED)
 
 
 def key_of(row):
@@ -74,10 +86,19 @@ def results(options, name, wanted):
     return runs.read_table(folder, name)
 
 
+def _grid(options):
+    """The rows of the grid, widened until no repair's best rate is at its end, as far as `WIDEST`."""
+    rows, before = results(options, "grid", grid(options.config)), 0
+    while len(rows) > before:  # a run that failed has no row
+        before = len(rows)
+        rows = results(options, "grid", list(beyond(rows)))
+    return rows
+
+
 def compare(options, arguments):
     """Runs both sweeps, prints the table and draws the figure; the exit status is 1 where runs have not ended."""
     sweep, folder = options.config.sweep, Path(options.workdir)
-    chosen = choose(results(options, "grid", grid(options.config)) if sweep.choose else runs.read_table(KEPT, "grid"))
+    chosen = choose(_grid(options) if sweep.choose else runs.read_table(KEPT, "grid"))
     kinds = [(repair, depth) for depth in sweep.depths for repair in sweep.repairs]
     if missing := [f"{repair} at {depth} layers" for repair, depth in kinds if (repair, depth) not in chosen]:
         raise UserError(f"No rate was chosen for {missing[0]}; the full form chooses rates (configs/sweeps/repairs.py:full).")

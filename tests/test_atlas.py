@@ -48,6 +48,17 @@ def test_rates_are_chosen_by_the_validation_loss():
     assert experiment.choose(rows) == {("Adam", 56): 0.1, ("LARS", 56): 0.001}
 
 
+def test_a_grid_is_widened_where_its_best_rate_is_at_an_end():
+    losses = {"Adam": (0.3, 0.2, 0.1), "LARS": (0.1, 0.2, 0.3), "Muon": (0.2, 0.1, 0.3)}
+    rows = [
+        row(repair, 56, rate, 100, 0.1, loss)
+        for repair in losses
+        for rate, loss in zip((0.01, 0.0316, 0.1), losses[repair], strict=True)
+    ]
+    assert list(experiment.beyond(rows)) == [("Adam", 56, 0.316, 100), ("LARS", 56, 0.00316, 100)]
+    assert list(experiment.beyond([row("Adam", 56, rate, 100, 0.1, 1 / rate) for rate in (1.0, 3.16)])) == []
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Tables of three repairs, of which one diverges, and of SGD and Adam with skip connections."""
@@ -169,7 +180,8 @@ def test_first_epoch_is_run_and_drawn(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_no_run_is_made_twice(tmp_path):
+def test_no_run_is_made_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "WIDEST", (0.01, 0.1))
     flags = [
         "--config=configs/sweeps/repairs.py:full",
         f"--workdir={tmp_path}",
