@@ -64,7 +64,7 @@ def _add_model(config):
     config.model.kernel = placeholder(str)  # free | dirac
     # The next four are for residual networks. A branch is multiplied by 1 | a number | "inverse_sqrt_blocks" | "learned_zero".
     config.model.branch_scale = placeholder(object)
-    config.model.shortcut_scale = placeholder(float)  # by which shortcuts are multiplied
+    config.model.shortcut_scale = placeholder(float)  # shortcuts are multiplied by this
     config.model.fixup = placeholder(bool)  # needs normalization "none"
     config.model.survival = placeholder(float)  # stochastic depth: the probability that the last block is not left out
     config.model.form = placeholder(str)  # imagenet | small; VGG: also dense
@@ -82,14 +82,14 @@ def _add_data(config):
     config.data = ConfigDict()
     # "digits"; a TFDS name; or "folder:PATH", with a sub-folder of JPEG, PNG or WebP files per class, or such a folder per split
     config.data.name = "cifar10"
-    config.data.dir = ""  # where TFDS sets are and PATH begins; empty: TFDS_DATA_DIR or TFDS's default, and the current folder
+    config.data.dir = ""  # folder of TFDS sets or of PATH; empty: TFDS_DATA_DIR or TFDS's default, or the current folder
     config.data.train_split = "train"  # TFDS: may be a part such as "train[:80%]"; folder: the name of the split's folder
     config.data.test_split = "test"
     config.data.test_share = 0.2  # of each class to test on, in a folder without split folders
     config.data.classes = ()  # names of the classes to keep, at least two; (): all
     config.data.validation_examples = 0  # taken out of the training split, for choices
     config.data.examples_per_class = 0  # to train on; 0: all
-    config.data.split_seed = 0  # of these three choices, which are the same for every `seed`
+    config.data.split_seed = 0  # draws the test share, validation and training examples, whatever `seed`
     # auto: resident if the resized pictures fit into half of a device's memory (each device holds them all), otherwise stream
     config.data.mode = "auto"  # auto | resident | stream
     config.data.workers = 0  # stream: number of processes that read pictures; 0: threads of this process
@@ -97,19 +97,19 @@ def _add_data(config):
     config.data.mean = (0.4914, 0.4822, 0.4465)  # per channel, of values in [0, 1]; one number makes images gray, three RGB
     config.data.std = (0.2470, 0.2435, 0.2616)
     config.data.augment = ConfigDict()
-    # At most one of the first three, which all take a random crop; for none, pad is 0 and the others are ().
+    # At most one of the first three may be set, since each takes a random crop; unset, pad is 0 and the others are ().
     config.data.augment.pad = 4  # zeros on every side, then a random crop of the original size
     config.data.augment.enlarge = ()  # (least, most): enlarge by a random factor, then a random crop of the original size
     config.data.augment.area = ()  # (least, most): crop a random share of the area, 3:4 to 4:3, resize to the original size
     config.data.augment.flip = True  # mirror every second image on average
-    config.data.augment.color = 0.0  # RGB moves along ImageNet's principal components by normal multiples of this size
+    config.data.augment.color = 0.0  # deviation of random shifts of RGB along ImageNet's principal components
 
 
 def _add_training(config):
     config.train = ConfigDict()
     config.train.steps = 64_000
     config.train.batch_size = 128  # over all devices
-    config.train.accumulate = 1  # in this many parts, one after another, each normalized by itself: less memory
+    config.train.accumulate = 1  # parts that a batch is divided into, each normalized by itself: more take less memory
     config.train.label_smoothing = 0.0
     config.train.warm_start = ""  # a run: the layers that have the same name and shape in its network begin with its values
     config.train.stop_after = 0  # end early without rescaling the schedule; 0: never
@@ -145,8 +145,8 @@ def _add_training(config):
     config.optimizer.decay_all = False  # also decay biases and batch norm's parameters, as Caffe did
     config.optimizer.schedule = ConfigDict()
     config.optimizer.schedule.name = "step"  # step | cosine (to zero at train.steps)
-    config.optimizer.schedule.boundaries = (32_000, 48_000)  # step: from each of these steps on, …
-    config.optimizer.schedule.factor = 0.1  # … multiplied by this
+    config.optimizer.schedule.boundaries = (32_000, 48_000)  # step: the steps at which the rate falls
+    config.optimizer.schedule.factor = 0.1  # step: each multiplies the rate by this
     config.optimizer.schedule.warmup_steps = 0
     # step: the rate during warm-up, as for ResNet-110; cosine: the rate rises linearly from this to learning_rate.
     config.optimizer.schedule.warmup_learning_rate = 0.0

@@ -4,8 +4,8 @@ For leaky ReLUs of several slopes and every normalization, at 56 layers, on one 
 
     python -m plain56.experiments.gradient_slopes [--workdir=runs/gradient_slopes]
 
-With ReLUs and batch norm the gradient grows by 1.467 with every block in the theory; linear networks, and those that only He's
-initialization keeps in size, do not have it grow (`figures/gradient_slopes.py` has the sources).
+In the theory, with ReLUs and batch norm the gradient grows by 1.467 with every block. It does not grow in linear networks, nor
+in those that rely only on He's initialization (`figures/gradient_slopes.py` has the sources).
 """
 
 import copy

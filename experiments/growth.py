@@ -2,9 +2,8 @@
 
     python -m plain56.experiments.growth [--workdir=experiments/results/atlas]
 
-Measures, for every repair and depth of runs.csv in a directory of `experiments.repairs`, how many times as large the gradient's
-norm is at the stem as at the last block of the initial network, and how that ranks with the training error that the runs ended
-with.
+For every repair and depth of runs.csv in a directory of `experiments.repairs`, measures the gradient's norm at the stem of the
+initial network divided by that at the last block, and the rank correlation of this ratio with the final training error.
 Trains nothing. What is in growth.csv there is not measured again.
 """
 

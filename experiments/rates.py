@@ -2,7 +2,7 @@
 
     python -m plain56.experiments.rates [--workdir=experiments/results/atlas]
 
-Trains nothing: it reads grid.csv of a directory of `experiments.repairs`. Of residual networks it is claimed that rates fall as
+Trains nothing: it reads grid.csv of a directory of `experiments.repairs`. For residual networks the claims are that rates fall as
 layers^(−3/2) (arXiv 2510.04327), and that they stay the same where branches are scaled by 1/√blocks (Bordelon et al. 2023).
 """
 

@@ -41,7 +41,7 @@ def test_the_main_job_says_what_it_trains(tiny_config):
         ("float32", 4, (4, 4, 8), 1, "C++ (128-bit vectors, 4 channels at a time)"),
         ("bfloat16", 4, (4, 4, 8), 1, "C++ (128-bit vectors, 4 channels at a time)"),
         # resnet8 has seven convolutions, two in its last stage.
-        ("float32", 8, (4, 4, 8), 1, "at a time), but 5 of 7 by XLA, slower: their channels are no multiple of 8"),
+        ("float32", 8, (4, 4, 8), 1, "at a time), but 5 of 7 by XLA, slower: their channels are not a multiple of 8"),
         ("float32", 0, (4, 4, 8), 1, "which are slower (the C++ could not be compiled)"),
         ("bfloat16", 0, (4, 4, 8), 2, "which are slower (there are several devices)"),
         ("float64", 8, (8, 8, 8), 1, "which are slower (float64 is not float32 or bfloat16)"),

@@ -42,9 +42,9 @@ def test_the_notebook_runs_and_shows_what_it_says(copied, monkeypatch):
     notebook = nbformat.read(ROOT / "docs/degradation.ipynb", 4)
     NotebookClient(notebook, timeout=900, coalesce_streams=True, resources={"metadata": {"path": str(copied)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
     text = "".join(output.text for output in outputs if output.output_type == "stream")
-    assert "state finished" in text
+    assert "state finished" in text and "\n{" not in text
     errors = {name: float(train) for name, train in re.findall(r"│ ((?:plain|resnet)\d+) +│ +([\d.]+) %", text)}
     assert errors.keys() == {"plain20", "plain56", "resnet20", "resnet56"}
     assert errors["plain56"] > errors["plain20"] + 20 and errors["resnet56"] < errors["resnet20"] + 2

@@ -41,6 +41,8 @@ def test_json_is_for_programs(command):
     piped = subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True, text=True)
     result, tables = last_and_rest(piped.stdout.splitlines())
     assert isinstance(result, dict)
+    alone = subprocess.run([sys.executable, *command, "--nojson"], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert alone.stdout.splitlines() == tables
     shown = at_a_terminal(*command)
     assert not any(line.startswith("{") for line in shown)
     assert len(shown) == len(tables) and all(len(line) <= 80 for line in shown)

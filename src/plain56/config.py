@@ -12,7 +12,7 @@ from plain56.runs import flatten
 
 
 def _number(holds, allowed):
-    """A rule on numbers, which True and False are in Python, and not here."""
+    """A rule on numbers; True and False are numbers in Python, but not here."""
     return (lambda value: isinstance(value, int | float) and type(value) is not bool and holds(value), allowed)
 
 
@@ -187,7 +187,7 @@ def _has_batch_norm(config):
     return config.model.name.endswith("_bn")
 
 
-# Where a key changes nothing, it must have the value here, which are the defaults of `configs/base.py`: [(where, when, values)].
+# Where a key changes nothing, it must have the value here, its default in `configs/base.py`: [(where, when, values)].
 # Not here, since one sweep sets them for all of its networks: model.shortcut in plain networks, and model.bottleneck_stride where
 # there are no bottlenecks. Nor what the cosine schedule does not read: boundaries and factor, which recipes leave as they are.
 # Nor the weight decay with an optimizer of the user's own, since recipes set it.

@@ -29,7 +29,7 @@ def measure(left, on_progress=lambda name, share: None):
 
     Returns:
         A row for each network: its name, the config keys that tell it from the others, the runs and steps that are left, the
-        seconds of a step, and the hours of all of its runs. The hours count compiling, once for each run, and measuring errors.
+        seconds of a step, and the hours of all of its runs. The hours count compiling, once for each run, and evaluation.
         They do not count saving or `train.gradients_every`.
 
     Raises UserError for a mistake in a config, or if a run is a linear probe.

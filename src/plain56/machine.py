@@ -152,7 +152,7 @@ def compiler_options():
 
 
 @contextlib.contextmanager
-def explaining_memory_errors(advice="a device with more of it, or one that no other program uses, has enough"):
+def explaining_memory_errors(advice="use a device with more memory, or one that no other program uses"):
     """Turns a lack of memory, of a device or here, into a UserError that ends in the advice."""
     try:
         yield

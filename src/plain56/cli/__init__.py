@@ -1,7 +1,7 @@
 """The command line. A new mode is a function in one of these modules and a line of `MODES`; `flags.FLAGS` has its flags.
 
-Modules that import JAX, which takes seconds, are imported inside the functions that use them: the overview and mistakes do not
-wait. The --help of a mode with networks does.
+Modules that import JAX, which takes seconds, are imported inside the functions that use them, so that the overview and
+errors do not wait. The --help of a mode that lists networks does.
 """
 
 import sys
@@ -32,8 +32,9 @@ you do not have is the one that ships with plain56. A sweep that has begun needs
 --workers=N or, one element at a time, with --index=K; --dry_run --time says how long it will take. The published test protocols
 are evaluate --protocol=center, ten_crop or dense; --exact_statistics takes batch norm's statistics over the whole training split.
 
-Tables go to stdout; if it is no terminal, or with --json, its last line is one JSON object. Progress goes to stderr. Exit status:
-0 done; 1 ran but failed; 2 a mistake in the command; 75 interrupted, launch again. SIGTERM and Ctrl-C save first.
+Tables go to stdout; if it is no terminal, or with --json, its last line is one JSON object (--nojson: never). Progress goes to
+stderr. Exit status: 0 done; 1 ran but failed; 2 a mistake in the command; 75 interrupted, launch again. SIGTERM and Ctrl-C save
+first.
 """
 MODES = {
     "train": network.train,

@@ -15,15 +15,15 @@ that of evaluation.
 Activation memory (MB: 10⁶ bytes): what the backward pass reads of one image,
 each value once: the inputs of convolutions, dense layers, normalizations and
 max pools, and the outputs of activations.
-Receptive field: side of the square of pixels that one value depends on; in
-total, before a dense layer or an average takes in the whole image. It counts
-padding, and may be larger than the image."""
+Receptive field: side of the square of pixels that one value depends on; the
+total is the last one before a dense layer or an average takes in the whole
+image. It counts padding, and may be larger than the image."""
 COMPARED = ("parameters (M:\N{NO-BREAK SPACE}10⁶)", "without (M)", "saved", "multiply-adds (M)", "adds without (M)", "adds saved")
 COSTS = ("parameters", "multiply-adds (M:\N{NO-BREAK SPACE}10⁶)", "activation memory (MB)", "receptive field (px)")
 
 
 def describe(options, arguments):
-    """Prints what one network, or every published one, consists of and costs, or only what there is."""
+    """Prints what one network, or every published one, consists of and costs; --list: only names."""
     if options.list:
         return _list(options, arguments)
     return (_describe_all if options.all else _describe_one)(options, arguments)
@@ -122,8 +122,8 @@ def _print_stages(name, model, size, rows, total):
     print_table(title, [*shown, {"stage": "total", "output": "", **_costs(total)}])
     print(DEFINITIONS)
     if depth := _effective_depth(model):
-        print(f"Effective depth: {depth:g} layers, the mean number on a way from the images to")
-        print("the classes that takes or leaves each branch.")
+        print(f"Effective depth: {depth:g} layers, the mean number on the paths from the images")
+        print("to the classes, each of which takes or leaves each branch.")
     if any(row.training_only for row in rows):
         print("* only in training: the total has its parameters and its memory, but not its\nmultiply-adds.")
 

@@ -31,12 +31,15 @@ def _choice(*values, default=None):
     return functools.partial(flags.DEFINE_enum, default=default, enum_values=values)
 
 
-# The flags by the modes that take them (): all modes, each with its type and its --help text. All modes also take --config,
+# The flags, each with its type and its --help text, by the modes that take them; (): all modes. All modes also take --config,
 # whose type depends on its value.
 FLAGS = {
     (): {
         "workdir": (_text, "directory of the run or sweep"),
-        "json": (_switch, "end with one JSON object even at a terminal; elsewhere the last line always is one"),
+        "json": (
+            functools.partial(flags.DEFINE_boolean, default=None),
+            "end with one JSON object; by default at no terminal, but elsewhere, such as in a pipe (--nojson: nowhere)",
+        ),
     },
     ("evaluate",): {
         "protocol": (_choice("center", "ten_crop", "dense"), "how pictures are presented; by default as in training"),
@@ -71,7 +74,7 @@ FLAGS = {
         "distributed": (_switch, "this is one of several processes started by Slurm, Open MPI, Kubernetes or a TPU pod"),
         "coordinator": (_text, "HOST:PORT of process 0, for processes started by hand"),
         "num_processes": (_number(1), "how many such processes there are"),
-        "process_id": (_number(0), "the number of this one, counted from 0"),
+        "process_id": (_number(0), "the number of this process, from 0 on"),
     },
     ("evaluate", "finetune", "export", "predict"): {
         "weights": (_text, "the file, run directory or Hugging Face repository to read weights from; export: the file to write"),

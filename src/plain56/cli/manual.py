@@ -24,11 +24,11 @@ OVERRIDES = "Keys of the config, with their defaults; --config.train.steps=1000 
 
 
 def text(mode, function, usage):
-    """What --help says of a mode, or of an experiment, whose `usage` says it.
+    """What --help says of a mode, or of an experiment (its `usage`).
 
     Args:
         function: the mode's, whose docstring says what it does.
-        usage: of a mode, the overview of all, whose lines on the mode are shown.
+        usage: for a mode, the overview of all modes; its lines about this mode are shown.
     """
     if mode != flags.EXPERIMENT:
         usage = f"{mode}: {function.__doc__}\n\n{_examples(usage, mode)}"

@@ -144,7 +144,7 @@ def _print_time(options, planned):
     total = {key: "" for key in networks[0]} if networks else {}
     shown = [*networks, total | {"network": "all", **sums}]
     print_table("time", shown)
-    print("Measured with one process on all cores. It counts compiling and measuring errors, but not saving.")
+    print("Measured with one process on all cores. It includes compiling and evaluation, but not saving.")
     if options.workers > 1:
         print(f"{options.workers} workers share these cores: they take about as long, or less if one leaves some cores idle.")
     return {"networks": networks, "hours": sums["hours"]}

@@ -1,6 +1,6 @@
 """Tables for people: at most as wide as the terminal, with every number whole and every row on one line.
 
-What is the same in all rows is said once, under the title. If the rest is too wide, this gives way, in this order: headings take
+What is the same in all rows is said once, under the title. If the rest is too wide, it is narrowed in this order: headings take
 several lines; long texts go below the table; the least important columns are left out; the names of the rows, in the first
 column, are folded; and the last columns become a table of their own, which begins with the first column again.
 """

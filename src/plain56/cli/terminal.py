@@ -35,7 +35,7 @@ def run(function, argv, usage="", mode=flags.EXPERIMENT):
         try:
             _prepare_process()
             options, arguments = flags.parse(argv, mode)
-            out.ends_with_json = options.json or not out.isatty()
+            out.ends_with_json = not out.isatty() if options.json is None else options.json
             status = function(options, arguments) or 0
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
@@ -162,7 +162,7 @@ def print_paths(what, *paths):
 
 
 def print_result(result):
-    """Prints the last line of a mode, one JSON object, unless stdout is a terminal and --json is not given."""
+    """Prints the last line of a mode, one JSON object, if --json is given or stdout is no terminal, and never with --nojson."""
     if sys.stdout.ends_with_json:
         print(json.dumps(result))
 

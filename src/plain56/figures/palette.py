@@ -1,6 +1,6 @@
 """The colors of figures and reports, on light and on dark pages.
 
-Depth is ordered, so its colors are a ramp of lightness, which also greyscale and the common color deficiencies keep; kind is hue.
+Depth is ordered, so its colors are a ramp of lightness, which grayscale and the common color deficiencies keep, too; kind is hue.
 On a light page deeper networks are darker, on a dark page brighter: always the further from the page.
 """
 

@@ -203,7 +203,7 @@ class ResNet(nn.Module):
 
     @property
     def effective_depth(self):
-        """The mean number of layers that a way from the images to the classes has, if it takes or leaves each branch."""
+        """The mean number of layers on the paths from the images to the classes, each of which takes or leaves each branch."""
         options, layers_in_branch = self.block_options, len(self.block(1).convolutions())
         if not options.residual:
             return 2 + sum(self.blocks) * layers_in_branch

@@ -75,4 +75,4 @@ def convolved_by(dtype, shapes):
     text = f"convolutions in C++ ({INSTRUCTIONS[lanes]}, {lanes} channels at a time)"
     kernels = [leaf.shape for (*_, name), leaf in unstack(shapes).items() if name == "kernel" and len(leaf.shape) == 4]
     others = sum(channels % lanes > 0 for *_, channels in kernels)
-    return text + f", but {others} of {len(kernels)} by XLA, slower: their channels are no multiple of {lanes}" * (others > 0)
+    return text + f", but {others} of {len(kernels)} by XLA, slower: their channels are not a multiple of {lanes}" * (others > 0)

@@ -1,4 +1,4 @@
-"""How test pictures meet a trained network: one crop, ten crops, or whole at several sizes. Published errors depend on it.
+"""How test pictures are fed to a trained network: one crop, ten crops, or whole at several sizes. Published errors depend on it.
 
     center    the shorter side resized to 256, and the 224×224 middle
     ten_crop  the middle 256×256, of which the four corners and the middle, and their mirror images (Krizhevsky et al. 2012,
@@ -6,7 +6,7 @@
     dense     the whole picture at several sizes of the shorter side, and its mirror image, through the network read as a
               convolution (Simonyan & Zisserman 2014, section 3.2; He et al. 2015, Table 4)
 
-Class probabilities are averaged over crops, mirror images and sizes. For networks of S pixels all sizes are times S / 224.
+Class probabilities are averaged over crops, mirror images and sizes. For networks of S pixels all sizes are scaled by S / 224.
 """
 
 import functools

@@ -1,10 +1,10 @@
 """Keras Applications' names and conventions for our variables: VGG16 and VGG19, ResNet50, 101 and 152.
 
-These networks were trained on blue, green and red values from 0 to 255 with the mean taken off, as Caffe's were. Ours take red,
-green and blue: the first kernel's input channels are turned round, and `MEAN` and `STD` say the rest.
+These networks were trained on blue, green and red values from 0 to 255 with the mean subtracted, as Caffe's were. Ours take red,
+green and blue: the first kernel's input channels are reversed, and `MEAN` and `STD` say the rest.
 
-In the ResNets each convolution before a batch norm has a bias, which ours have not. What it adds is taken off again with the
-mean, so it goes into the running mean: mean − bias.
+In the ResNets each convolution before a batch norm has a bias, which ours do not have. Batch norm subtracts it again with the
+mean, so it is moved into the running mean: mean − bias.
 """
 
 import re
