@@ -147,6 +147,8 @@ def test_speed_table_is_that_of_the_committed_result():
     result = json.loads((THROUGHPUT / "throughput.json").read_text())
     table = throughput.markdown(result)
     assert f"\n\n{table}\n\n" in SPEED
+    xeon = json.loads((THROUGHPUT / "xeon_amx/throughput.json").read_text())
+    assert f"\n\n{throughput.markdown(xeon)}\n\n" in (THROUGHPUT / "README.md").read_text()
     shown = [line for line in README.splitlines() if "training step |" in line]
     assert len(shown) == 4 and set(shown) <= set(table.splitlines())
 

@@ -43,17 +43,17 @@ def draw(folder):
     """Draws optimizers.png and .svg from the folder's grid.csv, and returns the PNG's path."""
     found = read(folder)
     note = "Training error after the grid's runs. A rate: a multiple of the optimizer's own (SGD 1, LARS 30, Adam and Muon 0.1)."
-    figure = canvas(9, 6.4, "Training error against learning rate", note)
-    axes = figure.subplots(2, 2, sharex=True, sharey=True)
+    depths = sorted({depth for _, depth in found})
+    figure = canvas(9, 1 + 2.7 * len(depths), "Training error against learning rate", note)
+    axes = figure.subplots(len(depths), 2, sharex=True, sharey=True, squeeze=False)
     colors = dict(zip(OPTIMIZERS.values(), palette().categories, strict=False))
     for (residual, depth), curves in found.items():
-        axis = axes[DEPTHS.index(depth), int(residual)]
+        axis = axes[depths.index(depth), int(residual)]
         axis.set(title=f"{'Residual' if residual else 'Plain'}, {depth} layers", xscale="log", ylim=(-2, 100))
-        rates = sorted(next(iter(curves.values())))
         for name, curve in curves.items():
-            axis.plot(rates, [curve[rate] for rate in rates], marker="o", markersize=3.5, color=colors[name], linewidth=1.8)
+            axis.plot(*zip(*sorted(curve.items()), strict=True), marker="o", markersize=3.5, color=colors[name], linewidth=1.8)
         axis.axhline(CHANCE, color=palette().muted, linestyle=":", linewidth=1)
-        name_lines(axis, {name: (rates[-1], curve[rates[-1]]) for name, curve in curves.items()}, map(colors.get, curves))
+        name_lines(axis, {name: max(curve.items()) for name, curve in curves.items()}, map(colors.get, curves))
     for axis in axes[-1]:
         axis.set_xlabel("learning rate")
     for axis in axes[:, 0]:
