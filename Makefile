@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/complete
 # Two workers, since few tests keep two cores busy. One at a time: make test ARGS=-n0
-PYTEST := $(PYTHON) -m pytest -n 2 --dist worksteal
+PYTEST := $(PYTHON) -m pytest -n 2 --dist worksteal --durations=20
 PIP := -m pip --disable-pip-version-check install --progress-bar off
 # Prints the packages that pip reaches, in lines of 80 columns. A pipe has the status of its last command, so pip has failed if
 # the word "complete" does not come; $(PIP_ERRORS) says why.

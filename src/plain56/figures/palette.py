@@ -83,7 +83,9 @@ def depth_colors(depths, kind, palette):
     """`{depth: color}` of a kind of network, from the shallowest to the deepest; False and True are plain and residual."""
     ordered = sorted(set(depths))
     shallow, deep = palette.ramp
-    steps = np.linspace(shallow, deep, len(ordered)) if len(ordered) > 1 else [(shallow + deep) / 2]
+    # At the ramp's end a screen shows little hue: few depths, which are apart without it, do not go there.
+    share = min(1.0, 0.5 + 0.175 * (len(ordered) - 2))
+    steps = np.linspace(shallow, shallow + share * (deep - shallow), len(ordered)) if len(ordered) > 1 else [(shallow + deep) / 2]
     return {depth: color(lightness, kind) for depth, lightness in zip(ordered, steps, strict=True)}
 
 
