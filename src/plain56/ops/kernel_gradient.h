@@ -94,20 +94,20 @@ struct Packed {
   // Of the first image.
   int64_t Position(int64_t row, int64_t column) const { return (row * columns + column) * (across ? images : 1); }
 
-  // `from` is the first image's first row; group c begins at c · size() of the result.
-  template <int G, int H, typename Number>
-  void Fill(const Images& shape, const Number* from, int64_t channels, std::vector<float>& result) const {
+  // at(n, p, q) has the channels of a position; group c begins at c · size() of the result.
+  template <int G, int H, typename At>
+  void Fill(int64_t channels, std::vector<float>& result, const At& at) const {
     result.resize(std::max<size_t>(result.size(), channels * size()));
     int64_t group_step = size(), image_step = across ? 1 : rows * columns;
     for (int64_t n = 0; n < images; ++n)
       for (int64_t p = 0; p < rows; ++p)
         for (int64_t q = 0; q < columns; ++q) {
-          const Number* pixel = from + ((n * shape.h + p) * shape.w + q) * shape.c;
+          const auto* values = at(n, p, q);
           float* to = result.data();
           int64_t position = n * image_step + Position(p, q);
           EachGroup<G, H>(channels, [&](auto taken, int64_t c) {
             float group[taken];
-            for (int i = 0; i < taken; ++i) group[i] = Value(pixel[c + i]);
+            for (int i = 0; i < taken; ++i) group[i] = Value(values[c + i]);
             std::memcpy(to + position * taken, group, sizeof group);
             to += taken * group_step;
           });
@@ -121,7 +121,7 @@ struct Cuts {
   int64_t band, bands, images, tiles, parts, height, width, rows, columns;
 
   Cuts(const Images& input, const Images& output, int64_t taps) {
-    constexpr int64_t kPositions = 256, kChannels = 128, kPartialFloats = 1 << 20, kLeastPositions = 128;
+    constexpr int64_t kPositions = 128, kChannels = 256, kPartialFloats = 1 << 20, kLeastPositions = 128;
     band = std::clamp<int64_t>(kPositions / output.w, 1, output.h), bands = (output.h + band - 1) / band;
     images = bands > 1 ? 1 : std::clamp<int64_t>(kPositions / (output.h * output.w), 1, input.n);
     tiles = (input.n + images - 1) / images * bands;
@@ -134,36 +134,78 @@ struct Cuts {
   }
 };
 
+// What of x a tile packs for which positions, so that it is read without gaps. Rows that a kernel of one row skips are left out. If
+// a kernel's row is one tap, or has few channels, its taps are as channels of one: each output has its own, with zeros around x.
+struct Gathered {
+  Images input;
+  Taps taps;
+  int64_t run, row_step, channels;  // taps at once, rows from one to the next, and what a position has
+  bool by_output;
+
+  Gathered(const Images& input, const Taps& taps) : input(input), taps(taps) {
+    int64_t count = taps.rows.size(), width = 1;
+    while (width < count && taps.rows[width] == taps.rows[0]) ++width;
+    by_output = width == 1 || input.c <= 4;
+    run = by_output ? width : 1;
+    row_step = count == width ? taps.row_stride : 1;
+    channels = input.c * run;
+  }
+  int64_t column_step() const { return by_output ? 1 : taps.column_stride; }
+
+  // At a column of the packed image, in a row of x that begins at `from`; `border` is room for what is beside x.
+  template <typename Number>
+  const Number* At(const Number* from, int64_t column, std::vector<Number>& border) const {
+    if (by_output) column = column * taps.column_stride + taps.columns[0];
+    if (!by_output || (column >= 0 && column + run <= input.w)) return from + column * input.c;
+    border.assign(channels, Number{});
+    for (int64_t j = std::max<int64_t>(0, -column); j < std::min(run, input.w - column); ++j)
+      std::copy_n(from + (column + j) * input.c, input.c, border.data() + j * input.c);
+    return border.data();
+  }
+};
+
 template <typename Number>
 void KernelGradient(ffi::ThreadPool& pool, const Images& input, const Number* x, const Images& output, const Number* g, const Taps& taps,
                     Number* dw) {
-  int64_t channels = input.c, filters = output.c, count = taps.rows.size();
-  Cuts cuts(input, output, count);
+  Gathered gathered(input, taps);
+  int64_t channels = gathered.channels, filters = output.c, count = taps.rows.size(), run = gathered.run;
+  Cuts cuts({input.n, input.h, input.w, channels}, output, count / run);
   auto [top_tap, bottom_tap] = std::minmax_element(taps.rows.begin(), taps.rows.end());
   int64_t above = *top_tap, below = *bottom_tap + 1;
   bool across = output.w < std::min<int64_t>(cuts.images, 8);
-  SumOfParts(pool, cuts.parts, cuts.rows * cuts.columns, count * channels * filters, dw, [&](int64_t part, int64_t share, float* mine) {
+  SumOfParts(pool, cuts.parts, cuts.rows * cuts.columns, count * input.c * filters, dw, [&](int64_t part, int64_t share, float* mine) {
     static thread_local std::vector<float> values, gradients;
+    static thread_local std::vector<Number> border;
     int64_t c = share / cuts.columns * cuts.height, d = share % cuts.columns * cuts.width;
     int64_t own_channels = std::min(cuts.height, channels - c), own_filters = std::min(cuts.width, filters - d);
-    for (int64_t tap = 0; tap < count; ++tap)
-      for (int64_t k = c; k < c + own_channels; ++k) std::fill_n(mine + (tap * channels + k) * filters + d, own_filters, 0.0f);
+    for (int64_t tap = 0; tap < count; tap += run)
+      for (int64_t k = c; k < c + own_channels; ++k) std::fill_n(mine + (tap * input.c + k) * filters + d, own_filters, 0.0f);
     for (int64_t tile = cuts.tiles * part / cuts.parts; tile < cuts.tiles * (part + 1) / cuts.parts; ++tile) {
       int64_t n = tile / cuts.bands * cuts.images, images = std::min(cuts.images, input.n - n);
       int64_t p = tile % cuts.bands * cuts.band, end = std::min(p + cuts.band, output.h);
       int64_t row = std::clamp<int64_t>(p * taps.row_stride + above, 0, input.h);
       int64_t last_row = std::clamp<int64_t>((end - 1) * taps.row_stride + below, row, input.h);
-      Packed of_x{images, last_row - row, input.w, across}, of_g{images, end - p, output.w, across};
-      of_x.Fill<kTaken<2>, 4>(input, x + (n * input.h + row) * input.w * channels + c, own_channels, values);
-      of_g.Fill<2 * kLanes, kLanes>(output, g + (n * output.h + p) * output.w * filters + d, own_filters, gradients);
-      for (int64_t tap = 0; tap < count; ++tap) {
+      if (gathered.row_step > 1) row = std::min(Meets(above, taps.row_stride, input.h, p, end).first * taps.row_stride + above, last_row);
+      Packed of_x{images, (last_row - row + gathered.row_step - 1) / gathered.row_step, gathered.by_output ? output.w : input.w, across};
+      Packed of_g{images, end - p, output.w, across};
+      of_x.Fill<kTaken<2>, 4>(own_channels, values, [&](int64_t image, int64_t line, int64_t column) {
+        const Number* from = x + ((n + image) * input.h + row + line * gathered.row_step) * input.w * input.c;
+        return gathered.At(from, column, border) + c;
+      });
+      of_g.Fill<2 * kLanes, kLanes>(own_filters, gradients, [&](int64_t image, int64_t line, int64_t column) {
+        return g + (((n + image) * output.h + p + line) * output.w + column) * filters + d;
+      });
+      for (int64_t tap = 0; tap < count; tap += run) {
         auto [top, bottom] = Meets(taps.rows[tap], taps.row_stride, input.h, p, end);
-        auto [left, right] = Meets(taps.columns[tap], taps.column_stride, input.w, 0, output.w);
+        auto [left, right] = std::pair<int64_t, int64_t>(0, output.w);
+        if (!gathered.by_output) std::tie(left, right) = Meets(taps.columns[tap], taps.column_stride, input.w, 0, output.w);
         if (top >= bottom || left >= right) continue;
-        int64_t x_first = of_x.Position(top * taps.row_stride + taps.rows[tap] - row, left * taps.column_stride + taps.columns[tap]);
+        int64_t column = gathered.by_output ? left : left * taps.column_stride + taps.columns[tap];
+        int64_t x_first = of_x.Position((top * taps.row_stride + taps.rows[tap] - row) / gathered.row_step, column);
         int64_t g_first = of_g.Position(top - p, left);
-        Loops loops{of_g.Order(images, bottom - top, right - left), of_x.Steps(taps.row_stride, taps.column_stride), of_g.Steps(1, 1)};
-        float* sums = mine + (taps.index[tap] * channels + c) * filters + d;
+        Loops loops{of_g.Order(images, bottom - top, right - left),
+                    of_x.Steps(taps.row_stride / gathered.row_step, gathered.column_step()), of_g.Steps(1, 1)};
+        float* sums = mine + (taps.index[tap] * input.c + c) * filters + d;
         EachGroup<2, 1>(own_filters / kLanes, [&](auto registers, int64_t block) {
           constexpr int64_t lanes = registers * kLanes;
           int64_t start = block * kLanes;
