@@ -37,7 +37,7 @@ def measure_all(options, arguments):
             norms = list(initial_flow(element.config).outputs.values())
             there.append({"repair": repair, "depth": depth, "first": f"{norms[0]:.5g}", "last": f"{norms[-1]:.5g}"})
     runs.write_table(folder, "growth", there)
-    sentence = growth.correlation_sentence(folder)
+    sentence = f"{growth.correlation_sentence(folder)} {growth.contradicting_sentence(folder)}"
     print(sentence)
     drawn = growth.draw(folder)
     cli.print_paths("figure", drawn)

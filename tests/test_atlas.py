@@ -104,6 +104,13 @@ def test_growth_is_ranked_against_error(folder, capsys):
     assert "over 6 repairs and depths: 0.81" in capsys.readouterr().out
 
 
+def test_what_contradicts_the_number_is_named(folder):
+    # By growth these two have ranks 1 and 4 of 6, by error both 2.5.
+    found = [dot[:2] for dot in growth.contradicting(folder, count=2)]
+    assert found == [("Dirac initializer", 56), ("skip connections", 110)]
+    assert "wrong about Dirac initializer at 56 layers (1.1e+02 times, 1.0 %)" in growth.contradicting_sentence(folder)
+
+
 def test_best_rates_fall_with_a_power_of_the_depth(tmp_path, capsys):
     def loss(rate, depth, least):
         return np.exp(np.log(rate / (least * (depth / 20) ** -1.5)) ** 2 / 10)

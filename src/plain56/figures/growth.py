@@ -7,12 +7,17 @@ from scipy import stats
 
 from plain56 import runs
 from plain56.figures import repairs
+from plain56.figures.gradient_slopes import expected_growth
 from plain56.figures.palette import depth_colors
-from plain56.figures.style import canvas, palette, save, styled
+from plain56.figures.style import DASHED, canvas, name_mark, palette, save, styled
 
 # Repairs that leave the initial network as it is: their errors differ where the number cannot.
 SAME_NETWORK = ("gradient clipped at 1", "Adam", "LARS", "Muon")
 SAMPLES = 2_000  # of the bootstrap
+NOTE = (
+    "A dot for each repair and depth. Gray: only the optimizer differs, not the initial network. "
+    "Dashed: mean-field theory of plain networks with ReLUs and batch norm."
+)
 
 
 def read(folder):
@@ -33,11 +38,30 @@ def read(folder):
     ]
 
 
+def _ranked(folder):
+    """As `read`, without `SAME_NETWORK`."""
+    return [dot for dot in read(folder) if not dot[0].endswith(SAME_NETWORK)]
+
+
+def contradicting(folder, count=3):
+    """The rows of `read` whose growth has the rank that is furthest from that of their error."""
+    dots = _ranked(folder)
+    ranks = [stats.rankdata(values) for values in list(zip(*dots, strict=True))[2:]]
+    order = np.argsort(-abs(ranks[0] - ranks[1]), kind="stable")
+    return [dots[i] for i in order[:count]]
+
+
+def contradicting_sentence(folder):
+    """Which repairs train otherwise than the number says, in a sentence."""
+    wrong = contradicting(folder)
+    told = [f"{repair} at {depth} layers ({times:.2g} times, {error:.1f} %)" for repair, depth, times, error in wrong]
+    return f"It is most wrong about {'; '.join(told)}."
+
+
 def correlation(folder):
     """Spearman's rank correlation of growth and error, and its 95 % interval by the bootstrap, without `SAME_NETWORK`."""
-    dots = [(growth, error) for repair, _, growth, error in read(folder) if not repair.endswith(SAME_NETWORK)]
-    growth, error = map(np.array, zip(*dots, strict=True))
-
+    dots = _ranked(folder)
+    growth, error = map(np.array, list(zip(*dots, strict=True))[2:])
     drawn = np.random.default_rng(0).integers(len(dots), size=(SAMPLES, len(dots)))
     # A sample of equal dots has no ranks.
     values = [stats.spearmanr(growth[i], error[i]).statistic for i in drawn if np.ptp(growth[i]) and np.ptp(error[i])]
@@ -59,7 +83,7 @@ def draw(folder):
     """Draws growth.png and .svg from the folder's growth.csv and runs.csv, and returns the PNG's path."""
     value, low, high, _ = correlation(folder)
     title = f"Growth of the gradient against error: rank correlation {value:.2f} ({low:.2f} to {high:.2f})"
-    figure = canvas(8.4, 5, title, "A dot for each repair and depth. Gray: only the optimizer differs, not the initial network.")
+    figure = canvas(8.4, 5, title, NOTE)
     axis = figure.subplots()
     dots = read(folder)
     depths = sorted({depth for _, depth, *_ in dots})
@@ -68,6 +92,12 @@ def draw(folder):
         color = depth_colors(depths, residual, palette())[depth]
         color = palette().muted if repair.endswith(SAME_NETWORK) else color
         axis.plot(growth, error, "os"[not residual], color=color, markersize=6, markeredgewidth=0)
+    for repair, _, growth, error in contradicting(folder):
+        name_mark(axis, repair, (growth, error), palette().ink, (6, 5), size=8)
+    for depth, color in depth_colors(depths, False, palette()).items():
+        expected = expected_growth(0, "batch") ** ((depth - 2) // 2)  # blocks
+        axis.axvline(expected, color=color, linestyle=DASHED, linewidth=1)
+        name_mark(axis, f"theory, {depth}", (expected, 101), color, (0, 0), ha="center", size=8)
     axis.axhline(repairs.CHANCE, color=palette().muted, linestyle=":", linewidth=1)
     axis.set(
         xscale="log",
