@@ -109,7 +109,7 @@ def _center(picture, about):
     return image[top : top + height, left : left + width]
 
 
-def save_pretrained(path, source, model=None):
+def save_pretrained(path, source, model=None, dtype="float32"):
     """Writes a trained network to a file, as weights or as a program, according to its name.
 
         .safetensors    tensors by PyTorch's names, or by ours for a user's own network, and a description
@@ -119,6 +119,7 @@ def save_pretrained(path, source, model=None):
 
     Args:
         source, model: as for `load_pretrained`; the source must say which network it holds.
+        dtype: of kernels in a .safetensors file; "float16" makes it half as long. All else is float32.
 
     Raises UserError as `load_pretrained` does, or if the file cannot be written.
     """
@@ -129,7 +130,7 @@ def save_pretrained(path, source, model=None):
         tensors, about = read(source, model)
         if about is None:
             raise UserError(f"{source} does not say which network it holds, and cannot be described.")
-        content = formats.serialize(tensors, about)
+        content = formats.serialize(_with_kernels(tensors, dtype, source), about)
     elif path.suffix == ".stablehlo":
         content = _program(source, model)
     else:
@@ -139,6 +140,15 @@ def save_pretrained(path, source, model=None):
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from error
     runs.write_bytes(path, content)
+
+
+def _with_kernels(tensors, dtype, source):
+    """Tensors whose kernels have a dtype; raises UserError where it cannot hold their values."""
+    kernels = {name: tensor for name, tensor in tensors.items() if tensor.ndim > 1 and name.endswith(("weight", "kernel"))}
+    large = [name for name, kernel in kernels.items() if abs(kernel).max() > np.finfo(dtype).max]
+    if large:
+        raise UserError(f"{source} has values in {large[0]} that {dtype} cannot hold; export it as float32.")
+    return tensors | {name: kernel.astype(dtype) for name, kernel in kernels.items()}
 
 
 def _program(source, model):

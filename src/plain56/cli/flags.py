@@ -79,6 +79,12 @@ FLAGS = {
     ("evaluate", "finetune", "export", "predict"): {
         "weights": (_text, "the file, run directory or Hugging Face repository to read weights from; export: the file to write"),
     },
+    ("export",): {
+        "dtype": (
+            _choice("float32", "float16", default="float32"),
+            "of kernels in a .safetensors file; float16 makes it half as long",
+        )
+    },
     ("finetune", "predict"): {"model": (_text, "name of the network, if the weights do not say it")},
 }
 # The flags of --executor=slurm, by submitit's names.

@@ -110,7 +110,7 @@ def export(options, arguments):
     refuse_config(options, "a run")
     workdir, file = required(options, "workdir"), required(options, "weights")
     machine.set_up()
-    pretrained.save_pretrained(file, workdir)
+    pretrained.save_pretrained(file, workdir, dtype=options.dtype)
     print_paths("weights", file)
     print_result({"weights": file})
 
