@@ -88,10 +88,12 @@ def results(options, name, wanted):
 
 def _grid(options):
     """The rows of the grid, widened until no repair's best rate is at its end, as far as `WIDEST`."""
-    rows, before = results(options, "grid", grid(options.config)), 0
+    wanted = grid(options.config)
+    kinds = {key[:2] for key in wanted}
+    rows, before = results(options, "grid", wanted), 0
     while len(rows) > before:  # a run that failed has no row
         before = len(rows)
-        rows = results(options, "grid", list(beyond(rows)))
+        rows = results(options, "grid", [key for key in beyond(rows) if key[:2] in kinds])
     return rows
 
 

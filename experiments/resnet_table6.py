@@ -52,7 +52,7 @@ def _line(members, overrides, published):
 def _write_published(workdir):
     """Writes published.csv for a sweep that trains as long as the paper, on its data set."""
     configs = [config for _, config, _ in (planned.last_view() for planned in runs.read_sweep(workdir)) if config]
-    if all(config["data.name"] == "cifar10" and config["train.steps"] >= PAPER_STEPS for config in configs):
+    if configs and all(config["data.name"] == "cifar10" and config["train.steps"] >= PAPER_STEPS for config in configs):
         errors = {depth: float(error.split()[0]) / 100 for depth, error in PAPER.items()}
         rows = [{"depth": depth, "residual": True, "test_error": error} for depth, error in errors.items()]
         runs.write_table(workdir, "published", rows)

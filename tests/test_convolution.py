@@ -27,13 +27,17 @@ CASES = [
     (2, (3, 3), ((0, 0), (0, 0)), (7, 7)),  # stride larger than kernel
     (3, (4, 1), ((0, 0), (0, 0)), (5, 7)),
     (3, (1, 1), ((3, 0), (0, 2)), (6, 9)),
+    ((1, 7), (2, 2), ((0, 0), (3, 3)), (9, 14)),
+    ((7, 1), (1, 2), ((3, 3), (0, 0)), (9, 8)),
+    (1, (2, 2), ((1, 1), (1, 1)), (8, 9)),
 ]
 
 
 def arrays(size, strides, padding, image, dtype, channels=(3, 5), images=2):
     generator = np.random.default_rng(0)
-    height, width = ((n + sum(p) - size) // s + 1 for n, p, s in zip(image, padding, strides, strict=True))
-    shapes = (images, *image, channels[0]), (size, size, *channels), (images, height, width, channels[1])
+    sides = (size, size) if isinstance(size, int) else size
+    height, width = ((n + sum(p) - side) // s + 1 for n, p, s, side in zip(image, padding, strides, sides, strict=True))
+    shapes = (images, *image, channels[0]), (*sides, *channels), (images, height, width, channels[1])
     return [jnp.asarray(generator.normal(size=shape), dtype) for shape in shapes]
 
 

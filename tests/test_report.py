@@ -85,6 +85,7 @@ def test_page(sweep, capsys):
     assert "is damaged: line 1 is not a record" in shown["resnet44-seed0"]["row"]["reason"]
     flow = shown["resnet20-seed0"]
     assert flow["gradients"] == [{"step": 20, "norms": [2.0, 1.0]}] and flow["blocks"] == ["stem", "stage1.0"]
+    assert shown["resnet56-seed0"]["row"]["seconds"] is None  # it has not begun
     assert shown["plain32-seed0"]["row"]["test_error"] == 0.3 and "stop_after" in shown["plain32-seed0"]["row"]["reason"]
     assert len(data["steps"][shown["plain44-seed0"]["curves"]["train"]["step"]]) == 1 and shown["resnet56-seed0"]["curves"] == {}
     assert (
@@ -126,8 +127,55 @@ def test_a_watched_page_is_written_until_all_runs_have_ended(sweep, capsys, monk
 
     monkeypatch.setattr("time.sleep", end)
     assert launch.main(["report", "--watch", f"--workdir={sweep}"]) == 0
-    refresh = '<meta http-equiv="refresh"'
-    assert len(pages) == 1 and refresh in pages[0] and refresh not in (sweep / "report.html").read_text()
+    assert len(pages) == 1 and data_of(pages[0])["reload"] == 20
+    assert data_of((sweep / "report.html").read_text())["reload"] is None
+
+
+def test_a_page_is_no_longer_watched_if_nobody_trains(sweep, capsys, monkeypatch):
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    assert launch.main(["report", "--watch", f"--workdir={sweep}"]) == 0  # of a queued and a preempted run
+    assert waited == [20, 20, 20]
+
+
+def test_networks_of_ones_own_are_told_apart_by_depth(tmp_path, capsys):
+    def overrides(depth, seed):
+        return {"model.name": "my_ideas:halved", "model.options.depth": depth, "seed": seed}
+
+    elements = {
+        f"own{depth}-seed{seed}": {"overrides": overrides(depth, seed), "config": {}} for depth in (20, 56) for seed in (0, 1)
+    }
+    runs.write_sweep(tmp_path, elements)
+    for name, element in elements.items():
+        run = runs.Run(tmp_path / name)
+        run.path.mkdir()
+        own = element["overrides"]
+        run.write_config(
+            {"model": {"name": own["model.name"], "options": {"depth": own["model.options.depth"]}}, "seed": own["seed"]}
+        )
+        run.write_status(runs.Status("finished", 20, "", 1000, 2.0))
+        (run.path / "metrics.jsonl").write_text(json.dumps(record(20, "train", own["model.options.depth"] / 100)) + "\n")
+    groups = data_of(written(tmp_path, capsys))["groups"]
+    assert [(group["name"], group["runs"]) for group in groups] == [
+        ("my_ideas:halved, 20 layers", [0, 1]),
+        ("my_ideas:halved, 56 layers", [2, 3]),
+    ]
+
+
+@pytest.mark.parametrize("model", [5, {"name": 5}])
+def test_a_run_with_a_damaged_config_is_refused(tmp_path, capsys, model):
+    (tmp_path / "config.json").write_text(json.dumps({"model": model, "seed": 0}))
+    assert launch.main(["report", f"--workdir={tmp_path}"]) == 2
+    assert "config.json is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [7, [7], None])
+def test_a_damaged_element_damages_no_other_run(sweep, capsys, name):
+    elements = runs.read_json(sweep / "sweep.json")
+    elements["plain20-seed0"]["config"] = {"data": {"name": name}}
+    (sweep / "sweep.json").write_text(json.dumps(elements))
+    data = data_of(written(sweep, capsys))
+    assert next(run for run in data["runs"] if run["name"] == "resnet20-seed0")["row"]["state"] == "finished"
 
 
 def test_seeds_are_groups_and_many_runs_a_small_page(tmp_path, capsys):

@@ -27,6 +27,7 @@ from plain56.weights.variables import count_classes, foreign, is_of_keras, is_sm
 IMAGENET_CLASSES = Path(__file__).with_name("imagenet_classes.txt")  # one per line, in the usual order
 # A network of the ImageNet form for 224 pixels gets pictures resized to 256 (He et al. 2015, section 3.4), others in proportion.
 RESIZED = 256 / 224
+KERNEL_DTYPES = ("float32", "float16")  # of an exported file
 MOST_RESIZED = 1 << 28  # pixels, before the center is cropped
 logger = logging.getLogger(__name__)
 
@@ -124,6 +125,10 @@ def save_pretrained(path, source, model=None, dtype="float32"):
     Raises UserError as `load_pretrained` does, or if the file cannot be written.
     """
     path = runs.user_path(path)
+    if dtype not in KERNEL_DTYPES:
+        raise UserError(f"The dtype of kernels must be {' or '.join(KERNEL_DTYPES)}, not {dtype!r}.")
+    if dtype != "float32" and path.suffix != ".safetensors":
+        raise UserError(f"Only a .safetensors file can have kernels in {dtype}, not {path.name}.")
     if not stat.S_ISREG(formats.mode_of(path) or stat.S_IFREG):
         raise UserError(f"{path} exists and is not a file; it must be the name of a file to write.")
     if path.suffix == ".safetensors":

@@ -38,7 +38,7 @@ def finished_runs(workdir):
     rows.sort(key=lambda row: (row["residual"], row["depth"] or 0, row["model"], row["seed"]))
     keys, first = runs.group_keys(rows), {}
     for row in rows:
-        first.setdefault((row["model"], *(row[key] for key in keys)), row)
+        first.setdefault((row["model"], row["depth"], *(row[key] for key in keys)), row)
     return [(runs.Run(Path(workdir) / row["run"]), row) for row in first.values()]
 
 

@@ -69,7 +69,7 @@ FLAGS = {
         "minutes": (_number(3), "with --executor=slurm: a job's time limit, after which it is queued again; 5 if left out"),
         "parallel": (_number(1), "with --executor=slurm: how many jobs may run at a time"),
     },
-    ("report",): {"watch": (_switch, "write the report again every 20 seconds until all runs have ended")},
+    ("report",): {"watch": (_switch, "write the report again every 20 seconds, as long as runs train")},
     ("train", "finetune"): {
         "distributed": (_switch, "this is one of several processes started by Slurm, Open MPI, Kubernetes or a TPU pod"),
         "coordinator": (_text, "HOST:PORT of process 0, for processes started by hand"),

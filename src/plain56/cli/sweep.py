@@ -17,7 +17,7 @@ from plain56.cli.terminal import FAILED, percent, print_paths, print_result
 from plain56.cluster import INTERRUPTED
 from plain56.errors import UserError
 
-WATCH_SECONDS = 20
+WATCH_SECONDS, WATCHED_IDLE = 20, 3  # a sweep may take a minute from one run to the next
 
 
 def sweep(options, arguments):
@@ -163,11 +163,15 @@ def _told_apart(rows):
 def report(options, arguments):
     """Writes the report of a run, or the figure, the table and the report of a sweep, from its directory."""
     refuse_config(options, "only the run directories")
-    rows, figure, path = _write_report(options)
-    if options.watch and not _have_ended(rows):
-        print(f"{path} is written again every {WATCH_SECONDS} seconds until all runs have ended.", file=sys.stderr)
-    while options.watch and not _have_ended(rows):
+    rows, figure, path = _write_report(options, WATCH_SECONDS if options.watch else None)
+    if options.watch and _may_change(rows):
+        print(f"{path} is written again every {WATCH_SECONDS} seconds as long as runs train.", file=sys.stderr)
+    idle = 0  # how often nothing had changed
+    while options.watch and _may_change(rows) and idle < WATCHED_IDLE:
         time.sleep(WATCH_SECONDS)
+        before, (rows, figure, path) = rows, _write_report(options, WATCH_SECONDS)
+        idle = 0 if rows != before or any(row["state"] == "running" for row in rows) else idle + 1
+    if options.watch:
         rows, figure, path = _write_report(options)
     _print_summary(rows)
     print_paths("figure", figure)
@@ -175,7 +179,7 @@ def report(options, arguments):
     print_result({"figure": figure, "report": str(path), "runs": rows})
 
 
-def _write_report(options):
+def _write_report(options, reload_seconds=None):
     """Writes what `report` is about: the rows of the summary, the path of the figure or None, and the path of the page."""
     from plain56.figures import report as page
     from plain56.summary import of_run, summarize
@@ -185,13 +189,12 @@ def _write_report(options):
         rows, figure = summarize(workdir), draw_degradation(workdir)
     else:
         rows = of_run(workdir)
-    changing = options.watch and not _have_ended(rows)
-    return rows, figure, page.write(workdir, rows, WATCH_SECONDS if changing else None)
+    return rows, figure, page.write(workdir, rows, reload_seconds)
 
 
-def _have_ended(rows):
-    """Whether no process will go on with these runs by itself."""
-    return all(row["state"] in (*runs.COMPLETE, *runs.ENDED, "failed", "damaged") for row in rows)
+def _may_change(rows):
+    """Whether some run has not ended."""
+    return any(row["state"] in ("queued", "running", "preempted") for row in rows)
 
 
 def draw_degradation(workdir):

@@ -121,14 +121,15 @@ def draw(workdir):
         raise UserError(f"Some runs in {workdir} have the same network, seed and overrides; this figure cannot tell them apart.")
     last = [_last(network, split) for network in networks for split in SPLITS if network.errors[split]]
     highest = 20 if max(last) < 20 else 100  # Fig. 6 ends at 20
-    own = sorted({runs.family(row) for row, _ in networks} - set(FAMILIES.values()))
-    families = [*FAMILIES.values(), *own]
+    there = {runs.family(row) for row, _ in networks}
+    every = [*FAMILIES.values(), *sorted(there - set(FAMILIES.values()))]
+    families = {name: number for number, name in enumerate(every) if name in there}  # whose colors do not depend on others
     title = claim.title([row for row, _ in networks])
     if len(groups) == 1:
-        figure = canvas(10.4 + 3.6 * len(own), 4.4, title, _explanation(networks, published))
+        figure = canvas(3.2 + 3.6 * len(families), 4.4, title, _explanation(networks, published))
         columns = [figure.subplots(1, len(families) + 1, gridspec_kw={"width_ratios": (*[1] * len(families), 0.7)})]
     else:
-        figure = canvas(max(7.2, 3.6 * len(groups)), 9.4 + 2.9 * len(own), title, _explanation(networks, published))
+        figure = canvas(max(7.2, 3.6 * len(groups)), 3.6 + 2.9 * len(families), title, _explanation(networks, published))
         columns = figure.subplots(len(families) + 1, len(groups), squeeze=False).T
     depths = sorted({row["depth"] for row, _ in networks})
     for column, members in zip(columns, groups.values(), strict=True):
@@ -173,7 +174,7 @@ def _explanation(networks, published):
 
 def _draw_group(axes, networks, families, depths, published):
     """Draws the networks of one group of overrides, on an axis for each family and one for final errors."""
-    for number, (family, axis) in enumerate(zip(families, axes, strict=False)):
+    for (family, number), axis in zip(families.items(), axes, strict=False):
         axis.set(title=f"{family[0].upper()}{family[1:]} networks", xlabel="step")
         colors, ends = depth_colors(depths, number, palette()), {}
         of_family = [network for network in networks if runs.family(network.row) == family]
@@ -188,8 +189,8 @@ def _draw_group(axes, networks, families, depths, published):
     with_thousands(axes[-1].yaxis)
     _draw_final(axes[-1], networks, families, depths)
     for (family, depth), error in published.items():
-        if depth in depths:
-            _mark(axes[-1], depths.index(depth), error, "D", kind_color(families.index(family), palette()), hollow=True)
+        if depth in depths and family in families:
+            _mark(axes[-1], depths.index(depth), error, "D", kind_color(families[family], palette()), hollow=True)
 
 
 def _kind(network):
@@ -238,7 +239,7 @@ def _curves(members, split):
 def _draw_final(axis, networks, families, depths):
     """Draws the last errors against depth; those of networks of which a seed has not finished are hollow."""
     ends, colors = {}, []
-    for number, family in enumerate(families):
+    for family, number in families.items():
         color = kind_color(number, palette())
         of_family = runs.grouped([network for network in networks if runs.family(network.row) == family], _kind)
         for split in SPLITS:

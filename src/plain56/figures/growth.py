@@ -48,14 +48,14 @@ def contradicting(folder, count=3):
     dots = _ranked(folder)
     ranks = [stats.rankdata(values) for values in list(zip(*dots, strict=True))[2:]]
     order = np.argsort(-abs(ranks[0] - ranks[1]), kind="stable")
-    return [dots[i] for i in order[:count]]
+    return [dots[i] for i in order[:count] if ranks[0][i] != ranks[1][i]]
 
 
 def contradicting_sentence(folder):
     """Which repairs train otherwise than the number says, in a sentence."""
     wrong = contradicting(folder)
     told = [f"{repair} at {depth} layers ({times:.2g} times, {error:.1f} %)" for repair, depth, times, error in wrong]
-    return f"It is most wrong about {'; '.join(told)}."
+    return f"It is most wrong about {'; '.join(told)}." if told else ""
 
 
 def correlation(folder):

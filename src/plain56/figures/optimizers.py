@@ -1,6 +1,7 @@
 """Is degradation an optimization problem? Training error against learning rate, a curve for each optimizer."""
 
 from plain56 import runs
+from plain56.errors import UserError
 from plain56.figures.repairs import CHANCE, RESIDUAL, error_of
 from plain56.figures.style import canvas, name_lines, palette, save, styled
 
@@ -17,13 +18,19 @@ def _optimizer(repair):
 
 
 def read(folder):
-    """Training errors in percent, `{(residual, depth): {optimizer: {rate: error}}}`, from the folder's grid.csv."""
+    """Training errors in percent, `{(residual, depth): {optimizer: {rate: error}}}`, from the folder's grid.csv.
+
+    Of the depths at which it has SGD for plain and for residual networks; raises UserError if there are none.
+    """
     found = {}
     for row in runs.read_table(folder, "grid"):
         if (kind := _optimizer(row["repair"])) and int(row["depth"]) in DEPTHS:
             curves = found.setdefault((kind[0], int(row["depth"])), {})
             curves.setdefault(kind[1], {})[float(row["rate"])] = error_of(row)
-    return found
+    complete = [depth for depth in DEPTHS if all("SGD" in found.get((residual, depth), {}) for residual in (False, True))]
+    if not complete:
+        raise UserError(f"{folder}/grid.csv must have plain and residual networks of {' or '.join(map(str, DEPTHS))} layers.")
+    return {kind: curves for kind, curves in found.items() if kind[1] in complete}
 
 
 def closed(folder, depth):

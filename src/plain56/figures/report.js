@@ -113,14 +113,23 @@ function layout(changes) {
   const axis = { gridcolor: rule, zeroline: false, tickfont: { color: quiet }, separatethousands: true };
   return {
     paper_bgcolor: page, plot_bgcolor: page, font: { color: ink, size: 14, family: getComputedStyle(document.body).fontFamily },
-    margin: { l: 60, r: 120, t: 10, b: 50 }, showlegend: false, hoverlabel: { bgcolor: page, bordercolor: rule, font: { size: 13 } },
+    margin: { l: 60, r: 20, t: 10, b: 50 }, showlegend: false, hoverlabel: { bgcolor: page, bordercolor: rule, font: { size: 13 } },
     ...changes, xaxis: { ...axis, showgrid: false, ...changes.xaxis }, yaxis: { ...axis, ...changes.yaxis },
   };
+}
+
+// The room that names at the ends of lines need, or 0 if they would take more than two fifths of the plot.
+function roomFor(plot, ends) {
+  const context = document.createElement("canvas").getContext("2d");
+  context.font = "14px " + getComputedStyle(document.body).fontFamily;
+  const widest = Math.max(0, ...ends.map(end => context.measureText(end.name).width));
+  return widest < 0.4 * plot.clientWidth ? widest : 0;
 }
 
 // Writes the groups' names at the right ends of their lines, pushed apart, if there is room for all.
 function nameLines(plot, ends) {
   const axis = plot._fullLayout.yaxis, distance = 17;
+  if (!roomFor(plot, ends)) return Plotly.relayout(plot, { annotations: [] });
   const inside = ends.map(end => ({ ...end, pixel: axis.d2p(end.y) })).filter(end => end.pixel >= -1 && end.pixel <= axis._length + 1);
   inside.sort((a, b) => a.pixel - b.pixel);
   const room = inside.length * distance <= axis._length + distance;
@@ -148,7 +157,9 @@ function ticks(last) {
 function draw(id, traces, changes, ends) {
   const plot = byId(id), hover = traces.filter(trace => trace.hoverinfo !== "skip").length;
   plot.ends = ends;
-  Plotly.react(plot, traces, layout({ hovermode: hover <= 24 ? "x unified" : "closest", ...changes }), OPTIONS);
+  const made = layout({ hovermode: hover <= 24 ? "x unified" : "closest", ...changes });
+  made.margin.r += roomFor(plot, ends);
+  Plotly.react(plot, traces, made, OPTIONS);
   nameLines(plot, ends);
   if (plot.watched) return;
   plot.watched = true;
@@ -191,11 +202,11 @@ function points(run, split, axis, metric) {
 // The lines of a group: its seeds if it is open, else their mean, over the steps that all of them have, and what lies between them.
 function lines(group, split, axis, metric, weight) {
   const seeds = group.members.map(run => [run, points(run, split, axis, metric)]).filter(([, found]) => found.size);
-  if (group.open || seeds.length < 2) return seeds.map(([run, found]) => {
+  const steps = seeds.length ? [...seeds[0][1].keys()].filter(step => seeds.every(([, found]) => found.has(step))) : [];
+  if (group.open || seeds.length < 2 || !steps.length) return seeds.map(([run, found]) => {
     const [x, y] = [0, 1].map(i => [...found.values()].map(point => point[i]));
     return { name: group.members.length > 1 ? group.name + ", seed " + run.row.seed : group.name, x, y: smoothed(y, weight) };
   });
-  const steps = [...seeds[0][1].keys()].filter(step => seeds.every(([, found]) => found.has(step)));
   const curves = seeds.map(([, found]) => smoothed(steps.map(step => found.get(step)[1]), weight));
   const across = combine => steps.map((_, i) => combine(curves.map(curve => curve[i])));
   const x = steps.map(step => mean(seeds.map(([, found]) => found.get(step)[0])));
@@ -205,7 +216,8 @@ function lines(group, split, axis, metric, weight) {
 function drawCurves() {
   const [metric, axis, weight] = [byId("metric").value, byId("axis").value, Number(byId("smooth").value)];
   const chosen = [...byId("splits").querySelectorAll("input:checked")].map(box => box.value);
-  const traces = [], ends = [];
+  const traces = [], ends = [], logarithmic = byId("log").checked;
+  const drawable = values => logarithmic ? values.map(value => value > 0 ? value : null) : values;
   for (const group of data.groups.filter(group => group.shown)) {
     const color = colorOf(group);
     let end = null;
@@ -213,13 +225,13 @@ function drawCurves() {
       if (!x.length) continue;
       if (low) {
         const edge = { x, mode: "lines", line: { width: 0 }, hoverinfo: "skip" };
-        traces.push({ ...edge, y: low }, { ...edge, y: high, fill: "tonexty", fillcolor: color + "26" });
+        traces.push({ ...edge, y: drawable(low) }, { ...edge, y: drawable(high), fill: "tonexty", fillcolor: color + "26" });
       }
       traces.push({
-        x, y, name: name + ", " + SPLITS[split][0], mode: x.length > 1 ? "lines" : "markers", marker: { color },
+        x, y: drawable(y), name: name + ", " + SPLITS[split][0], mode: x.length > 1 ? "lines" : "markers", marker: { color },
         line: { color, dash: group.dash, width: SPLITS[split][1] }, hovertemplate: "%{fullData.name} %{y:.4~g}<extra></extra>",
       });
-      end = { name: group.name, y: y.at(-1), color };
+      if (!logarithmic || y.at(-1) > 0) end = { name: group.name, y: y.at(-1), color };
     }
     if (end) ends.push(end);
   }
@@ -227,7 +239,9 @@ function drawCurves() {
   const tickText = at.map(value => Number(value.toPrecision(4)).toLocaleString("en"));
   draw("curves", traces, {
     xaxis: { title: { text: axis }, range: [0, last * 1.005 || 1], tickmode: "array", tickvals: at, ticktext: tickText },
-    yaxis: { title: { text: METRICS[metric] }, type: byId("log").checked ? "log" : "linear", rangemode: "tozero" },
+    yaxis: { title: { text: METRICS[metric] }, type: logarithmic ? "log" : "linear", rangemode: "tozero",
+      ...(logarithmic ? { dtick: "D2" } : {}) },
+    uirevision: [metric, axis, logarithmic].join(),  // what was zoomed stays so until another quantity is shown
   }, ends);
 }
 
@@ -270,8 +284,8 @@ function saved(address, name) {
   element("a", { href: address, download: name }).click();
 }
 
-async function savePicture(image, name, form) {
-  if (form === "svg" && image.currentSrc.startsWith("data:image/svg")) return saved(image.currentSrc, name + ".svg");
+function savePicture(image, name, form) {
+  if (image.currentSrc.startsWith("data:image/" + form)) return saved(image.currentSrc, name + "." + form);
   const canvas = element("canvas", { width: 2 * image.naturalWidth, height: 2 * image.naturalHeight });
   canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
   saved(canvas.toDataURL("image/png"), name + ".png");
@@ -280,13 +294,13 @@ async function savePicture(image, name, form) {
 function savers(name, forms, save) {
   return element("div", { className: "save" }, ...forms.map(form => {
     const button = element("button", { type: "button", textContent: "Save " + form.toUpperCase(), onclick: () => save(form) });
-    button.setAttribute("aria-label", "Save " + name + " as " + form.toUpperCase());
+    button.setAttribute("aria-label", "Save " + form.toUpperCase() + ": " + name);
     return button;
   }));
 }
 for (const image of document.querySelectorAll("figure img")) {
-  const forms = image.src.startsWith("data:image/svg") ? ["svg", "png"] : ["png"];
-  image.closest("figure").append(savers(image.alt, forms, form => savePicture(image, image.alt.toLowerCase().replaceAll(" ", "_"), form)));
+  const forms = image.src.startsWith("data:image/svg") ? ["svg", "png"] : ["png"], name = image.closest("figure").querySelector("h2").textContent;
+  image.closest("figure").append(savers(name, forms, form => savePicture(image, name.toLowerCase().replaceAll(" ", "_"), form)));
 }
 for (const id of ["curves", "flow-plot"]) byId(id).after(savers(byId(id).getAttribute("aria-label"), ["svg", "png"], form =>
   Plotly.downloadImage(byId(id), { format: form, filename: id, width: byId(id).clientWidth, height: byId(id).clientHeight,
@@ -303,6 +317,27 @@ if (differing.length) byId("differences").replaceChildren(
   element("tbody", {}, ...data.runs.map(run => element("tr", {}, element("td", { className: "text", textContent: run.name }),
     ...differing.map(key => element("td", { className: "text", textContent: key in run.config ? JSON.stringify(run.config[key]) : "–" }))))));
 byId("common").textContent = written(data.common);
+
+// A page of runs that still train is read again, and then looks as before.
+const CONTROLS = ["metric", "axis", "smooth"], BOXES = ["log", "reload"], KEY = "plain56 " + location.pathname;
+const kept = data.reload ? JSON.parse(sessionStorage.getItem(KEY)) : null;
+if (kept) {
+  for (const id of CONTROLS) byId(id).value = kept[id];
+  for (const id of BOXES) byId(id).checked = kept[id];
+  for (const group of data.groups) Object.assign(group, kept.groups[group.name]);
+  sorting = kept.sorting;
+}
+if (data.reload) {
+  byId("watched").hidden = false;
+  setInterval(() => {
+    if (!byId("reload").checked) return;
+    const state = { sorting, groups: Object.fromEntries(data.groups.map(({ name, shown, open }) => [name, { shown, open }])) };
+    for (const id of CONTROLS) state[id] = byId(id).value;
+    for (const id of BOXES) state[id] = byId(id).checked;
+    sessionStorage.setItem(KEY, JSON.stringify(state));
+    location.reload();
+  }, 1000 * data.reload);
+}
 
 drawTable();
 drawPlots();

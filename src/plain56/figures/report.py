@@ -30,6 +30,7 @@ def write(workdir, rows, reload_seconds=None):
     by_name = {row["run"]: row for row in rows}  # another launch may have added runs since
     members = [(run, by_name[run.run.path.name]) for run in runs.read_any(workdir) if run.run.path.name in by_name]
     described = [_describe(run, row) for run, row in members]
+    facts = list(_facts([run for run, _ in members], described))
     title, verdict = _claim(rows)
     steps = list(dict.fromkeys(tuple(curve["step"]) for run in described for curve in run["curves"].values()))
     for run in described:
@@ -38,14 +39,14 @@ def write(workdir, rows, reload_seconds=None):
     common, configs = _shared([run["config"] for run in described])
     for run, config in zip(described, configs, strict=True):
         run["config"] = config
-    data = {"groups": _groups(described), "runs": described, "steps": steps, "common": common}
+    data = {"groups": _groups(described), "runs": described, "steps": steps, "common": common, "reload": reload_seconds}
     page = string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         name=html.escape(workdir.resolve().name),
-        reload=f'<meta http-equiv="refresh" content="{reload_seconds}">' if reload_seconds else "",
+        above=f'<p class="quiet">{html.escape(workdir.resolve().name)}</p>' if title else "",
         title=html.escape(title or workdir.resolve().name),
         verdict=f'<p class="verdict">{html.escape(verdict)}</p>' if verdict else "",
-        facts="".join(f"<div><dt>{name}</dt><dd>{html.escape(fact)}</dd></div>" for name, fact in _facts(members, rows) if fact),
-        figures="".join(_figures(workdir)),
+        facts="".join(f"<div><dt>{name}</dt><dd>{html.escape(fact)}</dd></div>" for name, fact in facts if fact),
+        figures="".join(_figures(workdir, verdict)),
         # In a script, "<" may begin its end, or a comment that hides the end.
         data=json.dumps(runs.finite(data), separators=(",", ":")).replace("<", "\\u003c"),
         library=_library(),
@@ -68,29 +69,28 @@ def _claim(rows):
     return "", ""
 
 
-def _facts(members, rows):
+def _facts(members, described):
     """`(name, text)` of what the head of the page says."""
-    environments, configs = [], []
-    for planned, _ in members:
-        _, config, _ = planned.last_view()
-        configs.append(config)
+    environments, rows = [], [run["row"] for run in described]
+    for planned in members:
         try:
             environments.append(planned.run.environment())
         except UserError:  # the table says that the run is damaged
             continue
-    starts = sorted(str(environment.get("started", ""))[:10] for environment in environments)
+    configs = [run["config"] for run in described if run["row"]["state"] != "damaged"]
+    starts = sorted(str(environment.get("started") or "")[:10] for environment in environments)
     states = [row["state"] for row in rows]
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     seconds = sum(row["seconds"] or 0 for row in rows)
     yield "runs", f"all {len(rows)} {states[0]}" if len(rows) > 1 and len(set(states)) == 1 else counted
     yield "data", _distinct(config.get("data.name") for config in configs)
     yield "networks", _distinct(row["model"] for row in rows)
-    yield "seeds", _distinct(str(row["seed"]) for row in rows)
+    yield "seeds", _distinct(row["seed"] for row in rows)
     yield "steps", _distinct(f"{config['train.steps']:,}" for config in configs if runs.is_count(config.get("train.steps")))
     yield "date", _distinct([starts[0], starts[-1]] if starts else [], " to ")
     yield "devices", _distinct(_device(environment) for environment in environments)
     yield "hours", f"{seconds / 3600:.2f}" if seconds else ""
-    yield "commit", _distinct(str(environment.get("commit", ""))[:10] for environment in environments)
+    yield "commit", _distinct(str(environment.get("commit") or "")[:10] for environment in environments)
 
 
 def _device(environment):
@@ -103,7 +103,7 @@ def _device(environment):
 
 def _distinct(values, separator=", "):
     """The different values as a text, of which the first are shown."""
-    values = [value for value in dict.fromkeys(values) if value]
+    values = list(dict.fromkeys(str(value) for value in values if value not in (None, "")))
     return separator.join(values[:8]) + (f" and {len(values) - 8} more" if len(values) > 8 else "")
 
 
@@ -121,13 +121,14 @@ def _describe(planned, row):
             curve["step"].append(record["step"])
             if record["step"] and record.get("epoch") is not None:
                 epochs = record["epoch"] / record["step"]
-            for key in ("seconds", "loss"):
-                curve[key].append(_short(record.get(key)))
+            curve["loss"].append(_short(record.get("loss")))
+            curve["seconds"].append(round(record["seconds"], 1 if record["seconds"] < 1000 else None))
             for key in ("top1", "top5"):
                 error = record.get(f"{key}_error")
                 curve[key].append(None if error is None else round(100 * error, 2))
     state = "damaged" if status.state == "damaged" else row["state"]  # in a part of its log that the summary does not read
-    row = row | {"step": row["steps"], "state": state, "reason": status.reason}
+    # What has not begun has no parameters, steps and seconds.
+    row = row | {"state": state, "reason": status.reason} | {key: row[key] or None for key in ("parameters", "steps", "seconds")}
     curves = {"curves": curves, "epochs_per_step": epochs}
     return {"name": row["run"], "row": row, **curves, "blocks": blocks, "gradients": gradients, "config": config}
 
@@ -155,34 +156,46 @@ def _groups(described):
     """
     rows = [run["row"] for run in described]
     keys = runs.group_keys(rows)
-    groups = runs.grouped(range(len(rows)), lambda i: (rows[i]["model"], *(rows[i][key] for key in keys)))
-    by_depth = not keys and all(runs.family(row) in ("plain", "residual") for row in rows)
-    depths = [row["depth"] for row in rows] if by_depth else []
+    # The depth of a user's own network is not in its name, and the name of a damaged run may not be known.
+    groups = runs.grouped(
+        range(len(rows)), lambda i: (rows[i]["model"] or rows[i]["run"], rows[i]["depth"], *(rows[i][key] for key in keys))
+    )
+    known = [row for row in rows if row["model"]]
+    by_depth = not keys and all(runs.family(row) in ("plain", "residual") for row in known)
+    depths = [row["depth"] for row in known] if by_depth else []
     shown = []
     for number, members in enumerate(groups.values()):
         row, dash = rows[members[0]], DASHES[0]
-        if by_depth:
+        if by_depth and row["model"]:
             colors = {page: depth_colors(depths, row["residual"], palette)[row["depth"]] for page, palette in PALETTES.items()}
         else:
             cycle, place = divmod(number, len(PALETTES["light"].categories))
             colors, dash = {page: palette.categories[place] for page, palette in PALETTES.items()}, DASHES[cycle % len(DASHES)]
-        name = ", ".join([row["model"], *([runs.label(row, keys)] if keys else [])]) if row["model"] else row["run"]
-        shown.append({"name": name, "dash": dash, "runs": members, **colors})
+        shown.append({"name": _name(row, keys), "dash": dash, "runs": members, **colors})
     return shown
 
 
-def _figures(workdir):
-    """The figures in a directory, each for light and dark pages: that of the claim first."""
+def _name(row, keys):
+    """The name of a group, by a row of one of its runs."""
+    if not row["model"]:
+        return row["run"]
+    own = runs.family(row) == row["model"]
+    return ", ".join([row["model"], *([f"{row['depth']} layers"] if own else []), *([runs.label(row, keys)] if keys else [])])
+
+
+def _figures(workdir, verdict):
+    """The figures in a directory, each for light and dark pages: that of the claim, whose verdict describes it, first."""
     names = {path.stem for suffix in FORMS for path in workdir.glob(f"*{suffix}") if not path.stem.endswith(".dark")}
     for name in sorted(names, key=lambda name: (name != "degradation", name)):
         light, dark = (_encoded(workdir / form) for form in (name, f"{name}.dark"))
         if not light:
             continue
         title = html.escape(name.replace("_", " ").capitalize())
+        description = html.escape(verdict) if verdict and name == "degradation" else title
         source = f'<source srcset="{dark}" media="(prefers-color-scheme: dark)">' if dark else ""
         yield (
             f'<figure><h2>{title}</h2><div class="wide" tabindex="0" role="region" aria-label="{title}"><picture>{source}'
-            f'<img alt="{title}" src="{light}"></picture></div></figure>'
+            f'<img alt="{description}" src="{light}"></picture></div></figure>'
         )
 
 

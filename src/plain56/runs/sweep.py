@@ -97,7 +97,10 @@ def read_any(folder):
     config = flatten(run.config())
     if not config:
         raise UserError(f"{folder} is neither a sweep nor a run directory: it has no sweep.json and no config.json.")
-    return [SweepRun(run, {key: config.get(key) for key in ("model.name", "seed")}, {})]
+    overrides = {key: config.get(key) for key in ("model.name", "seed")}
+    if not (type(overrides["model.name"]) is str and type(overrides["seed"]) is int):
+        raise UserError(f"{run.path / 'config.json'} is damaged: it must have the name of a network and a seed.")
+    return [SweepRun(run, overrides, {})]
 
 
 def _sweep_run(folder, name, element):
