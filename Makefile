@@ -27,7 +27,7 @@ degradation: setup
 
 # Which repairs make plain networks of 56 layers trainable, with the kept learning rates.
 atlas: setup
-	$(PYTHON) -m experiments.repairs $(ARGS)
+	$(PYTHON) -m experiments.repairs --workers=2 $(ARGS)
 
 test: setup
 	$(PYTEST) $(ARGS)

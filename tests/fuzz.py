@@ -189,6 +189,7 @@ def run_modes(folder):
         ["sweep", f"--workdir={sweep}", "--status"],
         ["sweep", f"--workdir={sweep}", "--dry_run"],
         ["report", f"--workdir={sweep}"],
+        ["report", f"--workdir={run}"],
         ["sweep", f"--workdir={sweep}"],
         ["evaluate", f"--workdir={run}"],
         ["export", f"--workdir={run}", f"--weights={folder / 'out.safetensors'}"],

@@ -49,9 +49,11 @@ def closed(folder, depth):
 def draw(folder):
     """Draws optimizers.png and .svg from the folder's grid.csv, and returns the PNG's path."""
     found = read(folder)
-    note = "Training error after the grid's runs. A rate: a multiple of the optimizer's own (SGD 1, LARS 30, Adam and Muon 0.1)."
+    note = "Training error against learning rate. A rate is a multiple of the optimizer's own (SGD 1, LARS 30, Adam and Muon 0.1)."
     depths = sorted({depth for _, depth in found})
-    figure = canvas(9, 1 + 2.7 * len(depths), "Training error against learning rate", note)
+    share, best = closed(folder, depths[0])
+    title = f"At {depths[0]} layers, {best} closes {100 * share:.0f} % of the gap between plain and residual networks"
+    figure = canvas(9, 1 + 2.7 * len(depths), title, note)
     axes = figure.subplots(len(depths), 2, sharex=True, sharey=True, squeeze=False)
     colors = dict(zip(OPTIMIZERS.values(), palette().categories, strict=False))
     for (residual, depth), curves in found.items():

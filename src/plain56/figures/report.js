@@ -13,9 +13,11 @@ const spread = values => Math.sqrt(values.reduce((sum, value) => sum + (value - 
 const COMPLETE = ["finished", "stopped"];
 const isComplete = run => COMPLETE.includes(run.row.state);
 
+const MOST_SHOWN = 24;  // at first: more lines cannot be told apart, and are slow to draw
+let drawn = 0;
 for (const group of data.groups) {
   group.members = group.runs.map(i => data.runs[i]);
-  group.shown = group.members.some(run => Object.keys(run.curves).length);
+  group.shown = group.members.some(run => Object.keys(run.curves).length) && drawn++ < MOST_SHOWN;
   group.open = group.members.length > 1 && !group.members.every(isComplete);
 }
 
