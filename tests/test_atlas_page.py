@@ -47,6 +47,9 @@ def test_statements_follow_from_the_tables():
     assert (
         f"ends at {means[repairs.NOTHING]:.1f} % without any" in PAGE and f"at {means[repairs.RESIDUAL]:.1f} % with skip" in PAGE
     )
+    optimizers_alone = [means[repair] for repair in growth.SAME_NETWORK]
+    assert f"({min(optimizers_alone):.0f} to {max(optimizers_alone):.0f} % are left)" in PAGE and min(optimizers_alone) > 18
+    assert max(means[f"{repairs.RESIDUAL}, {repair}"] for repair in growth.SAME_NETWORK) < 1
     value, low, high, dots = growth.correlation(KEPT)
     assert f"is {value:.2f} (95 % interval {low:.2f} to {high:.2f}), over {dots} repairs and depths" in PAGE
     for repair, depth, times, error in growth.contradicting(KEPT):

@@ -14,10 +14,7 @@ from plain56.figures.style import DASHED, canvas, name_mark, palette, save, styl
 # Repairs that leave the initial network as it is: their errors differ where the number cannot.
 SAME_NETWORK = ("gradient clipped at 1", "Adam", "LARS", "Muon")
 SAMPLES = 2_000  # of the bootstrap
-NOTE = (
-    "A dot for each repair and depth. Gray: only the optimizer differs, not the initial network. "
-    "Dashed: mean-field theory of plain networks with ReLUs and batch norm."
-)
+NOTE = "A dot for each repair and depth. Gray: only the optimizer differs. Dashed: theory of ReLUs with batch norm."
 
 
 def read(folder):

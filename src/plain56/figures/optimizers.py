@@ -49,7 +49,9 @@ def closed(folder, depth):
 def draw(folder):
     """Draws optimizers.png and .svg from the folder's grid.csv, and returns the PNG's path."""
     found = read(folder)
-    note = "Training error against learning rate. A rate is a multiple of the optimizer's own (SGD 1, LARS 30, Adam and Muon 0.1)."
+    note = (
+        "Training error against learning rate. A rate is a multiple of the optimizer's own (SGD 1, LARS 30, Adam and Muon 0.1)."
+    )
     depths = sorted({depth for _, depth in found})
     share, best = closed(folder, depths[0])
     title = f"At {depths[0]} layers, {best} closes {100 * share:.0f} % of the gap between plain and residual networks"
