@@ -1,6 +1,7 @@
 """The experiments that make the papers' tables: their sweeps are sound, and their numbers those of the runs."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -20,12 +21,17 @@ def result_of(function, flags, capsys):
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+def without_names(drawing):
+    """An SVG without the names of its parts: matplotlib makes them from all bits of their places, which processors round otherwise."""
+    return re.sub(r"\b[a-zA-Z][0-9a-f]{10}\b", "", drawing)
+
+
 def test_figures_of_the_results_are_those_of_their_tables(tmp_path, capsys):
     shutil.copytree(redraw.RESULTS, tmp_path / "results", ignore=shutil.ignore_patterns("*.png", "*.svg", "*.pdf"))
     assert result_of(redraw.redraw, [f"--workdir={tmp_path}"], capsys)["redrawn"]
     for shown in redraw.RESULTS.rglob("*.svg"):
         drawn = tmp_path / "results" / shown.relative_to(redraw.RESULTS)
-        assert drawn.read_text() == shown.read_text(), shown
+        assert without_names(drawn.read_text()) == without_names(shown.read_text()), shown
         assert drawn.with_suffix(".png").exists() and shown.with_suffix(".png").exists()
 
 

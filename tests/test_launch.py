@@ -72,7 +72,7 @@ MISTAKES = [
     (["train", DIGITS, WIDE, "--workdir=W"], "widths may not decrease"),
     (["train", DIGITS, "--workdir=configs"], "configs exists and is not a run directory"),
     (["evaluate", "--workdir=W"], "is not a run directory"),
-    (["report", "--workdir=W"], "is not a sweep directory"),
+    (["report", "--workdir=W"], "is neither a sweep nor a run directory"),
     (["sweep", DIGITS, "--workdir=W"], "configs/digits.py is not a sweep"),
     (["sweep", SWEEP, "--config.seed=1", "--workdir=W"], "--config.seed is chosen by the sweep itself"),
     (["sweep", SWEEP, "--config.sweep.seeds=(0.5,)", "--workdir=W"], "do not fit the config"),
@@ -388,5 +388,5 @@ def test_lack_of_memory_is_told_in_a_sentence(finished_run, monkeypatch, capsys)
 
     monkeypatch.setattr(training.evaluate, "prepare", too_large)
     assert launch.main(["evaluate", f"--workdir={finished_run}"]) == 2
-    reason = "not enough memory (RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes); a device with more of it"
+    reason = "not enough memory (RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes); use a device with more memory"
     assert f"error: There is {reason}" in capsys.readouterr().err
