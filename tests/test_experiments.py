@@ -22,7 +22,7 @@ def result_of(function, flags, capsys):
 
 
 def without_names(drawing):
-    """An SVG without the names of its parts: matplotlib makes them from all bits of their places, which processors round otherwise."""
+    """An SVG without the names of its parts, which matplotlib makes of all bits of their places: processors round otherwise."""
     return re.sub(r"\b[a-zA-Z][0-9a-f]{10}\b", "", drawing)
 
 
