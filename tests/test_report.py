@@ -22,10 +22,10 @@ def record(step, split, error, **more):
     return {"step": step, "epoch": step / 5, "split": split, **values, **more}
 
 
-def write_run(folder, name, state, records=(), reason=""):
+def write_run(folder, name, state, records=(), reason="", config=None):
     run = runs.Run(folder / name)
     run.path.mkdir()
-    run.write_config({"model": {"name": name.partition("-")[0]}, "seed": 0, "train": {"steps": 20}})
+    run.write_config(config or {"model": {"name": name.partition("-")[0]}, "seed": 0, "train": {"steps": 20}})
     run.write_status(runs.Status(state, 20, reason, 1000, 2.0))
     (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in records))
 
@@ -147,14 +147,10 @@ def test_networks_of_ones_own_are_told_apart_by_depth(tmp_path, capsys):
     }
     runs.write_sweep(tmp_path, elements)
     for name, element in elements.items():
-        run = runs.Run(tmp_path / name)
-        run.path.mkdir()
         own = element["overrides"]
-        run.write_config(
-            {"model": {"name": own["model.name"], "options": {"depth": own["model.options.depth"]}}, "seed": own["seed"]}
-        )
-        run.write_status(runs.Status("finished", 20, "", 1000, 2.0))
-        (run.path / "metrics.jsonl").write_text(json.dumps(record(20, "train", own["model.options.depth"] / 100)) + "\n")
+        model = {"name": own["model.name"], "options": {"depth": own["model.options.depth"]}}
+        curve = [record(20, "train", own["model.options.depth"] / 100)]
+        write_run(tmp_path, name, "finished", curve, config={"model": model, "seed": own["seed"]})
     groups = data_of(written(tmp_path, capsys))["groups"]
     assert [(group["name"], group["runs"]) for group in groups] == [
         ("my_ideas:halved, 20 layers", [0, 1]),

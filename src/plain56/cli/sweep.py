@@ -163,23 +163,23 @@ def _told_apart(rows):
 def report(options, arguments):
     """Writes the report of a run, or the figure, the table and the report of a sweep, from its directory."""
     refuse_config(options, "only the run directories")
-    rows, figure, path = _write_report(options, WATCH_SECONDS if options.watch else None)
+    rows, figure, path = _write_report(options, options.watch)
     if options.watch and _may_change(rows):
         print(f"{path} is written again every {WATCH_SECONDS} seconds as long as runs train.", file=sys.stderr)
     idle = 0  # how often nothing had changed
     while options.watch and _may_change(rows) and idle < WATCHED_IDLE:
         time.sleep(WATCH_SECONDS)
-        before, (rows, figure, path) = rows, _write_report(options, WATCH_SECONDS)
+        before, (rows, figure, path) = rows, _write_report(options, watched=True)
         idle = 0 if rows != before or any(row["state"] == "running" for row in rows) else idle + 1
-    if options.watch:
-        rows, figure, path = _write_report(options)
+    if idle == WATCHED_IDLE:  # the page says that it is read again
+        rows, figure, path = _write_report(options, watched=False)
     _print_summary(rows)
     print_paths("figure", figure)
     print_paths("report", path)
     print_result({"figure": figure, "report": str(path), "runs": rows})
 
 
-def _write_report(options, reload_seconds=None):
+def _write_report(options, watched):
     """Writes what `report` is about: the rows of the summary, the path of the figure or None, and the path of the page."""
     from plain56.figures import report as page
     from plain56.summary import of_run, summarize
@@ -189,7 +189,7 @@ def _write_report(options, reload_seconds=None):
         rows, figure = summarize(workdir), draw_degradation(workdir)
     else:
         rows = of_run(workdir)
-    return rows, figure, page.write(workdir, rows, reload_seconds)
+    return rows, figure, page.write(workdir, rows, WATCH_SECONDS if watched and _may_change(rows) else None)
 
 
 def _may_change(rows):

@@ -98,9 +98,13 @@ def read_any(folder):
     if not config:
         raise UserError(f"{folder} is neither a sweep nor a run directory: it has no sweep.json and no config.json.")
     overrides = {key: config.get(key) for key in ("model.name", "seed")}
-    if not (type(overrides["model.name"]) is str and type(overrides["seed"]) is int):
+    if not _names_a_run(overrides):
         raise UserError(f"{run.path / 'config.json'} is damaged: it must have the name of a network and a seed.")
     return [SweepRun(run, overrides, {})]
+
+
+def _names_a_run(overrides):
+    return type(overrides.get("model.name")) is str and type(overrides.get("seed")) is int
 
 
 def _sweep_run(folder, name, element):
@@ -111,7 +115,7 @@ def _sweep_run(folder, name, element):
     parts = element if isinstance(element, dict) else {}
     overrides, config = parts.get("overrides"), parts.get("config")
     sound = parts.keys() == {"overrides", "config"} and isinstance(overrides, dict) and isinstance(config, dict)
-    if not (sound and type(overrides.get("model.name")) is str and type(overrides.get("seed")) is int):
+    if not (sound and _names_a_run(overrides)):
         return SweepRun(run, {}, {}, damaged)
     try:
         return SweepRun(run, overrides, upgraded(config, folder / "sweep.json"))
