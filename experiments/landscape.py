@@ -1,9 +1,10 @@
 """The loss around trained networks, along random directions with filters of the network's own length (Li et al. 2018).
 
-Reads only the run directories of a sweep. Takes the shallowest and the deepest plain and residual networks, on the training split
-without augmentation, along one direction, and the deepest also over the plane of two:
+Reads only the run directories of a sweep. Takes the shallowest and the deepest plain and residual networks, or those in files of
+weights, on the training split without augmentation, along one direction, and the deepest also over the plane of two:
 
     python -m plain56.experiments.landscape [--workdir=runs/degradation]
+    python -m plain56.experiments.landscape --weights=FILE,FILE --config=configs/cifar10.py --workdir=runs/landscape
 """
 
 import numpy as np
@@ -42,22 +43,20 @@ def look_around(options, arguments):
 
     from plain56 import machine
     from plain56.analysis.landscape import losses_around, random_direction
+    from plain56.analysis.trained import networks_of
     from plain56.data import load_resident
-    from plain56.training import load_run
 
-    cli.refuse_config(options, "only the run directories")
     machine.set_up()
-    found = summary.shallowest_and_deepest(options.workdir)
-    deepest = max(row["depth"] for _, row in found)
+    found = networks_of(options, summary.shallowest_and_deepest)
+    deepest = max(row["depth"] for row, _ in found)
     line, axis = (np.linspace(-REACH, REACH, points) for points in (LINE_POINTS, SIDE_POINTS))
     rows = []
     with cli.progress() as show:
-        for number, (run, row) in enumerate(found):
+        for number, (row, load) in enumerate(found):
             show(row["run"], number / len(found))
-            trained = load_run(run.path)
-            kind, params = {key: row[key] for key in ("run", "residual", "depth")}, trained.state.params
-            places = [(x, 0.0) for x in line]
-            if kind["depth"] == deepest:
+            trained = load()
+            params, places = trained.state.params, [(x, 0.0) for x in line]
+            if row["depth"] == deepest:
                 places += [(x, y) for x in axis for y in axis]
             directions = [random_direction(params, key) for key in jax.random.split(jax.random.key(0))]
             loss = loss_of(trained, load_resident(trained.config.data).train)
@@ -69,7 +68,7 @@ def look_around(options, arguments):
             losses, errors = jax.device_get(measure(params))
             for (x, y), value, error in zip(places, losses, errors, strict=True):
                 place = {"x": f"{x:.4g}", "y": f"{y:.4g}"}
-                rows.append({**kind, **place, "loss": f"{value:.5g}", "top1_error": f"{error:.5g}"})
+                rows.append({**row, **place, "loss": f"{value:.5g}", "top1_error": f"{error:.5g}"})
     runs.write_table(options.workdir, "landscape", rows)
     drawn = figure.draw(options.workdir)
     cli.print_paths("figure", drawn)

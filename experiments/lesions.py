@@ -1,8 +1,10 @@
 """Lesions of trained networks: one block or several are left out, or two change places (Veit et al. 2016, Fig. 3 to 5).
 
-Reads only the run directories of a sweep. Tests its shallowest and deepest plain and residual networks on the test split:
+Reads only the run directories of a sweep. Tests its shallowest and deepest plain and residual networks, or those in files of
+weights, on the test split:
 
     python -m plain56.experiments.lesions [--workdir=runs/degradation]
+    python -m plain56.experiments.lesions --weights=FILE,FILE --config=configs/cifar10.py --workdir=runs/lesions
 """
 
 import functools
@@ -61,16 +63,15 @@ def damage(options, arguments):
     """Measures all lesions, writes lesions.csv, and draws the figure."""
     from plain56 import machine
     from plain56.analysis import lesions
+    from plain56.analysis.trained import networks_of
     from plain56.data import load_resident
-    from plain56.training import load_run
 
-    cli.refuse_config(options, "only the run directories")
     machine.set_up()
     rows = []
     with cli.progress() as show:
-        found = summary.shallowest_and_deepest(options.workdir)
-        for part, (run, row) in enumerate(found):
-            trained = load_run(run.path)
+        found = networks_of(options, summary.shallowest_and_deepest)
+        for part, (row, load) in enumerate(found):
+            trained = load()
             measure = evaluator(trained, load_resident(trained.config.data).test)
             work = lesions_of(trained)
             for i, (kind, blocks, make) in enumerate(work):
@@ -78,8 +79,7 @@ def damage(options, arguments):
                 names = " ".join(f"{stage}.{number}" for stage, number in blocks)
                 # Counted through all stages, from 1.
                 position = lesions.blocks(trained.model).index(blocks[0]) + 1 if blocks else 0
-                line = {key: row[key] for key in ("run", "residual", "depth")}
-                line |= {"lesion": kind, "blocks": names, "position": position}
+                line = row | {"lesion": kind, "blocks": names, "position": position}
                 rows.append(line | {"loss": f"{loss:.5g}", "top1_error": f"{error:.5g}"})
                 show(row["run"], (part + (i + 1) / len(work)) / len(found))
     runs.write_table(options.workdir, "lesions", rows)

@@ -1,8 +1,10 @@
 """Layer responses: standard deviations of the 3×3 layers' outputs after batch norm (He et al. 2015, Fig. 7).
 
-Reads only the run directories of a sweep. Measures every depth, plain and residual, over the training split without augmentation:
+Reads only the run directories of a sweep. Measures every depth, plain and residual, over the training split without augmentation,
+or the networks in files of weights:
 
     python -m plain56.experiments.responses [--workdir=runs/degradation]
+    python -m plain56.experiments.responses --weights=FILE,FILE --config=configs/cifar10.py --workdir=runs/responses
 """
 
 from plain56 import cli, runs, summary
@@ -15,21 +17,20 @@ def measure(options, arguments):
     """Measures all networks, writes responses.csv, and draws the figure."""
     from plain56 import machine, training
     from plain56.analysis.responses import layer_responses
+    from plain56.analysis.trained import networks_of
 
-    cli.refuse_config(options, "only the run directories")
     machine.set_up()
     rows = []
     with cli.progress() as show:
-        found = summary.finished_runs(options.workdir)
-        for number, (run, row) in enumerate(found):
-            show(run.path.name, number / len(found))
-            trained = training.load_run(run.path)
+        found = networks_of(options, summary.finished_runs)
+        for number, (row, load) in enumerate(found):
+            show(row["run"], number / len(found))
+            trained = load()
             program = training.prepare(trained.config)
             params, batch_stats = trained.state.params, trained.state.batch_stats
             moments = program.measure_moments(params, batch_stats, program.dataset.train)
             responses = layer_responses(trained.model, params, batch_stats, moments, trained.image_shape)
-            kind = {"run": row["run"], "residual": row["residual"], "depth": row["depth"]}
-            rows += [{**kind, "layer": layer, "response": f"{value:.5g}"} for layer, value in responses.items()]
+            rows += [{**row, "layer": layer, "response": f"{value:.5g}"} for layer, value in responses.items()]
     runs.write_table(options.workdir, "responses", rows)
     cli.print_table("standard deviation of the layers' responses", figure.table(options.workdir))
     drawn = figure.draw(options.workdir)

@@ -14,7 +14,7 @@ from configs import digits
 from experiments import landscape as landscape_experiment
 from experiments import lesions as lesions_experiment
 from experiments import responses as responses_experiment
-from plain56 import cli, runs, sweeps
+from plain56 import cli, pretrained, runs, sweeps
 from plain56.analysis import landscape, lesions
 from plain56.analysis.responses import layer_responses
 from plain56.data import Split
@@ -206,13 +206,17 @@ def sweep(tmp_path_factory):
     return workdir
 
 
+EXPERIMENTS = {
+    "lesions": (lesions_experiment, lesions_experiment.damage, "loss"),
+    "responses": (responses_experiment, responses_experiment.measure, "response"),
+    "landscape": (landscape_experiment, landscape_experiment.look_around, "loss"),
+}
+
+
 @pytest.mark.slow
-def test_experiments_on_a_sweep(sweep, capsys):
-    for experiment, function, name in (
-        (lesions_experiment, lesions_experiment.damage, "lesions"),
-        (responses_experiment, responses_experiment.measure, "responses"),
-        (landscape_experiment, landscape_experiment.look_around, "landscape"),
-    ):
+def test_experiments_on_a_sweep_and_on_files_of_its_weights(sweep, tmp_path, capsys):
+    """They say of a run's weights in a file what they say of the run, and of those in float16 nearly that."""
+    for name, (experiment, function, _) in EXPERIMENTS.items():
         assert experiment.WORKDIR == "runs/degradation"
         assert cli.run(function, [f"--workdir={sweep}"]) == 0
         result = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -223,3 +227,17 @@ def test_experiments_on_a_sweep(sweep, capsys):
     centers = {float(row["loss"]) for row in runs.read_table(sweep, "landscape") if row["x"] == row["y"] == "0"}
     assert len(centers) == 4
     assert cli.run(lesions_experiment.damage, [f"--workdir={sweep / 'nothing'}"]) == 2
+
+    for name, dtype in (("resnet14", "float32"), ("plain14", "float16")):
+        pretrained.save_pretrained(tmp_path / f"{name}.safetensors", sweep / f"{name}-seed0", dtype=dtype)
+    flags = [f"--weights={tmp_path}/resnet14.safetensors,{tmp_path}/plain14.safetensors", f"--workdir={tmp_path}"]
+    for table, (_, function, value) in EXPERIMENTS.items():
+        assert cli.run(function, [*flags, "--config=configs/digits.py"]) == 0
+        found = {}
+        for row in runs.read_table(sweep, table) + runs.read_table(tmp_path, table):
+            found.setdefault(row["run"], []).append(float(row[value]))
+        assert found["resnet14"] == pytest.approx(found["resnet14-seed0"], rel=1e-4), table
+        assert found["plain14"] == pytest.approx(found["plain14-seed0"], rel=0.05), table
+    capsys.readouterr()
+    assert cli.run(lesions_experiment.damage, flags) == 2
+    assert "--weights needs --config, whose data the networks are shown" in capsys.readouterr().err

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 FAMILIES = ("plain", "resnet")
 
 
-def made_up_sweep(folder, errors):
+def made_up_sweep(folder, errors, data="digits"):
     """Run directories as training leaves them: `{(family, depth): final training errors by seed}`."""
     elements = {
         f"{family}{depth}-seed{seed}": {"overrides": {"model.name": f"{family}{depth}", "seed": seed}, "config": {}}
@@ -30,7 +30,7 @@ def made_up_sweep(folder, errors):
     for (family, depth), values in errors.items():
         for seed, error in enumerate(values):
             with runs.hold(folder / f"{family}{depth}-seed{seed}") as run, run.open_log(0) as append:
-                run.write_config({"seed": seed})
+                run.write_config({"seed": seed, "data": {"name": data}})
                 for step in (10, 20):
                     for split in ("train", "test"):
                         errors = {"loss": 1.0, "top1_error": error if step == 20 else 0.9}
@@ -132,6 +132,38 @@ def test_claim_is_judged_only_at_its_own_depths(tmp_path):
     assert claim.judge(made_up_sweep(tmp_path / "part", errors)) == (None, expected)
     held, sentence = claim.judge(made_up_sweep(tmp_path / "others", others))
     assert held is None and sentence.endswith("lacks plain20, plain56, resnet20, resnet56.")
+
+
+PLAIN = {20: [0.20], 56: [0.40], 110: [0.88], 152: [0.89]}
+RESIDUAL = {20: [0.15, 0.17], 56: [0.17], 110: [0.165], 152: [0.155]}
+
+
+@pytest.mark.parametrize(
+    ("plain", "residual", "held"),
+    [
+        ({}, {}, True),
+        ({152: [0.87]}, {}, False),  # below 110 layers
+        ({56: [0.41, 0.39]}, {56: [0.179]}, True),  # above 20 layers by 1.9 points, where two seeds are two apart
+        ({}, {56: [0.181]}, False),  # by 2.1
+        ({}, {20: [0.15], 56: [0.151], 152: [0.14]}, False),  # one seed of each: no spread
+        ({}, {110: [0.155], 152: [0.161]}, False),  # within the spread, but above 20 layers
+    ],
+)
+def test_claim_rule_of_cifar10(tmp_path, plain, residual, held):
+    errors = {("plain", depth): seeds for depth, seeds in (PLAIN | plain).items()}
+    errors |= {("resnet", depth): seeds for depth, seeds in (RESIDUAL | residual).items()}
+    result, sentence = claim.judge(made_up_sweep(tmp_path, errors, "cifar10"))
+    assert result == held
+    assert "at 20, 56, 110, 152 layers the training error is 20.00, 4" in sentence
+
+
+def test_claim_about_cifar10_needs_both_families_at_several_depths(tmp_path):
+    errors = {("plain", 20): [0.2], ("resnet", 20): [0.1]}
+    about = "The claim was not judged: it is about plain and residual networks of several depths, and the sweep "
+    assert claim.judge(made_up_sweep(tmp_path / "one", errors, "cifar10")) == (None, f"{about}has one depth.")
+    errors |= {("plain", 56): [0.3]}
+    assert claim.judge(made_up_sweep(tmp_path / "part", errors, "cifar10")) == (None, f"{about}lacks resnet56.")
+    assert claim.judge(made_up_sweep(tmp_path / "both", errors | {("resnet", 56): [0.09]}, "cifar10"))[0]
 
 
 @pytest.mark.parametrize(

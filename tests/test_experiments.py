@@ -3,6 +3,10 @@
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,9 @@ import launch
 from configs.sweeps import degradation, landmarks, vgg
 from experiments import costs, googlenet_table1, redraw, resnet_table2, resnet_table6, vgg_table3
 from plain56 import cli, runs, sweeps
+from plain56.cluster import INTERRUPTED
+from plain56.pretrained import evaluate_weights
+from tests.killed import one_device
 
 ROOT = Path(__file__).parent.parent
 SWEEP = "configs/sweeps/degradation.py"
@@ -79,7 +86,7 @@ def test_savings_need_no_sweep(tmp_path, capsys):
 
 def test_sweep_in_the_imagenet_form():
     elements = sweeps.expand(degradation.get_config("imagenet"), degradation.sweep)
-    assert [element.name for element in elements] == ["plain18-seed0", "plain34-seed0", "resnet18-seed0", "resnet34-seed0"]
+    assert [element.name for element in elements] == ["plain18-seed0", "resnet18-seed0", "plain34-seed0", "resnet34-seed0"]
     config = degradation.get_config("imagenet")
     config.sweep.depths = (152,)
     deepest = sweeps.expand(config, degradation.sweep)[-1].config
@@ -99,6 +106,42 @@ def test_the_papers_errors_stand_beside_the_papers_recipe(tmp_path, capsys, step
     published = steps == 64_000
     assert (tmp_path / "published.csv").exists() == published
     assert ("Open diamonds: the paper's test errors" in (tmp_path / "degradation.svg").read_text()) == published
+
+
+@pytest.mark.slow
+def test_cifar10_degradation_is_ended_and_goes_on(tmp_path):
+    """As on a GPU that is lent for some time, with another data set and few steps."""
+    flags = [f"--config={SWEEP}", f"--workdir={tmp_path}", "--config.sweep.depths=(8,)"]
+    flags += ["--config.train.steps=200", "--config.train.gradients_every=100", "--config.model.widths=(4,4,4)"]
+    flags += ["--config.train.checkpoint_every=20"]
+    command = [sys.executable, "-m", "experiments.cifar10_degradation", *flags]
+    process = subprocess.Popen(command, cwd=ROOT, env=one_device(), stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 300
+    while not (tmp_path / "resnet8-seed0" / "checkpoints" / "40").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=300) == INTERRUPTED
+    states = {row["run"]: (row["state"], row["steps"]) for row in runs.read_summary(tmp_path)}
+    assert states["plain8-seed0"] == ("finished", 200) and states["resnet8-seed0"][0] == "preempted"
+    assert [path.name for path in (tmp_path / "weights").iterdir()] == ["plain8.safetensors"]
+    kept = (tmp_path / "weights" / "plain8.safetensors").read_bytes()
+    assert {row["run"] for row in runs.read_table(tmp_path, "gradients")} == {"plain8-seed0", "resnet8-seed0"}
+
+    assert subprocess.run(command, cwd=ROOT, env=one_device(), stdout=subprocess.DEVNULL).returncode == 0
+    rows = runs.read_summary(tmp_path)
+    assert [(row["run"], row["state"]) for row in rows] == [("plain8-seed0", "finished"), ("resnet8-seed0", "finished")]
+    first = next(record["step"] for record in runs.Run(tmp_path / "resnet8-seed0").metrics() if record["split"] == "train")
+    assert first == 20, "it went on, and did not begin anew"
+    files = {path.stem: path for path in (tmp_path / "weights").iterdir()}
+    assert files.keys() == {"plain8", "resnet8"} and files["plain8"].read_bytes() == kept
+    config = degradation.get_config()
+    config.model.name, config.model.widths = "resnet8", (4, 4, 4)
+    error = evaluate_weights(config, files["resnet8"])["top1_error"]
+    assert error == pytest.approx(rows[1]["test_error"], abs=0.01)
+    blocks = {row["block"] for row in runs.read_table(tmp_path, "gradients") if row["run"] == "resnet8-seed0"}
+    assert len(blocks) == 4  # the stem and three blocks
+    for name in ("curves.csv", "degradation.png"):
+        assert (tmp_path / name).exists()
 
 
 @pytest.mark.slow

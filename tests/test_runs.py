@@ -170,11 +170,15 @@ def test_damaged_file_is_named(tmp_path):
 def test_summary_in_both_forms(tmp_path):
     shared = {"state": "finished", "residual": False, "seconds": 1.5}
     rows = [
-        {"run": "a", "model": "plain20", "test_error": 0.25} | shared,
-        {"run": "b", "model": "plain8", "test_error": None} | shared,
+        {"run": "a", "data": "digits", "model": "plain20", "test_error": 0.25} | shared,
+        {"run": "b", "data": None, "model": "plain8", "test_error": None} | shared,
     ]
     assert runs.write_summary(tmp_path, lambda: rows) == rows == runs.read_summary(tmp_path)
-    table = ["run,model,test_error,state,residual,seconds", "a,plain20,0.25,finished,False,1.5", "b,plain8,,finished,False,1.5"]
+    table = [
+        "run,data,model,test_error,state,residual,seconds",
+        "a,digits,plain20,0.25,finished,False,1.5",
+        "b,,plain8,,finished,False,1.5",
+    ]
     assert (tmp_path / "summary.csv").read_text().splitlines() == table
     assert json.loads((tmp_path / "summary.json").read_text()) == rows
 
@@ -324,7 +328,7 @@ def test_the_last_writer_of_a_summary_has_seen_what_the_others_have(tmp_path):
         def rows():
             seen = sorted(path.name for path in folder.glob("run*"))
             time.sleep(0.5 if mine == "run0" else 0)
-            return [{"run": " ".join(seen), "model": "", "state": "", "residual": False, "seconds": 0.0}]
+            return [{"run": " ".join(seen), "data": None, "model": "", "state": "", "residual": False, "seconds": 0.0}]
         runs.write_summary(folder, rows)"""
     writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), f"run{i}"]) for i in range(3)]
     assert [writer.wait() for writer in writers] == [0, 0, 0]

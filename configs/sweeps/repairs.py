@@ -2,6 +2,7 @@
 
 python -m plain56.experiments.repairs
 plain56 sweep --config=configs/sweeps/repairs.py:full --workdir=runs/repairs_grid
+plain56 sweep --config=configs/sweeps/repairs.py:cifar10 --workdir=runs/repairs_cifar10
 
 The experiment runs this sweep twice: the grid, from which it chooses each repair's learning rate at each depth, by the loss of
 200 validation digits with a seed that no result has; and then the results, with the chosen rates, on all training digits.
@@ -12,7 +13,7 @@ import re
 
 from ml_collections import ConfigDict
 
-from plain56.configs import base, digits
+from plain56.configs import base, cifar10, digits
 
 PLAIN, RESIDUAL = "plain", "resnet"
 NO_NORM = {"model.normalization": "none"}
@@ -48,17 +49,40 @@ FACTORS = {"adam": 0.1, "muon": 0.1, "lars": 30.0}
 CHOOSING_SEED = 100
 
 
-FORMS = {"small": {"depths": (56,), "seeds": (0,)}, "full": {"depths": (20, 56, 110), "seeds": (0, 1, 2)}}
+# The best of plain networks of 56 layers on digits, with nothing and skip connections beside them.
+BEST = (
+    "nothing",
+    "leaky ReLU, slope 0.5",
+    "leaky ReLU, slope 0.8",
+    "Dirac initializer",
+    "DiracNet kernels",
+    "tanh, delta-orthogonal, no norm",
+    "LARS",
+    "skip connections",
+)
+FORMS = {
+    "small": {"depths": (56,), "seeds": (0,)},
+    "full": {"depths": (20, 56, 110), "seeds": (0, 1, 2)},
+    "cifar10": {"depths": (56,), "seeds": (0,)},
+}
 
 
 def get_config(form="small"):
-    """`form`: "small", 56 layers with one seed, or "full", three depths with three seeds."""
+    """`form`: "small", 56 layers with one seed; "full", three depths with three seeds; or "cifar10", the best of the small form
+    for 2,000 steps of CIFAR-10, with the learning rates of digits."""
     if form not in FORMS:
         raise ValueError(f"The form must be one of {', '.join(FORMS)}, not {form!r}.")
     config = digits.get_config("plain56")
+    if form == "cifar10":
+        schedule = config.optimizer.schedule
+        config = cifar10.get_config("plain56")
+        config.train.steps = 2_000
+        config.train.log_every = config.train.steps_per_call = 50
+        config.optimizer.schedule = schedule
+        config.optimizer.schedule.warmup_steps = config.train.steps // 10  # as on digits
     config.train.evaluate_every = config.train.checkpoint_every = config.train.steps
     config.sweep = ConfigDict(FORMS[form])  # seeds are of the results
-    config.sweep.repairs = tuple(REPAIRS)
+    config.sweep.repairs = BEST if form == "cifar10" else tuple(REPAIRS)
     config.sweep.rates = RATES
     config.sweep.choose = form == "full"  # the rates; otherwise the experiment takes those of the kept table
     config.sweep.runs = ()  # (repair, depth, rate, seed) of each run; (): the grid

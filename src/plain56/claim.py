@@ -1,35 +1,74 @@
-"""The claim of this project, judged by a rule that was stated before any run: does depth hurt plain networks, and only them?"""
+"""The claim of this project, judged by rules that were stated before any run: does depth hurt plain networks, and only them?"""
+
+import itertools
 
 from plain56 import runs
 
 SHALLOW, DEEP = 20, 56
 PLAIN_RISE_AT_LEAST, RESIDUAL_RISE_AT_MOST = 0.20, 0.02
+CIFAR10 = "cifar10"
 RULE = """The rule, on final training errors averaged over seeds: from 20 to 56 layers, the error of plain networks rises by at
 least 20 percentage points, that of residual ones by at most 2. The paper (He et al. 2015, Fig. 1 and 6) makes no such claim about
-other depths, so a sweep without these two is drawn and not judged. Where a sweep overrides other keys, too, each group of runs
-with the same overrides is judged by itself.
+other depths, so a sweep without these two is drawn and not judged.
+
+On CIFAR-10, where plain networks converge when they are trained for long, the rule is about all depths of a sweep: the error of
+plain networks rises from each depth to the next; that of residual ones rises nowhere by more than the spread of seeds, which is
+the widest range among residual networks of one depth; and the deepest residual network has no greater error than the shallowest.
+
+Where a sweep overrides other keys, too, each group of runs with the same overrides is judged by itself.
 """
 
 
 def judge_group(rows):
     """Judges the rows of a sweep's summary by `RULE`: `(held, sentence)`, where None as `held` means not judged."""
-    claimed = [f"{family}{depth}" for family in ("plain", "resnet") for depth in (SHALLOW, DEEP)]
-    errors = {name: [row["train_error"] for row in rows if row["model"] == name] for name in claimed}
-    missing = [name for name in claimed if not errors[name]]
-    if missing:
-        about = f"it is about {SHALLOW} and {DEEP} layers"
-        return None, f"The claim was not judged: {about}, and the sweep lacks {', '.join(missing)}."
-    concerned = [row for row in rows if row["model"] in claimed]
+    plain, residual = (_by_depth(rows, family) for family in ("plain", "residual"))
+    if any(row["data"] == CIFAR10 for row in rows):
+        depths, rule, about = sorted({*plain, *residual}), _judge_depths, "plain and residual networks of several depths"
+    else:
+        depths, rule, about = [SHALLOW, DEEP], _judge_rise, f"{SHALLOW} and {DEEP} layers"
+    wanted = {f"plain{depth}": plain.get(depth) for depth in depths} | {f"resnet{depth}": residual.get(depth) for depth in depths}
+    missing = [name for name, members in wanted.items() if not members]
+    if missing or len(depths) < 2:
+        lacks = f"the sweep lacks {', '.join(missing)}" if missing else "the sweep has one depth"
+        return None, f"The claim was not judged: it is about {about}, and {lacks}."
+    concerned = [row for members in wanted.values() for row in members]
     unfinished = [f"{row['model']} with seed {row['seed']} is {row['state']}" for row in concerned if row["state"] != "finished"]
     if unfinished:
         return None, f"The claim was not judged: {', '.join(unfinished)}."
-    means = {name: sum(errors[name]) / len(errors[name]) for name in claimed}
-    plain, residual = (means[f"{family}{DEEP}"] - means[f"{family}{SHALLOW}"] for family in ("plain", "resnet"))
+    return rule(depths, *([[row["train_error"] for row in family[depth]] for depth in depths] for family in (plain, residual)))
+
+
+def _by_depth(rows, family):
+    """The rows of a family, `{depth: rows}`."""
+    return runs.grouped([row for row in rows if runs.family(row) == family], lambda row: row["depth"])
+
+
+def _mean(values):
+    return sum(values) / len(values)
+
+
+def _judge_rise(depths, plain, residual):
+    """The rule from one depth to another; `plain` and `residual` are the errors of each depth's seeds."""
+    plain, residual = (_mean(deep) - _mean(shallow) for shallow, deep in (plain, residual))
     held = plain >= PLAIN_RISE_AT_LEAST and residual <= RESIDUAL_RISE_AT_MOST
     return held, (
-        f"The claim {'held' if held else 'did not hold'}: from {SHALLOW} to {DEEP} layers the training error changed by "
+        f"The claim {'held' if held else 'did not hold'}: from {depths[0]} to {depths[1]} layers the training error changed by "
         f"{100 * plain:+.1f} points in plain networks (claimed: at least {100 * PLAIN_RISE_AT_LEAST:+.0f}) and by "
         f"{100 * residual:+.1f} points in residual networks (claimed: at most {100 * RESIDUAL_RISE_AT_MOST:+.0f})."
+    )
+
+
+def _judge_depths(depths, plain, residual):
+    """The rule of CIFAR-10; arguments as of `_judge_rise`."""
+    spread = max(max(errors) - min(errors) for errors in residual)
+    plain, residual = ([_mean(errors) for errors in family] for family in (plain, residual))
+    of_plain, of_residual = ([deeper - before for before, deeper in itertools.pairwise(family)] for family in (plain, residual))
+    held = min(of_plain) > 0 and max(of_residual) <= spread and residual[-1] <= residual[0]
+    shown = [", ".join(f"{100 * error:.2f}" for error in family) for family in (plain, residual)]
+    return held, (
+        f"The claim {'held' if held else 'did not hold'}: at {', '.join(map(str, depths))} layers the training error is "
+        f"{shown[0]} % in plain networks (claimed: each above the one before) and {shown[1]} % in residual networks (claimed: "
+        f"none above the one before by more than the spread of seeds, {100 * spread:.2f}, and the last not above the first)."
     )
 
 

@@ -190,9 +190,9 @@ class Layout(NamedTuple):
         """Divides a batch among the devices, inside a compiled function that sees whole batches."""
         return jax.lax.with_sharding_constraint(batch, self.shared)
 
-    def compile(self, function, **options):
+    def compile(self, function, runs_once=False, **options):
         """`jax.jit` of a function that sees whole batches; every device holds its results in full."""
-        return jax.jit(function, out_shardings=self.whole, compiler_options=machine.compiler_options(), **options)
+        return jax.jit(function, out_shardings=self.whole, compiler_options=machine.compiler_options(runs_once), **options)
 
     def compile_update(self, function, batch_is_shared):
         """Compiles `function(state, totals, batch, *others)`, which donates `state`; every device holds its results in full.

@@ -14,13 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from plain56 import machine, runs
-from plain56.config import check
+from plain56.config import build_model, check
+from plain56.configs.base import get_config
 from plain56.data import image_shape, load_dataset, normalize, read_picture
 from plain56.errors import UserError
 from plain56.models import create_model
 from plain56.ops.native import portable
 from plain56.training import evaluate_variables
 from plain56.training.initial_weights import model_options, read, take_options
+from plain56.training.state import TrainState
+from plain56.training.stored import Trained
 from plain56.weights import formats
 from plain56.weights.variables import count_classes, foreign, is_of_keras, is_small, to_variables
 
@@ -210,6 +213,34 @@ def evaluate_weights(config, source, *, protocol=None, sides=(), exact_statistic
     tensors, about = read(source, config.model.name)
     if about and about.model != config.model.name:
         raise UserError(f"{source} holds {about.model}, and the config asks for {config.model.name}.")
+    config, variables, shape = _for_data(config, source, tensors, about)
+    choices = {"protocol": protocol, "sides": sides, "exact_statistics": exact_statistics, "on_progress": on_progress}
+    result = evaluate_variables(config, variables, shape, lambda data: None, **choices)
+    if not math.isfinite(result["loss"]):
+        raise UserError(f"{source} gives a loss that is not finite on the test split; its weights are of no use.")
+    return result
+
+
+def load_for(config, source):
+    """As `training.load_run`, of the network in a file of weights, with the data of a config, whose network is not used.
+
+    Raises UserError as `load_pretrained` does, if the file does not say which network it holds, or if it does not fit the data.
+    """
+    tensors, about = read(source)
+    if about is None:
+        raise UserError(f"{source} does not say which network it holds; export it from a run.")
+    config = copy.deepcopy(config)
+    config.model = get_config().model
+    config.model.name = about.model
+    check(config)
+    config, variables, shape = _for_data(config, source, tensors, about)
+    state = TrainState(jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], None)
+    return Trained(config, build_model(config, count_classes(about.model, variables)), state, shape)
+
+
+def _for_data(config, source, tensors, about):
+    """Weights for the network and data set of a config: the config with the options that they need, the variables, and the shape
+    of the images."""
     config = copy.deepcopy(config)
     needed = about or foreign(config.model.name, model_options(config), is_of_keras(tensors))
     take_options(config, needed, source)
@@ -230,8 +261,4 @@ def evaluate_weights(config, source, *, protocol=None, sides=(), exact_statistic
     if classes != len(dataset.class_names):
         expected = f"the data set {config.data.name!r} has {len(dataset.class_names)}"
         raise UserError(f"{source} is for {classes} classes, and {expected}.")
-    choices = {"protocol": protocol, "sides": sides, "exact_statistics": exact_statistics, "on_progress": on_progress}
-    result = evaluate_variables(config, variables, shape, lambda data: None, **choices)
-    if not math.isfinite(result["loss"]):
-        raise UserError(f"{source} gives a loss that is not finite on the test split; its weights are of no use.")
-    return result
+    return config, variables, shape

@@ -76,7 +76,7 @@ FLAGS = {
         "num_processes": (_number(1), "how many such processes there are"),
         "process_id": (_number(0), "the number of this process, from 0 on"),
     },
-    ("evaluate", "finetune", "export", "predict"): {
+    ("evaluate", "finetune", "export", "predict", EXPERIMENT): {
         "weights": (_text, "the file, run directory or Hugging Face repository to read weights from; export: the file to write"),
     },
     ("export",): {

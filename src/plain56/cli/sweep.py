@@ -155,8 +155,8 @@ def _told_apart(rows):
     keys = runs.config_columns(rows[0])
     named = all(row["model"] for row in rows)  # that of a damaged run may not be known
     apart = named and len({(row["model"], row["seed"], *(row[key] for key in keys)) for row in rows}) == len(rows)
-    # A network's name, or an option of a user's own one, says its depth.
-    hidden = {"depth", "residual", "run" if apart else "model"}
+    # A network's name, or an option of a user's own one, says its depth. Where runs differ in their data, the key is a column.
+    hidden = {"data", "depth", "residual", "run" if apart else "model"}
     return [{key: row[key] for key in row if key not in hidden} for row in rows]
 
 

@@ -89,9 +89,9 @@ class Program:
     def parameter_count(self):
         return sum(leaf.size for leaf in jax.tree.leaves(self.parameters))
 
-    @_compiled
+    @functools.cached_property
     def _draw(self):
-        return initial_state(self.config, self.model, self.image_shape, self._plan)
+        return self.layout.compile(lambda: initial_state(self.config, self.model, self.image_shape, self._plan), runs_once=True)
 
     def try_optimizer(self):
         """An update by zeros, which only shows whether a user's own optimizer takes the network's parameters."""

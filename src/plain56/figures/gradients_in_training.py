@@ -1,0 +1,51 @@
+"""The norm of the gradient at every block, from the first step of training to the last."""
+
+import numpy as np
+
+from plain56 import runs
+from plain56.figures.palette import depth_colors
+from plain56.figures.style import FAMILIES, canvas, kind_of, name_mark, palette, save, styled, with_thousands
+
+MOST_LINES = 6  # of a network, evenly spaced in training
+
+
+@styled
+def draw(folder):
+    """Draws gradients.png and .svg from the folder's gradients.csv and summary.csv, and returns the path of the PNG.
+
+    A column of panels for each depth, plain above and residual below. A line is the norm at the stem and at every block at one
+    step; the earliest is the faintest. Norms that are zero or not finite are left out.
+    """
+    kinds = {row["run"]: kind_of(row) for row in runs.read_table(folder, "summary")}
+    networks = runs.grouped(runs.read_table(folder, "gradients"), lambda row: kinds[row["run"]])
+    depths = sorted({depth for _, depth in networks})
+    title = "The gradient on its way back, while networks learn"
+    about = "Norm of one batch's gradient at the output of each block, from step 0 (faint) to the last step (strong)."
+    figure = canvas(max(7.2, 1 + 2 * len(depths)), 5.6, title, about)
+    axes = figure.subplots(2, len(depths), sharex="col", sharey=True, squeeze=False)
+    for (residual, depth), rows in networks.items():
+        axis, color = axes[int(residual), depths.index(depth)], depth_colors(depths, int(residual), palette())[depth]
+        by_step = runs.grouped(rows, lambda row: int(row["step"]))
+        steps = _spaced(sorted(by_step))
+        for number, step in enumerate(steps):
+            norms = [float(row["norm"] or 0) for row in by_step[step]]
+            places = [(block, norm) for block, norm in enumerate(norms) if norm > 0]
+            strength = 1 - 0.8 * (len(steps) - 1 - number) / len(steps)
+            axis.plot(*np.array(places).reshape(-1, 2).T, color=color, linewidth=1.6, alpha=strength)
+            if number in (0, len(steps) - 1) and places:
+                name_mark(axis, f"{step:,}", places[0], color, (0, 9 if number == 0 else -10))
+        axis.set(yscale="log", title=f"{FAMILIES[residual].capitalize()}, {depth} layers")
+        with_thousands(axis.xaxis)
+    for axis in axes[-1]:
+        axis.set_xlabel("block")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("norm of the gradient")
+    axes[0, 0].margins(y=0.12)
+    return save(figure, folder, "gradients")
+
+
+def _spaced(steps):
+    """At most `MOST_LINES` of the steps, evenly spaced, with the first and the last."""
+    if len(steps) <= MOST_LINES:
+        return steps
+    return [steps[round(i * (len(steps) - 1) / (MOST_LINES - 1))] for i in range(MOST_LINES)]
