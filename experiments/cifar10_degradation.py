@@ -8,9 +8,9 @@ CIFAR-10 must have been prepared for TFDS. In few steps on two cores, or with th
         --config.train.log_every=500 --config.train.steps_per_call=500 --workers=4 --workdir=runs/cifar10
 
 Networks are trained by seed, and then in the order of the depths, so that it may be ended at any time, for example by
-`timeout 50m`: the same command goes on from the last checkpoints. At the end, also when it is ended, it writes to the directory
-what is to be kept: summary.csv, curves.csv and gradients.csv, the figure of `resnet_table6`, and as weights/NAME.safetensors, in
-float16, the finished networks of the first seed.
+`timeout 50m`: the same command goes on from the last checkpoints. When it ends or is interrupted, it writes the results to the
+directory: summary.csv, curves.csv, with `train.gradients_every` gradients.csv, the figure of `resnet_table6`, and in float16 the
+finished networks of the first seed, as weights/RUN.safetensors.
 """
 
 from pathlib import Path
@@ -25,28 +25,38 @@ def keep_weights(workdir, rows):
     """Exports the finished networks of the first seed, except those that have been, and returns the files."""
     from plain56.pretrained import save_pretrained
 
-    finished = [row for row in rows if row["state"] == "finished" and row["seed"] == min(row["seed"] for row in rows)]
-    files = {row["run"]: Path(workdir) / "weights" / f"{row['model']}.safetensors" for row in finished}
-    for run, file in files.items():
+    first = min((row["seed"] for row in rows if row["seed"] is not None), default=None)
+    finished = [row["run"] for row in rows if (row["state"], row["seed"]) == ("finished", first)]
+    files = [Path(workdir) / "weights" / f"{run}.safetensors" for run in finished]
+    for run, file in zip(finished, files, strict=True):
         if not file.exists():
             save_pretrained(file, Path(workdir) / run, dtype="float16")
-    return list(files.values())
+    return files
+
+
+def keep(workdir):
+    """Writes and prints what is kept of a sweep that has logged something, and returns the path of the figure, or None."""
+    rows = summary.summarize(workdir)
+    if all(row["train_error"] is None for row in rows):
+        return None
+    gradients_in_training.write(workdir)
+    _, figure = resnet_table6.draw(workdir)
+    cli.print_paths("weights", *keep_weights(workdir, rows))
+    return figure
 
 
 def reproduce(options, arguments):
-    """Runs the sweep, keeps its results, and judges the claim; the exit status is 1 if it did not hold, or a run has failed."""
-    workdir = options.workdir
+    """Runs the sweep, keeps its results and judges the claim.
+
+    Returns the exit status: 1 if the claim did not hold, or a run has neither finished nor been stopped by `train.stop_after`.
+    """
     try:
-        cli.run_sweep(options)
-    finally:  # also what an interrupted sweep has made
-        rows = summary.summarize(workdir) if runs.is_sweep(workdir) else []
-        if any(row["steps"] for row in rows):
-            weights = keep_weights(workdir, rows)
-            gradients_in_training.write(workdir)
-            options.config = None
-            resnet_table6.tabulate(options, arguments)
-            cli.print_paths("weights", *weights)
-    status = cli.print_claim(*claim.judge(rows), None)
+        rows = cli.run_sweep(options)
+    except KeyboardInterrupt:
+        if runs.is_sweep(options.workdir):
+            keep(options.workdir)
+        raise
+    status = cli.print_claim(*claim.judge(rows), keep(options.workdir))
     return status if all(row["state"] in runs.COMPLETE for row in rows) else cli.FAILED
 
 

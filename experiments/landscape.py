@@ -43,11 +43,10 @@ def look_around(options, arguments):
 
     from plain56 import machine
     from plain56.analysis.landscape import losses_around, random_direction
-    from plain56.analysis.trained import networks_of
     from plain56.data import load_resident
 
     machine.set_up()
-    found = networks_of(options, summary.shallowest_and_deepest)
+    found = cli.networks_of(options, summary.shallowest_and_deepest)
     deepest = max(row["depth"] for row, _ in found)
     line, axis = (np.linspace(-REACH, REACH, points) for points in (LINE_POINTS, SIDE_POINTS))
     rows = []
@@ -76,4 +75,4 @@ def look_around(options, arguments):
 
 
 if __name__ == "__main__":
-    cli.run_experiment(look_around, {"workdir": WORKDIR}, __doc__)
+    cli.run_experiment(look_around, {"workdir": WORKDIR}, __doc__, cli.WEIGHTS_EXPERIMENT)

@@ -63,13 +63,12 @@ def damage(options, arguments):
     """Measures all lesions, writes lesions.csv, and draws the figure."""
     from plain56 import machine
     from plain56.analysis import lesions
-    from plain56.analysis.trained import networks_of
     from plain56.data import load_resident
 
     machine.set_up()
     rows = []
     with cli.progress() as show:
-        found = networks_of(options, summary.shallowest_and_deepest)
+        found = cli.networks_of(options, summary.shallowest_and_deepest)
         for part, (row, load) in enumerate(found):
             trained = load()
             measure = evaluator(trained, load_resident(trained.config.data).test)
@@ -90,4 +89,4 @@ def damage(options, arguments):
 
 
 if __name__ == "__main__":
-    cli.run_experiment(damage, {"workdir": WORKDIR}, __doc__)
+    cli.run_experiment(damage, {"workdir": WORKDIR}, __doc__, cli.WEIGHTS_EXPERIMENT)

@@ -9,6 +9,11 @@ The full form first chooses the rates, for 20, 56 and 110 layers, and then train
 for a repair whose best rate is at its end. A run that is in the tables grid.csv and runs.csv of the directory is not made again.
 
     python -m plain56.experiments.repairs --config=configs/sweeps/repairs.py:full --workdir=runs/atlas_full --workers=2
+
+The best repairs of plain networks of 56 layers on CIFAR-10, which must have been prepared for TFDS, at the same learning rates:
+
+    TFDS_DATA_DIR=FOLDER python -m plain56.experiments.repairs --config=configs/sweeps/repairs.py:cifar10 \\
+        --workdir=runs/atlas_cifar10
 """
 
 import math
@@ -69,9 +74,18 @@ def rows_of(workdir, wanted):
     return rows
 
 
+def _refuse_other_data(sweep, data):
+    """Raises UserError if a sweep's directory is about another data set: its runs have the same names."""
+    planned = runs.read_sweep(sweep) if runs.is_sweep(sweep) else []
+    other = {run.config["data"]["name"] for run in planned if run.config} - {data}
+    if other:
+        raise UserError(f"{sweep.parent} has the runs of {other.pop()}, and those of {data} need a --workdir of their own.")
+
+
 def results(options, name, wanted):
     """The rows of NAME.csv in the directory, as text, after the wanted runs that it lacks were made."""
     folder = Path(options.workdir)
+    _refuse_other_data(folder / name, options.config.data.name)
     there = runs.read_table(folder, name) if (folder / f"{name}.csv").exists() else []
     known = {key_of(row) for row in there}
     missing = [key for key in wanted if key not in known]

@@ -58,19 +58,27 @@ def _write_published(workdir):
         runs.write_table(workdir, "published", rows)
 
 
+def draw(workdir):
+    """Writes the tables of a sweep, prints its errors and draws its figure, or does so from kept tables: `(lines, figure)`.
+
+    Raises UserError if no plain or residual network has been logged.
+    """
+    if runs.is_sweep(workdir):
+        summarize(workdir)
+        degradation.write_curves(workdir)
+        _write_published(workdir)
+    rows = [row for row, _ in degradation.read(workdir) if runs.family(row) in ("plain", "residual")]
+    if not rows:
+        raise UserError(f"{workdir} has no plain or residual network that has been logged.")
+    table = lines(rows)
+    cli.print_table("error (%), at the last step", table)
+    return table, cli.draw_degradation(workdir)
+
+
 def tabulate(options, arguments):
     """Prints the table, and draws the figure."""
     cli.refuse_config(options, "only the run directories")
-    if runs.is_sweep(options.workdir):
-        summarize(options.workdir)
-        degradation.write_curves(options.workdir)
-        _write_published(options.workdir)
-    rows = [row for row, _ in degradation.read(options.workdir) if runs.family(row) in ("plain", "residual")]
-    if not rows:
-        raise UserError(f"{options.workdir} has no plain or residual network that has been logged.")
-    table = lines(rows)
-    cli.print_table("error (%), at the last step", table)
-    figure = cli.draw_degradation(options.workdir)
+    table, figure = draw(options.workdir)
     cli.print_paths("figure", figure)
     cli.print_result({"table": table, "figure": figure})
 

@@ -17,12 +17,11 @@ def measure(options, arguments):
     """Measures all networks, writes responses.csv, and draws the figure."""
     from plain56 import machine, training
     from plain56.analysis.responses import layer_responses
-    from plain56.analysis.trained import networks_of
 
     machine.set_up()
     rows = []
     with cli.progress() as show:
-        found = networks_of(options, summary.finished_runs)
+        found = cli.networks_of(options, summary.finished_runs)
         for number, (row, load) in enumerate(found):
             show(row["run"], number / len(found))
             trained = load()
@@ -39,4 +38,4 @@ def measure(options, arguments):
 
 
 if __name__ == "__main__":
-    cli.run_experiment(measure, {"workdir": WORKDIR}, __doc__)
+    cli.run_experiment(measure, {"workdir": WORKDIR}, __doc__, cli.WEIGHTS_EXPERIMENT)

@@ -232,12 +232,19 @@ def test_experiments_on_a_sweep_and_on_files_of_its_weights(sweep, tmp_path, cap
         pretrained.save_pretrained(tmp_path / f"{name}.safetensors", sweep / f"{name}-seed0", dtype=dtype)
     flags = [f"--weights={tmp_path}/resnet14.safetensors,{tmp_path}/plain14.safetensors", f"--workdir={tmp_path}"]
     for table, (_, function, value) in EXPERIMENTS.items():
-        assert cli.run(function, [*flags, "--config=configs/digits.py"]) == 0
+        assert cli.run(function, [*flags, "--config=configs/digits.py"], mode=cli.WEIGHTS_EXPERIMENT) == 0
         found = {}
         for row in runs.read_table(sweep, table) + runs.read_table(tmp_path, table):
             found.setdefault(row["run"], []).append(float(row[value]))
         assert found["resnet14"] == pytest.approx(found["resnet14-seed0"], rel=1e-4), table
         assert found["plain14"] == pytest.approx(found["plain14-seed0"], rel=0.05), table
     capsys.readouterr()
-    assert cli.run(lesions_experiment.damage, flags) == 2
-    assert "--weights needs --config, whose data the networks are shown" in capsys.readouterr().err
+    weights, config = flags[0], "--config=configs/digits.py"
+    for wrong, reason in (
+        (flags, "--weights needs --config, whose data the networks are shown"),
+        ([f"{weights},{tmp_path}/resnet14.safetensors", flags[1], config], "must have different names"),
+        ([*flags, config, "--config.model.widths=(4,4,8)"], "--config.model.widths changes nothing here"),
+        ([weights, config], "--workdir is missing"),
+    ):
+        assert cli.run(lesions_experiment.damage, wrong, mode=cli.WEIGHTS_EXPERIMENT) == 2
+        assert reason in capsys.readouterr().err

@@ -41,6 +41,27 @@ def test_every_row_of_the_protocol_is_there_at_every_rate():
     assert (element.config.optimizer.learning_rate, element.config.data.validation_examples) == (0.01, 0)
 
 
+def test_the_best_repairs_are_compared_on_cifar10_at_the_rates_of_digits():
+    config = sweep.get_config("cifar10")
+    config.sweep.runs = (("Muon", 56, 0.1, 0), ("LARS", 56, 0.0316, 0))
+    for element in sweeps.expand(config, sweep.sweep):
+        assert (element.config.data.name, element.config.train.steps, element.config.model.name) == ("cifar10", 2000, "plain56")
+        assert (element.config.optimizer.schedule.name, element.config.optimizer.schedule.warmup_steps) == ("cosine", 200)
+    assert element.config.optimizer.learning_rate == 0.948 and len(sweep.BEST) == 8
+    means = {repair: sum(of_depth[56]) for repair, of_depth in repairs.read(experiment.KEPT).items()}
+    plain = sorted((mean, repair) for repair, mean in means.items() if not repair.startswith(repairs.RESIDUAL))
+    assert {*(repair for _, repair in plain[:6]), repairs.NOTHING, repairs.RESIDUAL} == set(sweep.BEST)
+
+
+def test_runs_of_another_data_set_are_refused(tmp_path, capsys):
+    config = sweep.get_config("small")
+    config.sweep.runs = (("Adam", 56, 0.1, 0),)
+    sweeps.write(sweeps.expand(config, sweep.sweep), tmp_path / "runs")
+    flags = ["--config=configs/sweeps/repairs.py:cifar10", f"--workdir={tmp_path}"]
+    assert cli.run(experiment.compare, flags) == 2
+    assert "has the runs of digits, and those of cifar10 need a --workdir of their own" in capsys.readouterr().err
+
+
 def test_rates_are_chosen_by_the_validation_loss():
     rows = [row("Adam", 56, rate, 100, error, loss) for rate, error, loss in ((0.01, 0.1, "0.5"), (0.1, 0.2, "0.4"))]
     rows.append(row("Adam", 56, 0.316, 100, "", "", "diverged"))

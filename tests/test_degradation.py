@@ -160,7 +160,7 @@ def test_claim_rule_of_cifar10(tmp_path, plain, residual, held):
 def test_claim_about_cifar10_needs_both_families_at_several_depths(tmp_path):
     errors = {("plain", 20): [0.2], ("resnet", 20): [0.1]}
     about = "The claim was not judged: it is about plain and residual networks of several depths, and the sweep "
-    assert claim.judge(made_up_sweep(tmp_path / "one", errors, "cifar10")) == (None, f"{about}has one depth.")
+    assert claim.judge(made_up_sweep(tmp_path / "one", errors, "cifar10")) == (None, f"{about}has fewer than two.")
     errors |= {("plain", 56): [0.3]}
     assert claim.judge(made_up_sweep(tmp_path / "part", errors, "cifar10")) == (None, f"{about}lacks resnet56.")
     assert claim.judge(made_up_sweep(tmp_path / "both", errors | {("resnet", 56): [0.09]}, "cifar10"))[0]

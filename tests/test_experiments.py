@@ -13,7 +13,7 @@ import pytest
 
 import launch
 from configs.sweeps import degradation, landmarks, vgg
-from experiments import costs, googlenet_table1, redraw, resnet_table2, resnet_table6, vgg_table3
+from experiments import costs, googlenet_table1, gradients_in_training, redraw, resnet_table2, resnet_table6, vgg_table3
 from plain56 import cli, runs, sweeps
 from plain56.cluster import INTERRUPTED
 from plain56.pretrained import evaluate_weights
@@ -94,6 +94,41 @@ def test_sweep_in_the_imagenet_form():
     assert set(resnet_table2.PAPER["plain"]) == {18, 34}
 
 
+def test_short_recipe_of_cifar10():
+    elements = sweeps.expand(degradation.get_config("cifar10_short"), degradation.sweep)
+    names = [f"{family}{depth}-seed0" for depth in (20, 56, 110, "152_cifar") for family in ("plain", "resnet")]
+    assert [element.name for element in elements] == names
+    for config in (element.config for element in elements):
+        schedule = config.optimizer.schedule
+        assert (config.data.name, config.train.steps, config.train.batch_size) == ("cifar10", 3900, 128)
+        assert (schedule.name, schedule.warmup_steps, schedule.warmup_learning_rate) == ("cosine", 400, 0.0)
+        assert config.train.gradients_every and config.model.widths is None
+
+
+def made_up_gradients(folder, names, norms=(1.0, 0.5)):
+    """A sweep whose runs have only measured gradients, in two steps."""
+    overrides = {name: {"model.name": name.split("-")[0], "seed": int(name[-1])} for name in names}
+    runs.write_sweep(folder, {name: {"overrides": own, "config": {}} for name, own in overrides.items()})
+    for name in names:
+        with runs.hold(folder / name) as run, run.open_log(0) as append:
+            run.write_config({"seed": int(name[-1])})
+            for step in (0, 10):
+                found = {"outputs": {f"stage1.{i}": norm for i, norm in enumerate(norms)}, "kernels": {}}
+                append({"step": step, "split": "gradients", "seconds": 1.0, **found})
+        run.write_status(runs.Status("finished", 10))
+
+
+def test_gradients_in_training_are_of_the_first_seed_of_each_network(tmp_path, capsys):
+    made_up_gradients(tmp_path, ["plain8-seed1", "plain8-seed0", "resnet14-seed1", "vgg11-seed0"], (1e3, None, 0.0))
+    assert result_of(gradients_in_training.draw, [f"--workdir={tmp_path}"], capsys)["figure"] == str(tmp_path / "gradients.png")
+    rows = runs.read_table(tmp_path, "gradients")
+    assert {row["run"] for row in rows} == {"plain8-seed0", "resnet14-seed1"}
+    assert [row["norm"] for row in rows[:3]] == ["1000", "", "0"]
+    made_up_gradients(tmp_path / "none", ["vgg11-seed0"])
+    assert cli.run(gradients_in_training.draw, [f"--workdir={tmp_path / 'none'}"]) == 2
+    assert "No run in" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("steps", [2000, 64_000])
 def test_the_papers_errors_stand_beside_the_papers_recipe(tmp_path, capsys, steps):
     runs.write_sweep(tmp_path, {"resnet56-seed0": {"overrides": {"model.name": "resnet56", "seed": 0}, "config": {}}})
@@ -123,20 +158,20 @@ def test_cifar10_degradation_is_ended_and_goes_on(tmp_path):
     assert process.wait(timeout=300) == INTERRUPTED
     states = {row["run"]: (row["state"], row["steps"]) for row in runs.read_summary(tmp_path)}
     assert states["plain8-seed0"] == ("finished", 200) and states["resnet8-seed0"][0] == "preempted"
-    assert [path.name for path in (tmp_path / "weights").iterdir()] == ["plain8.safetensors"]
-    kept = (tmp_path / "weights" / "plain8.safetensors").read_bytes()
+    assert [path.name for path in (tmp_path / "weights").iterdir()] == ["plain8-seed0.safetensors"]
+    kept = (tmp_path / "weights" / "plain8-seed0.safetensors").read_bytes()
     assert {row["run"] for row in runs.read_table(tmp_path, "gradients")} == {"plain8-seed0", "resnet8-seed0"}
+    before = [record for record in runs.Run(tmp_path / "resnet8-seed0").metrics() if record["step"] <= 40]
 
     assert subprocess.run(command, cwd=ROOT, env=one_device(), stdout=subprocess.DEVNULL).returncode == 0
     rows = runs.read_summary(tmp_path)
     assert [(row["run"], row["state"]) for row in rows] == [("plain8-seed0", "finished"), ("resnet8-seed0", "finished")]
-    first = next(record["step"] for record in runs.Run(tmp_path / "resnet8-seed0").metrics() if record["split"] == "train")
-    assert first == 20, "it went on, and did not begin anew"
+    assert runs.Run(tmp_path / "resnet8-seed0").metrics()[: len(before)] == before, "it began anew"
     files = {path.stem: path for path in (tmp_path / "weights").iterdir()}
-    assert files.keys() == {"plain8", "resnet8"} and files["plain8"].read_bytes() == kept
+    assert files.keys() == {"plain8-seed0", "resnet8-seed0"} and files["plain8-seed0"].read_bytes() == kept
     config = degradation.get_config()
     config.model.name, config.model.widths = "resnet8", (4, 4, 4)
-    error = evaluate_weights(config, files["resnet8"])["top1_error"]
+    error = evaluate_weights(config, files["resnet8-seed0"])["top1_error"]
     assert error == pytest.approx(rows[1]["test_error"], abs=0.01)
     blocks = {row["block"] for row in runs.read_table(tmp_path, "gradients") if row["run"] == "resnet8-seed0"}
     assert len(blocks) == 4  # the stem and three blocks

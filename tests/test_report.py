@@ -95,7 +95,7 @@ def test_page(sweep, capsys):
     )
     # The head says what it is about, and that the claim cannot be judged.
     assert "<dd>2 finished, 1 diverged, 1 queued, 1 preempted, 1 damaged, 1 stopped</dd>" in ours
-    assert "The claim was not judged: plain56 with seed 0 is diverged" in ours
+    assert "it is about plain and residual networks of several depths, and the sweep lacks resnet32" in ours
     # The figure is in the page, for light and for dark readers.
     for name in ("degradation.svg", "degradation.dark.svg"):
         assert base64.b64encode((sweep / name).read_bytes()).decode() in page

@@ -16,7 +16,7 @@ from tests.killed import assert_native, one_device, result, same, wait_until
 
 ROOT = Path(__file__).parent.parent
 ERRORS = "train_error,train_clean_error,validation_error,test_error"
-COLUMNS = f"run,model,depth,residual,seed,steps,state,{ERRORS},train_loss,parameters,seconds"
+COLUMNS = f"run,data,model,depth,residual,seed,steps,state,{ERRORS},train_loss,parameters,seconds"
 
 
 # A sweep over rates, the first run of which is long, and one of which diverges.

@@ -17,7 +17,7 @@ from plain56.training import prepare
 from plain56.training.metrics import Totals, batch_totals, example_losses, split_totals
 from plain56.training.optimizer import make_schedule
 from plain56.training.state import create_train_state
-from plain56.training.step import Feed, Start, Update, train_step, train_steps
+from plain56.training.step import Feed, Start, Update, _branch, _select, train_step, train_steps
 
 
 @pytest.mark.parametrize(
@@ -112,6 +112,14 @@ def test_evaluation_equals_a_direct_one(tiny_config):
     means = tested.means()
     log_probabilities = jax.nn.log_softmax(logits)[jnp.arange(449), program.dataset.test.labels]
     assert means["loss"] == pytest.approx(-float(log_probabilities.mean()), rel=1e-5)
+
+
+def test_a_branch_and_a_selection_are_the_same():
+    """Only the branch runs on a CPU, and only the selection elsewhere."""
+    new, old = {"a": jnp.arange(3), "b": (jnp.ones(()),)}, {"a": -jnp.arange(3), "b": (jnp.array(jnp.nan),)}
+    for condition, expected in ((True, new), (False, old)):
+        for function in (_branch, _select):
+            jax.tree.map(np.testing.assert_array_equal, jax.jit(function)(condition, new, old), expected)
 
 
 def test_non_finite_update_keeps_the_last_finite_state():

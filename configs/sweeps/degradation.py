@@ -14,15 +14,14 @@ from ml_collections import ConfigDict
 
 from plain56.configs import base, cifar10, digits, imagenet
 
-RECIPES = ("digits", "cifar10_short", "cifar10", "imagenet")
-SHORT_STEPS = 3_900  # ten epochs of 50,000 images
+RECIPES = {"digits": digits, "cifar10_short": cifar10, "cifar10": cifar10, "imagenet": imagenet}
 
 
 def get_config(recipe="digits"):
     """`recipe`: "digits"; "cifar10", the paper's, or "cifar10_short" for two cores; or "imagenet", with networks of that form."""
     if recipe not in RECIPES:
         raise ValueError(f"The recipe must be one of {', '.join(RECIPES)}, not {recipe!r}.")
-    config = {"digits": digits, "imagenet": imagenet}.get(recipe, cifar10).get_config()
+    config = RECIPES[recipe].get_config()
     if recipe == "cifar10_short":
         _shorten(config)
     config.sweep = ConfigDict()
@@ -35,12 +34,12 @@ def get_config(recipe="digits"):
 
 def _shorten(config):
     """The paper's recipe in few steps: the rate rises from zero over 400 steps, and then falls along a cosine."""
-    config.train.steps = SHORT_STEPS
-    config.train.log_every = config.train.steps_per_call = SHORT_STEPS // 60
-    config.train.evaluate_every = config.train.gradients_every = SHORT_STEPS // 10
-    config.train.checkpoint_every = SHORT_STEPS // 20
+    config.train.steps = 3_900  # ten epochs of 50,000 images
+    config.train.log_every = config.train.steps_per_call = 65
+    config.train.evaluate_every = config.train.gradients_every = 390
+    config.train.checkpoint_every = 195
     config.optimizer.schedule.name = "cosine"
-    config.optimizer.schedule.warmup_steps = cifar10.DEEP_WARMUP["optimizer.schedule.warmup_steps"]
+    config.optimizer.schedule.warmup_steps = 400
 
 
 def sweep(config):

@@ -2,7 +2,6 @@
 
 python -m plain56.experiments.repairs
 plain56 sweep --config=configs/sweeps/repairs.py:full --workdir=runs/repairs_grid
-plain56 sweep --config=configs/sweeps/repairs.py:cifar10 --workdir=runs/repairs_cifar10
 
 The experiment runs this sweep twice: the grid, from which it chooses each repair's learning rate at each depth, by the loss of
 200 validation digits with a seed that no result has; and then the results, with the chosen rates, on all training digits.
@@ -49,7 +48,7 @@ FACTORS = {"adam": 0.1, "muon": 0.1, "lars": 30.0}
 CHOOSING_SEED = 100
 
 
-# The best of plain networks of 56 layers on digits, with nothing and skip connections beside them.
+# The best repairs on digits at 56 layers, and two to compare with.
 BEST = (
     "nothing",
     "leaky ReLU, slope 0.5",
@@ -68,8 +67,7 @@ FORMS = {
 
 
 def get_config(form="small"):
-    """`form`: "small", 56 layers with one seed; "full", three depths with three seeds; or "cifar10", the best of the small form
-    for 2,000 steps of CIFAR-10, with the learning rates of digits."""
+    """`form`: "small", 56 layers with one seed; "full", three depths with three seeds; or "cifar10", `BEST` with one seed."""
     if form not in FORMS:
         raise ValueError(f"The form must be one of {', '.join(FORMS)}, not {form!r}.")
     config = digits.get_config("plain56")

@@ -1,4 +1,7 @@
-"""The claim of this project, judged by rules that were stated before any run: does depth hurt plain networks, and only them?"""
+"""The claim of this project: does depth hurt plain networks, and only them?
+
+The rule of digits was stated before any run, that of CIFAR-10 before those of configs/sweeps/degradation.py:cifar10_short.
+"""
 
 import itertools
 
@@ -22,20 +25,21 @@ Where a sweep overrides other keys, too, each group of runs with the same overri
 def judge_group(rows):
     """Judges the rows of a sweep's summary by `RULE`: `(held, sentence)`, where None as `held` means not judged."""
     plain, residual = (_by_depth(rows, family) for family in ("plain", "residual"))
-    if any(row["data"] == CIFAR10 for row in rows):
+    if any(row.get("data") == CIFAR10 for row in rows):
         depths, rule, about = sorted({*plain, *residual}), _judge_depths, "plain and residual networks of several depths"
     else:
         depths, rule, about = [SHALLOW, DEEP], _judge_rise, f"{SHALLOW} and {DEEP} layers"
     wanted = {f"plain{depth}": plain.get(depth) for depth in depths} | {f"resnet{depth}": residual.get(depth) for depth in depths}
     missing = [name for name, members in wanted.items() if not members]
     if missing or len(depths) < 2:
-        lacks = f"the sweep lacks {', '.join(missing)}" if missing else "the sweep has one depth"
+        lacks = f"the sweep lacks {', '.join(missing)}" if missing else "the sweep has fewer than two"
         return None, f"The claim was not judged: it is about {about}, and {lacks}."
     concerned = [row for members in wanted.values() for row in members]
     unfinished = [f"{row['model']} with seed {row['seed']} is {row['state']}" for row in concerned if row["state"] != "finished"]
     if unfinished:
         return None, f"The claim was not judged: {', '.join(unfinished)}."
-    return rule(depths, *([[row["train_error"] for row in family[depth]] for depth in depths] for family in (plain, residual)))
+    errors = [[[row["train_error"] for row in family[depth]] for depth in depths] for family in (plain, residual)]
+    return rule(depths, *errors)
 
 
 def _by_depth(rows, family):
@@ -49,22 +53,22 @@ def _mean(values):
 
 def _judge_rise(depths, plain, residual):
     """The rule from one depth to another; `plain` and `residual` are the errors of each depth's seeds."""
-    plain, residual = (_mean(deep) - _mean(shallow) for shallow, deep in (plain, residual))
-    held = plain >= PLAIN_RISE_AT_LEAST and residual <= RESIDUAL_RISE_AT_MOST
+    plain_rise, residual_rise = (_mean(deep) - _mean(shallow) for shallow, deep in (plain, residual))
+    held = plain_rise >= PLAIN_RISE_AT_LEAST and residual_rise <= RESIDUAL_RISE_AT_MOST
     return held, (
         f"The claim {'held' if held else 'did not hold'}: from {depths[0]} to {depths[1]} layers the training error changed by "
-        f"{100 * plain:+.1f} points in plain networks (claimed: at least {100 * PLAIN_RISE_AT_LEAST:+.0f}) and by "
-        f"{100 * residual:+.1f} points in residual networks (claimed: at most {100 * RESIDUAL_RISE_AT_MOST:+.0f})."
+        f"{100 * plain_rise:+.1f} points in plain networks (claimed: at least {100 * PLAIN_RISE_AT_LEAST:+.0f}) and by "
+        f"{100 * residual_rise:+.1f} points in residual networks (claimed: at most {100 * RESIDUAL_RISE_AT_MOST:+.0f})."
     )
 
 
 def _judge_depths(depths, plain, residual):
     """The rule of CIFAR-10; arguments as of `_judge_rise`."""
     spread = max(max(errors) - min(errors) for errors in residual)
-    plain, residual = ([_mean(errors) for errors in family] for family in (plain, residual))
-    of_plain, of_residual = ([deeper - before for before, deeper in itertools.pairwise(family)] for family in (plain, residual))
-    held = min(of_plain) > 0 and max(of_residual) <= spread and residual[-1] <= residual[0]
-    shown = [", ".join(f"{100 * error:.2f}" for error in family) for family in (plain, residual)]
+    means = [[_mean(errors) for errors in family] for family in (plain, residual)]
+    plain_rises, residual_rises = ([deeper - before for before, deeper in itertools.pairwise(family)] for family in means)
+    held = min(plain_rises) > 0 and max(residual_rises) <= spread and means[1][-1] <= means[1][0]
+    shown = [", ".join(f"{100 * error:.2f}" for error in family) for family in means]
     return held, (
         f"The claim {'held' if held else 'did not hold'}: at {', '.join(map(str, depths))} layers the training error is "
         f"{shown[0]} % in plain networks (claimed: each above the one before) and {shown[1]} % in residual networks (claimed: "

@@ -129,10 +129,24 @@ def _keep_programs():
 
 
 @functools.cache
-def compiler_options(runs_once=False):
-    """Options of the compiler for `jax.jit`, or None; `runs_once` is of a program that runs once, and shortly.
+@functools.cache
+def quick_compiler_options():
+    """As `compiler_options`, for a program that runs once, for a short time: on a CPU it is compiled in half the time."""
+    return _accepted({"xla_backend_optimization_level": 1}) if jax.default_backend() == "cpu" else compiler_options()
 
-    On a CPU: such a program is optimized less, which halves the time that it takes to compile.
+
+def _accepted(options):
+    """The options, or None where the compiler does not take them: they are internal, and may change."""
+    try:
+        jax.jit(lambda x: x, compiler_options=options)(0)
+    except jax.errors.JaxRuntimeError:
+        return None
+    return options
+
+
+@functools.cache
+def compiler_options():
+    """Options of the compiler for `jax.jit`, or None.
 
     On a GPU: CUDA graphs that include convolutions. By default XLA leaves these out, which cuts the graph of a step into short
     pieces and makes the host start hundreds of kernels one by one.
@@ -140,19 +154,13 @@ def compiler_options(runs_once=False):
     cuDNN cannot start while a graph is recorded ("No DNN support for stream"), and a program from the cache, which tries no
     algorithms, would be the first to use it: so every device convolves something first.
     """
-    if jax.default_backend() == "cpu" and runs_once:
-        return {"xla_backend_optimization_level": 1}
     if jax.default_backend() != "gpu":
         return None
     options = {"xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONVOLUTION"}
     for device in jax.local_devices():
         image, kernel = (jax.device_put(np.ones(shape, np.float32), device) for shape in ((1, 8, 8, 8), (8, 8, 3, 3)))
         jax.lax.conv(image, kernel, (1, 1), "SAME").block_until_ready()
-    try:
-        jax.jit(lambda x: x, compiler_options=options)(0)
-    except jax.errors.JaxRuntimeError:  # an internal option, which may change
-        return None
-    return options
+    return _accepted(options)
 
 
 @contextlib.contextmanager

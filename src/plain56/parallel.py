@@ -192,7 +192,8 @@ class Layout(NamedTuple):
 
     def compile(self, function, runs_once=False, **options):
         """`jax.jit` of a function that sees whole batches; every device holds its results in full."""
-        return jax.jit(function, out_shardings=self.whole, compiler_options=machine.compiler_options(runs_once), **options)
+        compiler_options = machine.quick_compiler_options() if runs_once else machine.compiler_options()
+        return jax.jit(function, out_shardings=self.whole, compiler_options=compiler_options, **options)
 
     def compile_update(self, function, batch_is_shared):
         """Compiles `function(state, totals, batch, *others)`, which donates `state`; every device holds its results in full.

@@ -222,7 +222,7 @@ def evaluate_weights(config, source, *, protocol=None, sides=(), exact_statistic
 
 
 def load_for(config, source):
-    """As `training.load_run`, of the network in a file of weights, with the data of a config, whose network is not used.
+    """The network in a file of weights, as `training.load_run` returns it. Only the config's data and batch size are used.
 
     Raises UserError as `load_pretrained` does, if the file does not say which network it holds, or if it does not fit the data.
     """
@@ -230,7 +230,8 @@ def load_for(config, source):
     if about is None:
         raise UserError(f"{source} does not say which network it holds; export it from a run.")
     config = copy.deepcopy(config)
-    config.model = get_config().model
+    defaults = get_config()
+    config.model, config.batch_norm = defaults.model, defaults.batch_norm
     config.model.name = about.model
     check(config)
     config, variables, shape = _for_data(config, source, tensors, about)
@@ -239,8 +240,7 @@ def load_for(config, source):
 
 
 def _for_data(config, source, tensors, about):
-    """Weights for the network and data set of a config: the config with the options that they need, the variables, and the shape
-    of the images."""
+    """Weights for the network and data set of a config: `(config with the options that they need, variables, image shape)`."""
     config = copy.deepcopy(config)
     needed = about or foreign(config.model.name, model_options(config), is_of_keras(tensors))
     take_options(config, needed, source)

@@ -75,7 +75,7 @@ def _row(planned, view, keys):
         family, depth = None, None
     return {
         "run": planned.run.path.name,
-        "data": config.get("data.name") if config else None,
+        "data": runs.cell(config.get("data.name")) if config else None,
         "model": model,
         "depth": depth,
         "residual": family == "resnet",

@@ -8,11 +8,12 @@ import sys
 
 from plain56 import __version__
 from plain56.cli import describe, manual, network, sweep
-from plain56.cli.flags import refuse_config
+from plain56.cli.flags import WEIGHTS_EXPERIMENT, refuse_config
 from plain56.cli.progress_line import progress
 from plain56.cli.sweep import draw_degradation, run_sweep
 from plain56.cli.tables import print_table
 from plain56.cli.terminal import FAILED, MISTAKE, print_claim, print_paths, print_result, run, run_experiment
+from plain56.cli.trained import networks_of
 
 USAGE = """plain56: plain against residual networks at any depth, in JAX.
 

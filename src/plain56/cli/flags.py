@@ -13,7 +13,8 @@ from plain56.configs import base
 from plain56.errors import UserError
 from plain56.runs import OPEN_KEY, flatten, override, read_json, upgraded, user_path
 
-EXPERIMENT = "experiment"  # stands for every experiment where modes are listed
+# These stand for experiments where modes are listed: those that train or measure, and those that also look into files of weights.
+EXPERIMENT, WEIGHTS_EXPERIMENT = EXPERIMENTS = "experiment", "experiment on weights"
 WITH_ARGUMENTS = ("describe", "predict")  # the modes that also take positional arguments
 PACKAGE = Path(base.__file__).parents[1]
 
@@ -76,8 +77,12 @@ FLAGS = {
         "num_processes": (_number(1), "how many such processes there are"),
         "process_id": (_number(0), "the number of this process, from 0 on"),
     },
-    ("evaluate", "finetune", "export", "predict", EXPERIMENT): {
-        "weights": (_text, "the file, run directory or Hugging Face repository to read weights from; export: the file to write"),
+    ("evaluate", "finetune", "export", "predict", WEIGHTS_EXPERIMENT): {
+        "weights": (
+            _text,
+            "the file, run directory or Hugging Face repository to read weights from; export: the file to write; experiments: "
+            "files, separated by commas",
+        ),
     },
     ("export",): {
         "dtype": (
@@ -113,12 +118,12 @@ def parse(argv, mode=EXPERIMENT):
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip().removeprefix("flag ")
         raise UserError(f"The command cannot be read: {reason.rstrip('.')}.") from error
     for name in ("workdir", "weights"):
-        if options[name].value:
+        if options[name].value and mode != WEIGHTS_EXPERIMENT:  # there, several files
             options[name].value = str(user_path(options[name].value))
     for modes, own in FLAGS.items():
         given = [name for name in own if options[name].present]
         if given and modes and mode not in modes:
-            named = ", ".join(owner for owner in modes if owner != EXPERIMENT)
+            named = ", ".join(owner for owner in modes if owner not in EXPERIMENTS)
             raise UserError(f"--{given[0]} belongs to {named}, and is not allowed here.")
     if arguments and mode not in WITH_ARGUMENTS:
         raise UserError(f"{arguments[0]!r} must be a flag, such as --workdir=FOLDER (see --help).")

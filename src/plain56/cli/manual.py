@@ -30,10 +30,10 @@ def text(mode, function, usage):
         function: the mode's, whose docstring says what it does.
         usage: for a mode, the overview of all modes; its lines about this mode are shown.
     """
-    if mode != flags.EXPERIMENT:
+    if mode not in flags.EXPERIMENTS:
         usage = f"{mode}: {function.__doc__}\n\n{_examples(usage, mode)}"
     parts = [wrapped(usage), "Flags:\n" + _flags(mode)]
-    if mode == flags.EXPERIMENT:
+    if mode in flags.EXPERIMENTS:
         parts.append("The mode train's --help lists the keys of the config.")
     elif mode not in WITHOUT_CONFIG:
         found = described()

@@ -81,18 +81,20 @@ def _prepare_process():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def run_experiment(function, defaults, usage):
+def run_experiment(function, defaults, usage, mode=flags.EXPERIMENT):
     """Runs a module's experiment from the command line and exits. `defaults` are flags for what the command line leaves out.
 
-    With another config, the default overrides of its keys do not apply.
+    With another config, the default overrides of its keys do not apply, and with --weights no default directory.
     """
     given = {argument.split("=")[0].lstrip("-") for argument in sys.argv[1:]}
     added = [
         f"--{key}={value}"
         for key, value in defaults.items()
-        if key not in given and not ("config" in given and key.startswith("config."))
+        if key not in given
+        and not ("config" in given and key.startswith("config."))
+        and not ("weights" in given and key == "workdir")
     ]
-    sys.exit(run(function, [*added, *sys.argv[1:]], usage))
+    sys.exit(run(function, [*added, *sys.argv[1:]], usage, mode))
 
 
 def print_claim(held, sentence, figure):

@@ -124,7 +124,7 @@ def draw(workdir):
     there = {runs.family(row) for row, _ in networks}
     every = [*FAMILIES.values(), *sorted(there - set(FAMILIES.values()))]
     families = {name: number for number, name in enumerate(every) if name in there}  # whose colors do not depend on others
-    title = claim.title([row for row, _ in networks])
+    title = claim.title(runs.read_summary(workdir) if runs.is_sweep(workdir) else _typed(workdir, "summary"))
     if len(groups) == 1:
         figure = canvas(3.2 + 3.6 * len(families), 4.4, title, _explanation(networks, published))
         columns = [figure.subplots(1, len(families) + 1, gridspec_kw={"width_ratios": (*[1] * len(families), 0.7)})]

@@ -9,7 +9,7 @@ from plain56.figures.style import canvas, name_mark, palette, save, styled
 
 CHANCE = 90.0  # % error of guessing one of ten digits
 NOTHING, RESIDUAL = "nothing", "skip connections"
-NEAR = 5.0  # points of error above the residual network: as far as a repair may stay behind
+NEAR = 5.0  # a repair is near the residual network if it is at most so many points above it
 
 
 def error_of(row):
@@ -72,7 +72,7 @@ def draw(folder):
     order, depth = _in_order(errors), _main_depth(errors)
     depths = sorted({depth for of_depth in errors.values() for depth in of_depth})
     seeds = max(len(values) for of_depth in errors.values() for values in of_depth.values())
-    note = "Final training error, each at its own best learning rate; a dot for each of the seeds"
+    note = "Final training error, each at its own learning rate, the best on digits; a dot for each of the seeds"
     figure = canvas(8, 1.5 + 0.29 * len(order), _title(errors), note if seeds > 1 else note.partition(";")[0])
     axis = figure.subplots()
     for place, repair in enumerate(order):

@@ -182,8 +182,7 @@ def read_summary(folder):
 def _is_row(value):
     if not isinstance(value, dict):
         return False
-    texts = isinstance(value.get("data", 0), str | None)  # that of a damaged run is not known
-    texts &= all(type(value.get(key)) is str for key in ("run", "model", "state"))
+    texts = all(type(value.get(key)) is str for key in ("run", "model", "state"))
     whole = all(value.get(key) is None or type(value[key]) is int for key in ("depth", "seed", "steps", "parameters"))
     measured = (value[key] for key in value if key.endswith(("_error", "_loss")) and "." not in key)
     numbers = all(number is None or is_number(number) for number in measured)

@@ -51,9 +51,9 @@ def prepare(config):
     return program
 
 
-def _compiled(method):
+def _compiled(method, runs_once=False):
     """Compiles a method of `Program` when it is first called."""
-    return functools.cached_property(lambda program: program.layout.compile(method.__get__(program)))
+    return functools.cached_property(lambda program: program.layout.compile(method.__get__(program), runs_once))
 
 
 @dataclasses.dataclass(eq=False)
@@ -89,9 +89,9 @@ class Program:
     def parameter_count(self):
         return sum(leaf.size for leaf in jax.tree.leaves(self.parameters))
 
-    @functools.cached_property
+    @functools.partial(_compiled, runs_once=True)
     def _draw(self):
-        return self.layout.compile(lambda: initial_state(self.config, self.model, self.image_shape, self._plan), runs_once=True)
+        return initial_state(self.config, self.model, self.image_shape, self._plan)
 
     def try_optimizer(self):
         """An update by zeros, which only shows whether a user's own optimizer takes the network's parameters."""

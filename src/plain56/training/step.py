@@ -160,12 +160,13 @@ def _kept_finite(state, totals, step, new_state, new_totals):
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in changed]))
     goes_on = (state.step == step) & finite
     new = new_state, jax.tree.map(jnp.add, totals, new_totals)
-
-    def branch(goes_on, old, new):
-        return jax.lax.cond(goes_on, lambda old, new: new, lambda old, new: old, old, new)
-
-    def select(goes_on, old, new):
-        return jax.tree.map(lambda old, new: jnp.where(goes_on, new, old), old, new)
-
     # On a CPU, a branch compiles in less time. On a GPU, it would wait for the host.
-    return jax.lax.platform_dependent(goes_on, (state, totals), new, cpu=branch, default=select)
+    return jax.lax.platform_dependent(goes_on, new, (state, totals), cpu=_branch, default=_select)
+
+
+def _branch(condition, new, old):
+    return jax.lax.cond(condition, lambda new, old: new, lambda new, old: old, new, old)
+
+
+def _select(condition, new, old):
+    return jax.tree.map(lambda new, old: jnp.where(condition, new, old), new, old)
