@@ -81,7 +81,7 @@ MISTAKES = [
     (["train", DIGITS, "--workdir="], "--workdir is missing"),
     (["train", DIGITS, "--config.transfer.freeze=('stage9',)", "--workdir=W"], "'stage9', which fits no stage or layer"),
     (["evaluate", DIGITS, "--workdir=W"], "--config must be left out here"),
-    (["sweep", f"{SWEEP}:mnist", "--workdir=W"], "The recipe must be one of digits, cifar10_short, cifar10, imagenet, not 'mnist'"),
+    (["sweep", f"{SWEEP}:mnist", "--workdir=W"], "must be one of digits, cifar10_short, cifar10, imagenet, not 'mnist'"),
     (["sweep", SWEEP, "--config.sweep.depths=(20,57)", "--workdir=W"], "nearest is 'plain56'"),
     (["sweep", SWEEP, "--config.sweep.depths=()", "--workdir=W"], "The sweep is empty"),
     (["sweep", SWEEP, "--config.sweep.seeds=(1,1)", "--workdir=W"], "names a run twice: plain20-seed1"),
