@@ -1,11 +1,12 @@
 """The degradation result on real images: plain and residual networks of 20 to 152 layers on CIFAR-10, and what is kept of them.
 
-CIFAR-10 must have been prepared for TFDS. In few steps on two cores, or with the paper's recipe on a GPU:
+CIFAR-10 must have been prepared for TFDS. In few steps on two cores:
 
     TFDS_DATA_DIR=FOLDER python -m plain56.experiments.cifar10_degradation [--workdir=runs/cifar10_short]
-    TFDS_DATA_DIR=FOLDER python -m plain56.experiments.cifar10_degradation --config=configs/sweeps/degradation.py:cifar10 \\
-        --config.sweep.depths='(56,20,110,152)' --config.sweep.seeds='(0,1,2,3,4)' --config.model.dtype=bfloat16 \\
-        --config.train.log_every=500 --config.train.steps_per_call=500 --workers=4 --workdir=runs/cifar10
+
+With the paper's recipe on a GPU, these flags are added: --config=configs/sweeps/degradation.py:cifar10
+--config.sweep.depths='(56,20,110,152)' --config.sweep.seeds='(0,1,2,3,4)' --config.model.dtype=bfloat16
+--config.train.log_every=500 --config.train.steps_per_call=500 --workers=4 --workdir=runs/cifar10
 
 Networks are trained by seed, and then in the order of the depths, so that it may be ended at any time, for example by
 `timeout 50m`: the same command goes on from the last checkpoints. When it ends or is interrupted, it writes the results to the

@@ -12,8 +12,7 @@ for a repair whose best rate is at its end. A run that is in the tables grid.csv
 
 The best repairs of plain networks of 56 layers on CIFAR-10, which must have been prepared for TFDS, at the same learning rates:
 
-    TFDS_DATA_DIR=FOLDER python -m plain56.experiments.repairs --config=configs/sweeps/repairs.py:cifar10 \\
-        --workdir=runs/atlas_cifar10
+    TFDS_DATA_DIR=FOLDER python -m plain56.experiments.repairs --config=configs/sweeps/repairs.py:cifar10 --workdir=runs/best
 """
 
 import math
