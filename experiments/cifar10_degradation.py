@@ -40,7 +40,7 @@ def keep(workdir):
     rows = summary.summarize(workdir)
     if all(row["train_error"] is None for row in rows):
         return None
-    gradients_in_training.write(workdir)
+    gradients_in_training.write(workdir, rows)
     _, figure = resnet_table6.draw(workdir)
     cli.print_paths("weights", *keep_weights(workdir, rows))
     return figure

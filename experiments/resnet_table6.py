@@ -59,12 +59,13 @@ def _write_published(workdir):
 
 
 def draw(workdir):
-    """Writes the tables of a sweep, prints its errors and draws its figure, or does so from kept tables: `(lines, figure)`.
+    """Writes the curves of a sweep, prints its errors and draws its figure, or does so from kept tables: `(lines, figure)`.
+
+    The summary of a sweep must have been written.
 
     Raises UserError if no plain or residual network has been logged.
     """
     if runs.is_sweep(workdir):
-        summarize(workdir)
         degradation.write_curves(workdir)
         _write_published(workdir)
     rows = [row for row, _ in degradation.read(workdir) if runs.family(row) in ("plain", "residual")]
@@ -78,6 +79,8 @@ def draw(workdir):
 def tabulate(options, arguments):
     """Prints the table, and draws the figure."""
     cli.refuse_config(options, "only the run directories")
+    if runs.is_sweep(options.workdir):
+        summarize(options.workdir)
     table, figure = draw(options.workdir)
     cli.print_paths("figure", figure)
     cli.print_result({"table": table, "figure": figure})

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from experiments import costs, googlenet_table1, gradients_in_training, redraw, 
 from plain56 import cli, runs, sweeps
 from plain56.cluster import INTERRUPTED
 from plain56.pretrained import evaluate_weights
-from tests.killed import one_device
+from tests.killed import one_device, wait_until
 
 ROOT = Path(__file__).parent.parent
 SWEEP = "configs/sweeps/degradation.py"
@@ -151,9 +150,7 @@ def test_cifar10_degradation_is_ended_and_goes_on(tmp_path):
     flags += ["--config.train.checkpoint_every=20"]
     command = [sys.executable, "-m", "experiments.cifar10_degradation", *flags]
     process = subprocess.Popen(command, cwd=ROOT, env=one_device(), stdout=subprocess.DEVNULL)
-    until = time.monotonic() + 300
-    while not (tmp_path / "resnet8-seed0" / "checkpoints" / "40").exists() and time.monotonic() < until:
-        time.sleep(0.1)
+    wait_until(process, (tmp_path / "resnet8-seed0" / "checkpoints" / "40").exists)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=300) == INTERRUPTED
     states = {row["run"]: (row["state"], row["steps"]) for row in runs.read_summary(tmp_path)}

@@ -17,6 +17,9 @@ OTHERS = re.compile(
 )
 
 
+OF_DIGITS = {"data": {"name": "digits"}, "train": {"steps": 20}}
+
+
 def record(step, split, error, **more):
     values = {"loss": 2 * error, "top1_error": error, "top5_error": error / 2, "seconds": step / 10}
     return {"step": step, "epoch": step / 5, "split": split, **values, **more}
@@ -25,7 +28,7 @@ def record(step, split, error, **more):
 def write_run(folder, name, state, records=(), reason="", config=None):
     run = runs.Run(folder / name)
     run.path.mkdir()
-    run.write_config(config or {"model": {"name": name.partition("-")[0]}, "seed": 0, "train": {"steps": 20}})
+    run.write_config(config or {**OF_DIGITS, "model": {"name": name.partition("-")[0]}, "seed": 0})
     run.write_status(runs.Status(state, 20, reason, 1000, 2.0))
     (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in records))
 
@@ -95,7 +98,7 @@ def test_page(sweep, capsys):
     )
     # The head says what it is about, and that the claim cannot be judged.
     assert "<dd>2 finished, 1 diverged, 1 queued, 1 preempted, 1 damaged, 1 stopped</dd>" in ours
-    assert "it is about plain and residual networks of several depths, and the sweep lacks resnet32" in ours
+    assert "The claim was not judged: plain56 with seed 0 is diverged" in ours
     # The figure is in the page, for light and for dark readers.
     for name in ("degradation.svg", "degradation.dark.svg"):
         assert base64.b64encode((sweep / name).read_bytes()).decode() in page
@@ -122,7 +125,7 @@ def test_a_watched_page_is_written_until_all_runs_have_ended(sweep, capsys, monk
     def end(seconds):
         pages.append((sweep / "report.html").read_text())
         for name in ("resnet56-seed0", "plain44-seed0"):
-            runs.Run(sweep / name).write_config({"model": {"name": name.partition("-")[0]}, "seed": 0, "train": {"steps": 20}})
+            runs.Run(sweep / name).write_config({**OF_DIGITS, "model": {"name": name.partition("-")[0]}, "seed": 0})
             runs.Run(sweep / name).write_status(runs.Status("finished", 20))
 
     monkeypatch.setattr("time.sleep", end)

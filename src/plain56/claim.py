@@ -4,6 +4,7 @@ The rule of digits was stated before any run, that of CIFAR-10 before those of c
 """
 
 import itertools
+import statistics
 
 from plain56 import runs
 
@@ -47,13 +48,9 @@ def _by_depth(rows, family):
     return runs.grouped([row for row in rows if runs.family(row) == family], lambda row: row["depth"])
 
 
-def _mean(values):
-    return sum(values) / len(values)
-
-
 def _judge_rise(depths, plain, residual):
     """The rule from one depth to another; `plain` and `residual` are the errors of each depth's seeds."""
-    plain_rise, residual_rise = (_mean(deep) - _mean(shallow) for shallow, deep in (plain, residual))
+    plain_rise, residual_rise = (statistics.fmean(deep) - statistics.fmean(shallow) for shallow, deep in (plain, residual))
     held = plain_rise >= PLAIN_RISE_AT_LEAST and residual_rise <= RESIDUAL_RISE_AT_MOST
     return held, (
         f"The claim {'held' if held else 'did not hold'}: from {depths[0]} to {depths[1]} layers the training error changed by "
@@ -65,7 +62,7 @@ def _judge_rise(depths, plain, residual):
 def _judge_depths(depths, plain, residual):
     """The rule of CIFAR-10; arguments as of `_judge_rise`."""
     spread = max(max(errors) - min(errors) for errors in residual)
-    means = [[_mean(errors) for errors in family] for family in (plain, residual)]
+    means = [[statistics.fmean(errors) for errors in family] for family in (plain, residual)]
     plain_rises, residual_rises = ([deeper - before for before, deeper in itertools.pairwise(family)] for family in means)
     held = min(plain_rises) > 0 and max(residual_rises) <= spread and means[1][-1] <= means[1][0]
     shown = [", ".join(f"{100 * error:.2f}" for error in family) for family in means]

@@ -129,7 +129,6 @@ def _keep_programs():
 
 
 @functools.cache
-@functools.cache
 def quick_compiler_options():
     """As `compiler_options`, for a program that runs once, for a short time: on a CPU it is compiled in half the time."""
     return _accepted({"xla_backend_optimization_level": 1}) if jax.default_backend() == "cpu" else compiler_options()

@@ -32,14 +32,19 @@ def finished_runs(workdir):
 
     Raises UserError if no run is finished or stopped.
     """
-    rows = [row for row in summarize(workdir) if row["state"] in runs.COMPLETE]
+    rows = first_seeds([row for row in summarize(workdir) if row["state"] in runs.COMPLETE])
     if not rows:
         raise UserError(f"{workdir} has no finished run; it must be a sweep that has ended, such as that of `make degradation`.")
-    rows.sort(key=lambda row: (row["residual"], row["depth"] or 0, row["model"], row["seed"]))
+    return [(runs.Run(Path(workdir) / row["run"]), row) for row in rows]
+
+
+def first_seeds(rows):
+    """Of the rows of a summary, those of the first seed of each network and overrides, plain ones first, by depth."""
+    rows = sorted(rows, key=lambda row: (row["residual"], row["depth"] or 0, row["model"], row["seed"]))
     keys, first = runs.group_keys(rows), {}
     for row in rows:
         first.setdefault((row["model"], row["depth"], *(row[key] for key in keys)), row)
-    return [(runs.Run(Path(workdir) / row["run"]), row) for row in first.values()]
+    return list(first.values())
 
 
 def shallowest_and_deepest(workdir):

@@ -117,8 +117,8 @@ def parse(argv, mode=EXPERIMENT):
         # Only the last line: the library puts the traceback of the config file before it.
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip().removeprefix("flag ")
         raise UserError(f"The command cannot be read: {reason.rstrip('.')}.") from error
-    for name in ("workdir", "weights"):
-        if options[name].value and mode != WEIGHTS_EXPERIMENT:  # there, several files
+    for name in ("workdir",) if mode == WEIGHTS_EXPERIMENT else ("workdir", "weights"):  # there, weights are several files
+        if options[name].value:
             options[name].value = str(user_path(options[name].value))
     for modes, own in FLAGS.items():
         given = [name for name in own if options[name].present]

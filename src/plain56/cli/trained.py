@@ -21,8 +21,10 @@ def networks_of(options, choose):
     if options.weights:
         return _in_files(options)
     refuse_config(options, "the run directories, or files of --weights with the data of a config")
-    kinds = [({key: row[key] for key in ("run", "residual", "depth")}, run) for run, row in choose(options.workdir)]
-    return [(kind, functools.partial(training.load_run, run.path)) for kind, run in kinds]
+    return [
+        ({key: row[key] for key in ("run", "residual", "depth")}, functools.partial(training.load_run, run.path))
+        for run, row in choose(options.workdir)
+    ]
 
 
 def _in_files(options):

@@ -1,6 +1,5 @@
 """The degradation figure, as He et al. 2015, Fig. 1 and 6, drawn from a sweep directory or from what is kept of one."""
 
-import logging
 import textwrap
 from pathlib import Path
 from typing import NamedTuple
@@ -27,8 +26,6 @@ MOST_POINTS = 130  # of a curve that is kept
 MOST_GROUPS = 16  # of overrides, each of which takes a column of the figure
 TITLE_LETTERS = 36  # of a line above a column
 MARKERS = "so^D"  # of families
-
-logger = logging.getLogger(__name__)
 
 
 class Network(NamedTuple):
@@ -76,11 +73,8 @@ def _rows_and_runs(workdir):
 
 
 def _records(run):
-    """A run's records that have an error, unlike those of gradients. A damaged run has none."""
-    status, _, records = run.view()
-    if status.state == "damaged":  # in a part of its log that the summary does not read
-        logger.warning("%s is left out: %s", run.run.path.name, status.reason)
-    return [record for record in records if record.get("top1_error") is not None]
+    """A run's records that have an error, unlike those of gradients."""
+    return [record for record in run.records() if record.get("top1_error") is not None]
 
 
 def _typed(folder, name):

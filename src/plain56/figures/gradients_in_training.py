@@ -24,7 +24,8 @@ def draw(folder):
     for network in measured:
         axis = axes[int(network.residual), depths.index(network.depth)]
         by_step = runs.grouped(network.rows, lambda row: int(row["step"]))
-        steps = _spaced(sorted(by_step))
+        steps = sorted(by_step)
+        steps = [steps[i] for i in np.linspace(0, len(steps) - 1, min(len(steps), MOST_LINES)).round().astype(int)]
         for number, step in enumerate(steps):
             norms = [float(row["norm"] or 0) for row in by_step[step]]
             places = [(block, norm) for block, norm in enumerate(norms) if norm > 0]
@@ -41,10 +42,3 @@ def draw(folder):
         axis.set_ylabel("norm of the gradient")
     axes[0, 0].margins(y=0.12)
     return save(figure, folder, "gradients")
-
-
-def _spaced(steps):
-    """At most `MOST_LINES` of the steps, evenly spaced, with the first and the last."""
-    if len(steps) <= MOST_LINES:
-        return steps
-    return [steps[round(i * (len(steps) - 1) / (MOST_LINES - 1))] for i in range(MOST_LINES)]

@@ -9,7 +9,7 @@ from plain56.figures.style import canvas, name_mark, palette, save, styled
 
 CHANCE = 90.0  # % error of guessing one of ten digits
 NOTHING, RESIDUAL = "nothing", "skip connections"
-NEAR = 5.0  # a repair is near the residual network if it is at most so many points above it
+NEAR = 5.0  # a repair is near the residual network if it is fewer than so many points above it
 
 
 def error_of(row):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ NAME = r"[\w.,=()+-]"  # the characters of the names of runs, which are folders
 NOT_RUNS = ("workers", "slurm", "lock")  # the other entries of a sweep's directory without a dot
 NAMES_ARE = f"made of letters, digits and .,=()+-, not begin with a dot, and not be one of {', '.join(NOT_RUNS)}"
 LOCK_SECONDS = 60  # how long another process may take to write the sweep's files
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -53,6 +56,13 @@ class SweepRun(NamedTuple):
     def view(self):
         """The run as pages and figures show it."""
         return self._view(lambda config: self.run.metrics())
+
+    def records(self):
+        """The run's records; of a damaged one none, with a warning."""
+        status, _, records = self.view()
+        if status.state == "damaged":
+            logger.warning("%s is left out: %s", self.run.path.name, status.reason)
+        return records
 
     def last_view(self):
         """As `view`, with only the newest record of each split that the run measures."""
