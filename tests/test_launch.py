@@ -390,3 +390,9 @@ def test_lack_of_memory_is_told_in_a_sentence(finished_run, monkeypatch, capsys)
     assert launch.main(["evaluate", f"--workdir={finished_run}"]) == 2
     reason = "not enough memory (RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes); use a device with more memory"
     assert f"error: There is {reason}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["train", cli.WEIGHTS_EXPERIMENT])
+def test_a_directory_is_in_the_users_home(mode):
+    options, _ = parse(["--workdir=~/runs"], mode)
+    assert options.workdir == str(Path.home() / "runs")
