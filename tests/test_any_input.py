@@ -22,7 +22,7 @@ from tests.fixtures.sets import RGB, load_anew, noise, write_folder, write_tfds
 from tests.test_pictures import no_longer_than
 
 quick = settings(deadline=None, max_examples=100, suppress_health_check=list(HealthCheck), derandomize=True)
-thorough = settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck), derandomize=True)
+thorough = settings(deadline=None, max_examples=20, suppress_health_check=list(HealthCheck), derandomize=True)
 
 NUMBERS = st.integers() | st.integers(0, 5) | st.floats() | st.floats(0, 1)
 ATOMS = st.none() | st.booleans() | NUMBERS | st.text(max_size=8) | st.sampled_from(["auto", "A", "3x3", "jit", "digits"])
@@ -270,7 +270,7 @@ def test_damaged_picture_in_a_folder(tmp_path_factory, damage):
 def test_damages_that_know_the_structure(tmp_path):
     """The first of the damages that `make fuzz` tries for as long as one likes."""
     rows = fuzz.make_home(tmp_path / "home")
-    for number in range(40):
+    for number in range(20):
         damage, wrong = fuzz.attempt(tmp_path / "home", rows, random.Random(number), tmp_path / str(number))
         shutil.rmtree(tmp_path / str(number))
         assert not wrong, (number, damage)

@@ -25,11 +25,11 @@ SMALL = [
     "--config.sweep.seeds=(0,)",
     "--config.model.widths=(16,16,32)",
     "--config.train.batch_size=32",
-    "--config.train.steps=1500",
+    "--config.train.steps=800",
     "--config.train.steps_per_call=5",
     "--config.train.log_every=100",
-    "--config.train.evaluate_every=500",
-    "--config.train.checkpoint_every=1500",
+    "--config.train.evaluate_every=400",
+    "--config.train.checkpoint_every=800",
 ]
 CONFIGURATION = """
 ClusterName=tests
@@ -122,11 +122,11 @@ def test_four_runs_of_which_one_is_preempted_all_finish(slurm, tmp_path):
     # Sent to the job's step: if sent to the whole job, this Slurm answers "try again later", and repeats it to the requeued job.
     subprocess.run(["scancel", f"{array}_0.0", "--signal=USR2"], check=True)
     wait_until(lambda: first.status().state == "preempted")
-    assert 100 <= first.status().step < 1500
+    assert 100 <= first.status().step < 800
     before = first.metrics()
     wait_until(lambda: all(element.run.status().state == "finished" for element in elements), 400)
     steps = [record["step"] for record in first.metrics("train")]
-    assert steps == sorted(set(steps)) and set(range(100, 1501, 100)) <= set(steps)
+    assert steps == sorted(set(steps)) and set(range(100, 801, 100)) <= set(steps)
     assert first.metrics()[: len(before)] == before  # it did not start over
     wait_until(lambda: not query("squeue", "-h"))
     summary = subprocess.run([sys.executable, "launch.py", "sweep", workdir], cwd=ROOT, capture_output=True, text=True)

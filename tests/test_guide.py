@@ -11,6 +11,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.killed import one_device
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -27,7 +29,7 @@ def copied(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_every_block_of_the_guide_runs(copied, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("XLA_FLAGS", one_device()["XLA_FLAGS"])
     blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs/guide.md").read_text(), re.DOTALL | re.MULTILINE)
     assert len(blocks) >= 8
     for block in blocks:
@@ -38,7 +40,7 @@ def test_every_block_of_the_guide_runs(copied, monkeypatch):
 
 @pytest.mark.slow
 def test_the_notebook_runs_and_shows_what_it_says(copied, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("XLA_FLAGS", "")  # its networks train for longer than they compile
     notebook = nbformat.read(ROOT / "docs/degradation.ipynb", 4)
     NotebookClient(notebook, timeout=900, coalesce_streams=True, resources={"metadata": {"path": str(copied)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

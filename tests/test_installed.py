@@ -14,6 +14,7 @@ import pytest
 
 import plain56
 from plain56 import runs
+from tests.killed import one_device
 
 ROOT = Path(__file__).parent.parent
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
@@ -60,8 +61,8 @@ def variables(wheel, tmp_path_factory):
     # This adds the folder of the dependencies, but not the checkout that a .pth file there may name.
     (Path(packages) / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     subprocess.run([*PIP, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True)
-    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return inherited | {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", "XLA_FLAGS": ""}
+    inherited = {name: value for name, value in one_device().items() if name != "PYTHONPATH"}
+    return inherited | {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 @pytest.fixture
@@ -149,7 +150,7 @@ def test_a_users_own_recipes_come_first(run, tmp_path):
     rows = last_line(run("plain56", "sweep", "--config=configs/sweeps/degradation.py", "--dry_run"))["runs"]
     assert [(row["run"], row["seed"]) for row in rows] == [
         ("plain20-seed0", 0),
-        ("plain56-seed0", 0),
         ("resnet20-seed0", 0),
+        ("plain56-seed0", 0),
         ("resnet56-seed0", 0),
     ]

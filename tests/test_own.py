@@ -17,6 +17,7 @@ from plain56.errors import UserError
 from plain56.models import parse_name
 from plain56.models.registry import create_model
 from plain56.pretrained import save_pretrained
+from tests.killed import one_device
 from tests.test_parallel import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -280,7 +281,7 @@ def test_flags_add_literals_to_open_sections(folder):
 
 def start(*arguments):
     """Starts a command in the user's folder, as a process of its own with one CPU device."""
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", ROOT)))}
+    environment = one_device() | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", ROOT)))}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([sys.executable, ROOT / "launch.py", *arguments], env=environment, text=True, **pipes)
 

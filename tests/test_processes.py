@@ -119,13 +119,24 @@ def test_processes_stream_their_parts(tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *states)
 
 
+def long(workdir):
+    """The arguments of both processes of a run that is long enough to be ended before it is finished."""
+    every = [f"--config.train.{key}=20" for key in ("log_every", "evaluate_every", "checkpoint_every")]
+    return [[*SMALL, *every, "--config.train.steps=120", f"--workdir={workdir}"]] * 2
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of two processes that nothing has interrupted."""
+    workdir = tmp_path_factory.mktemp("processes") / "whole"
+    assert [status for *_, status in end(start(long(workdir)))] == [0, 0]
+    return workdir
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_one_process_is_killed_and_all_go_on_with_the_same_bits(tmp_path, victim):
-    every = [f"--config.train.{key}=20" for key in ("log_every", "evaluate_every", "checkpoint_every")]
-    arguments = [*SMALL, *every, "--config.train.steps=160"]
-    assert [status for *_, status in end(start([[*arguments, f"--workdir={tmp_path / 'whole'}"]] * 2))] == [0, 0]
-    processes = start([[*arguments, f"--workdir={tmp_path / 'cut'}"]] * 2)
+def test_one_process_is_killed_and_all_go_on_with_the_same_bits(tmp_path, whole, victim):
+    processes = start(long(tmp_path / "cut"))
     # By then every program has run once: whoever waits for a dead process's first answer, JAX aborts after 100 seconds.
     wait_until(processes[0], lambda: len(runs.Run(tmp_path / "cut").metrics("test")) > 1)
     processes[victim].send_signal(signal.SIGKILL)
@@ -143,9 +154,9 @@ def test_one_process_is_killed_and_all_go_on_with_the_same_bits(tmp_path, victim
         assert "Traceback" not in errors
     assert other.returncode not in (0, 75)
     processes[victim].communicate()
-    assert runs.Run(tmp_path / "cut").status().step < 160
-    assert [status for *_, status in end(start([[*arguments, f"--workdir={tmp_path / 'cut'}"]] * 2))] == [0, 0]
-    assert same(result(tmp_path / "cut"), result(tmp_path / "whole"))
+    assert runs.Run(tmp_path / "cut").status().step < 120
+    assert [status for *_, status in end(start(long(tmp_path / "cut")))] == [0, 0]
+    assert same(result(tmp_path / "cut"), result(whole))
 
 
 LOST = "error: Another process of this run is gone or has failed"
@@ -178,22 +189,17 @@ def test_what_process_0_cannot_write_stops_all(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_process_is_told_to_stop_and_all_go_on_with_the_same_bits(tmp_path):
-    def arguments(name):
-        every = [f"--config.train.{key}=20" for key in ("log_every", "evaluate_every", "checkpoint_every")]
-        return [[*SMALL, *every, "--config.train.steps=160", f"--workdir={tmp_path / name}"]] * 2
-
-    assert [status for *_, status in end(start(arguments("whole")))] == [0, 0]
-    processes = start(arguments("cut"))
+def test_one_process_is_told_to_stop_and_all_go_on_with_the_same_bits(tmp_path, whole):
+    processes = start(long(tmp_path / "cut"))
     wait_until(processes[0], lambda: runs.Run(tmp_path / "cut").metrics("train"))
     processes[1].send_signal(signal.SIGTERM)
     first, second = end(processes)
     assert (first[2], second[2]) == (75, 75)
     assert "stopped by SIGTERM, after saving at step" in first[1]
-    assert 0 < runs.Run(tmp_path / "cut").status().step < 160
-    (output, _, status), (silent, *_) = end(start(arguments("cut")))
+    assert 0 < runs.Run(tmp_path / "cut").status().step < 120
+    (output, _, status), (silent, *_) = end(start(long(tmp_path / "cut")))
     assert status == 0 and '"state": "finished"' in output and "state" not in silent  # JAX's Gloo is not
-    whole, cut = (load_run(tmp_path / name).state for name in ("whole", "cut"))
-    jax.tree.map(np.testing.assert_array_equal, whole, cut)
-    steps = [[record["step"] for record in runs.Run(tmp_path / name).metrics("test")] for name in ("whole", "cut")]
-    assert steps[0] == list(range(20, 161, 20)) and sorted(set(steps[1])) == steps[1] and set(steps[0]) <= set(steps[1])
+    paths = whole, tmp_path / "cut"
+    jax.tree.map(np.testing.assert_array_equal, *(load_run(path).state for path in paths))
+    steps = [[record["step"] for record in runs.Run(path).metrics("test")] for path in paths]
+    assert steps[0] == list(range(20, 121, 20)) and sorted(set(steps[1])) == steps[1] and set(steps[0]) <= set(steps[1])

@@ -34,10 +34,13 @@ VALUES = [
     ("resnet", {"survival": 0.8}),
     ("resnet", {"activation": "tanh", "kernel": "dirac", "normalization": "layer", "pre_activation": True}),
 ]
-NAMES = ["-".join(f"{key}={value}" for key, value in options.items()) for _, options in VALUES]
 
 
-@pytest.mark.parametrize(("family", "options"), VALUES, ids=NAMES)
+def names_of(networks):
+    return ["-".join(f"{key}={value}" for key, value in options.items()) for _, options in networks]
+
+
+@pytest.mark.parametrize(("family", "options"), VALUES, ids=names_of(VALUES))
 def test_each_moves_every_parameter(family, options):
     model = create_model(f"{family}8", 3, widths=(8, 8, 16), **options)
     # Fixup's last layer begins at zero, and so do its branches' last kernels: the third gradient reaches the others.
@@ -170,8 +173,28 @@ def test_a_scale_is_a_number_or_a_name(text, value):
     assert options.config.model.branch_scale == value
 
 
+# Every value at least once, in as few networks as they combine to.
+COMBINED = [
+    ("plain", {"activation": "leaky_relu", "negative_slope": 0.5, "normalization": "group", "initializer": "orthogonal"}),
+    ("plain", {"activation": "tat", "initializer": "delta_orthogonal", "normalization": "none"}),
+    ("plain", {"initializer": "dirac"}),
+    ("resnet", {"branch_scale": 0.5, "shortcut_scale": 0.5, "survival": 0.8}),
+    ("resnet", {"branch_scale": "inverse_sqrt_blocks", "normalization": "none"}),
+    ("resnet", {"branch_scale": "learned_zero", "normalization": "none"}),
+    ("resnet", {"fixup": True, "normalization": "none"}),
+    ("resnet", {"activation": "tanh", "kernel": "dirac", "normalization": "layer", "pre_activation": True}),
+]
+
+
+def test_the_combined_networks_have_every_value():
+    def values(networks):
+        return {(key, value) for _, options in networks for key, value in options.items()}
+
+    assert values(COMBINED) == values(VALUES)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "options"), VALUES, ids=NAMES)
+@pytest.mark.parametrize(("family", "options"), COMBINED, ids=names_of(COMBINED))
 def test_each_trains_and_resumes_at_56_layers(tmp_path, family, options):
     c = digits.get_config(f"{family}56")
     c.model.update(options | {"widths": (8, 8, 8)})

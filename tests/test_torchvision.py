@@ -27,6 +27,7 @@ SHAPES = {
     name: {key: tuple(shape) for key, shape in shapes.items()} for name, shapes in json.loads(str(REFERENCES["shapes"])).items()
 }
 NAMES = tuple(SHAPES)
+TRAINED = ("resnet18", "googlenet_bn")
 NORMALIZED = [name for name in NAMES if f"{name}/training" in REFERENCES]
 # Errors relative to the largest logit, or to the norm of a tensor.
 TOLERANCES = {"float32": 1e-4, "float64": 1e-10}
@@ -88,8 +89,13 @@ def test_logits(name):
     assert relative_error(logits, REFERENCES[f"{name}/evaluation"]) < TOLERANCES["float32"]
 
 
-@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", slow_but(("resnet18", "googlenet_bn"), NORMALIZED))
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *(pytest.param(name, "float64", marks=() if name in TRAINED else pytest.mark.slow) for name in NORMALIZED),
+        *(pytest.param(name, "float32", marks=pytest.mark.slow) for name in TRAINED),
+    ],
+)
 def test_training_pass(name, dtype):
     with arithmetic(dtype):
         model, variables = load(name, dtype)

@@ -26,6 +26,7 @@ from plain56.training import initial_weights
 from plain56.weights import formats
 from plain56.weights.pytorch import from_pytorch, to_pytorch
 from plain56.weights.variables import foreign
+from tests.killed import one_device
 
 ROOT = Path(__file__).parent.parent
 KINDS = [
@@ -109,8 +110,8 @@ def test_a_run_equals_its_export(trained, monkeypatch, capsys):
 
 
 def test_an_exported_program_needs_jax_alone(trained, tmp_path):
-    environment = os.environ | {"XLA_FLAGS": ""}  # with one device, for which there is native code
     arguments = [f"--workdir={trained / 'run'}", f"--weights={tmp_path / 'digits.stablehlo'}"]
+    environment = one_device()  # for which there is native code
     subprocess.run([sys.executable, "launch.py", "export", *arguments], check=True, cwd=ROOT, env=environment)
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)

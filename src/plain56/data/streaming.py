@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import gc
+import itertools
 import logging
 import math
 import multiprocessing
@@ -111,7 +112,10 @@ def _until_failure(batches, workers):
     try:
         if workers:
             _start_quiet_tracker()
-        iterator = iter(batches)
+        with _without_requests_to_stop():  # Grain starts its processes when the first batch is asked for
+            iterator = iter(batches)
+            first = list(itertools.islice(iterator, 1))
+        yield from first
         yield from iterator
     except (OSError, RuntimeError, MemoryError, cv2.error) as error:
         failure = told_lack(error) or _told_end_of_worker(error)
@@ -129,6 +133,19 @@ def _until_failure(batches, workers):
         sys.unraisablehook = hook
     if failure:
         raise failure
+
+
+@contextlib.contextmanager
+def _without_requests_to_stop():
+    """Processes that start here never receive Ctrl-C and SIGTERM: they inherit the mask of signals, from their first moment.
+
+    Only the training process obeys a request to stop, and it may still need batches.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_quiet_tracker():
@@ -156,13 +173,11 @@ def _told_end_of_worker(error):
 def _set_up_worker(number, workers):
     jax.config.update("jax_platforms", "cpu")  # a worker computes only the order of examples, and leaves the devices free
     cv2.setNumThreads(1)
-    # Only the training process obeys requests to stop, and it may still need batches. It may also be killed.
-    for request in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(request, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent():
+    """Ends a worker whose training process was killed."""
     multiprocessing.parent_process().join()
     os._exit(0)
 
