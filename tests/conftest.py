@@ -7,10 +7,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.devices import devices
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as `plain56` sets it, where it is imported before JAX
-# Most of the time goes into compiling programs that run for moments: with LLVM's optimizations it takes more than twice as long.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+os.environ.update(devices(2))
 # Many tests run the same small network, in processes of their own, too: it is compiled once, for all workers. `.ci/run` sets
 # the folder, for all of its suites.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

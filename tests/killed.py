@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.devices import devices, one_device
+
 ROOT = Path(__file__).parent.parent
 # The moments to be killed at: {moment: (how often it comes in a run of FLAGS, how long it lasts in seconds)}.
 MOMENTS = {
@@ -49,20 +51,6 @@ KINDS = {
     "pmap": ("train", "--config.parallelism=pmap"),
     "finetuned": ("finetune", "--weights={folder}/weights.safetensors", "--config.transfer.freeze=('stem',)"),
 }
-
-
-def one_device():
-    """The environment of a process with one device, as for a user with a CPU, not with the two that the tests simulate.
-
-    As in the tests' own processes, programs are compiled without LLVM's optimizations, which take longer than they save.
-    """
-    return os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-
-
-def two_devices():
-    """The environment of a process with two simulated devices."""
-    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
-    return os.environ | {"XLA_FLAGS": flags}
 
 
 def assert_native(run):
@@ -156,7 +144,7 @@ def launched(workdir, moment=None, occurrence=1, delay=0.0, kind="resident"):
     command = ["-m", "tests.killed", moment, str(occurrence), str(delay)] if moment else ["launch.py"]
     mode, *extra = (argument.format(folder=Path(workdir).parent) for argument in KINDS[kind])
     command = [sys.executable, *command, mode, *FLAGS, *extra, f"--workdir={workdir}"]
-    environment = two_devices() if kind == "pmap" else one_device()
+    environment = devices(2) if kind == "pmap" else one_device()
     return subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
 
 

@@ -15,7 +15,8 @@ import pytest
 import launch
 from plain56 import runs
 from tests import test_own
-from tests.killed import assert_native, one_device, result, same
+from tests.devices import one_device
+from tests.killed import assert_native, result, same
 from tests.test_parallel import free_port
 
 ROOT = Path(__file__).parent.parent

@@ -95,16 +95,15 @@ CHANGED = {
 # What shows nothing here, and why.
 SAME_RESULT = {
     "model.bottleneck_stride": "for sweeps over networks of which some have bottlenecks",
-    "data.mode": "another way to the same result",
     "train.steps_per_call": "the same bits, by design",
 }
 # The same result by other programs, whose sums may be rounded otherwise: whether it has the same bits depends on the processor.
-SAME_UP_TO_ROUNDING = ("parallelism", "model.remat")
+SAME_UP_TO_ROUNDING = ("parallelism", "model.remat", "data.mode")
 # A probe is fitted at once, to features in evaluation mode: `configs/base.py` says that the keys of SGD are of no use to it. What
 # it would leave out, though somebody asked for it, is refused.
 NOT_IN_A_PROBE = {
     **SAME_RESULT,
-    "parallelism": "another way to the same result",
+    **dict.fromkeys(("parallelism", "data.mode"), "another way to the same result"),
     **dict.fromkeys(("seed", "batch_norm.momentum"), "nothing is drawn or averaged"),
     **dict.fromkeys(("transfer.freeze_scales", "transfer.freeze_statistics", "transfer.probe"), "as it does anyway"),
     **dict.fromkeys((f"train.{key}" for key in ("log_every", "evaluate_every", "checkpoint_every")), "there is one record"),

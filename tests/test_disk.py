@@ -11,7 +11,8 @@ import pytest
 from plain56 import runs
 from plain56.errors import UserError
 from plain56.training import train
-from tests.killed import FLAGS, assert_native, launched, one_device, result, same
+from tests.devices import one_device
+from tests.killed import FLAGS, assert_native, launched, result, same
 
 ROOT = Path(__file__).parent.parent
 # In a namespace where any user may mount: a launch until the disk is full, and the same one with more space.

@@ -16,7 +16,8 @@ from experiments import costs, googlenet_table1, gradients_in_training, redraw, 
 from plain56 import cli, runs, sweeps
 from plain56.cluster import INTERRUPTED
 from plain56.pretrained import evaluate_weights
-from tests.killed import one_device, wait_until
+from tests.devices import one_device
+from tests.killed import wait_until
 
 ROOT = Path(__file__).parent.parent
 SWEEP = "configs/sweeps/degradation.py"

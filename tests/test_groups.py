@@ -16,7 +16,7 @@ from experiments import costs, resnet_table6
 from plain56 import claim, runs, summary
 from plain56.figures import degradation as figure
 from plain56.figures import responses
-from tests.killed import one_device
+from tests.devices import one_device
 
 ROOT = Path(__file__).parent.parent
 BASE = json.loads(json.dumps(digits.get_config("plain20").to_dict()))

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.killed import one_device
+from tests.devices import one_device
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,7 +14,7 @@ import pytest
 
 import plain56
 from plain56 import runs
-from tests.killed import one_device
+from tests.devices import one_device
 
 ROOT = Path(__file__).parent.parent
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]

@@ -12,7 +12,8 @@ import pytest
 from plain56 import runs
 from plain56.errors import UserError
 from plain56.training import loggers, train
-from tests.killed import FLAGS, one_device
+from tests.devices import one_device
+from tests.killed import FLAGS
 
 ROOT = Path(__file__).parent.parent
 # It keeps the records in the file that the test reads, and can be told to fail.

@@ -17,7 +17,7 @@ from plain56.errors import UserError
 from plain56.models import parse_name
 from plain56.models.registry import create_model
 from plain56.pretrained import save_pretrained
-from tests.killed import one_device
+from tests.devices import one_device
 from tests.test_parallel import free_port
 
 ROOT = Path(__file__).parent.parent

@@ -16,8 +16,9 @@ import plain56
 from plain56 import runs
 from plain56.config import from_json
 from plain56.data import open_test_split
+from tests.devices import one_device
 from tests.fixtures.sets import noise
-from tests.killed import last_line, one_device
+from tests.killed import last_line
 
 ROOT = Path(__file__).parent.parent
 COLORS = {"blueberry": (60, 60, 200), "cherry": (200, 40, 40), "lemon": (220, 210, 60), "lime": (60, 190, 60)}

@@ -1,4 +1,3 @@
-import os
 import socket
 import subprocess
 import sys
@@ -11,19 +10,18 @@ import pytest
 from plain56 import parallel
 from plain56.errors import UserError
 from plain56.training import prepare
+from tests.devices import devices
 
 ROOT = Path(__file__).parent.parent
 
 
-def run(folder, devices, *ways, processes=1):
+def run(folder, count, *ways, processes=1):
     """What tests/one_or_many_devices.py computes in each way: lists of arrays."""
-    flags = f"--xla_force_host_platform_device_count={devices // processes} --xla_backend_optimization_level=0"
-    environment = os.environ | {"XLA_FLAGS": flags}
-    file = folder / f"{devices}-{processes}.npz"
+    file = folder / f"{count}-{processes}.npz"
     command = [sys.executable, "-m", "tests.one_or_many_devices", str(file), ",".join(ways)]
     several = [f"localhost:{free_port()}", str(processes)] if processes > 1 else []
     commands = [command + (several and [*several, str(process)]) for process in range(processes)]
-    started = [subprocess.Popen(command, env=environment, cwd=ROOT) for command in commands]
+    started = [subprocess.Popen(command, env=devices(count // processes), cwd=ROOT) for command in commands]
     assert [process.wait() for process in started] == [0] * processes
     with np.load(file) as arrays:
         return {way: [arrays[key] for key in arrays if key.split()[0] == way] for way in ways}
@@ -58,9 +56,9 @@ def test_one_and_eight_devices_train_alike(tmp_path, by_one_device):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("devices", "processes"), [(2, 1), (8, 2)])
-def test_any_number_of_devices_trains_alike(tmp_path, by_one_device, devices, processes):
-    results = run(tmp_path, devices, "jit", "pmap", "jit:apart", "pmap:apart", processes=processes)
+@pytest.mark.parametrize(("count", "processes"), [(2, 1), (8, 2)])
+def test_any_number_of_devices_trains_alike(tmp_path, by_one_device, count, processes):
+    results = run(tmp_path, count, "jit", "pmap", "jit:apart", "pmap:apart", processes=processes)
     assert_alike(by_one_device, results["jit"])
     assert_alike(by_one_device, results["pmap"])
     assert_alike(results["jit:apart"], results["pmap:apart"])

@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from plain56 import runs
-from tests.killed import assert_native, one_device, result, same, wait_until
+from tests.devices import one_device
+from tests.killed import assert_native, result, same, wait_until
 
 ROOT = Path(__file__).parent.parent
 ERRORS = "train_error,train_clean_error,validation_error,test_error"

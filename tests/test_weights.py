@@ -26,7 +26,7 @@ from plain56.training import initial_weights
 from plain56.weights import formats
 from plain56.weights.pytorch import from_pytorch, to_pytorch
 from plain56.weights.variables import foreign
-from tests.killed import one_device
+from tests.devices import one_device
 
 ROOT = Path(__file__).parent.parent
 KINDS = [
